@@ -1,0 +1,78 @@
+"""Frozen pydantic nouns, the vocabulary of the whole package; no arithmetic, no I/O."""
+
+from advisor.schema.base import Noun, first_error
+from advisor.schema.coefficients import Coefficient, CoefficientSet, FitReport
+from advisor.schema.deployment import Backend, Deployment, KvDtype, Speculative, WeightDtype
+from advisor.schema.hardware import Cluster, Dtype, Gpu, Price
+from advisor.schema.model import Mla, Model, Moe, Quantization
+from advisor.schema.provenance import Interval, Note, Source
+from advisor.schema.request import Objective, Request, Task
+from advisor.schema.result import SCHEMA_VERSION, Breakdown, Part, Plan, Prediction, Recommendation, Rejected
+from advisor.schema.run_record import RunRecord
+from advisor.schema.workload import (
+    ClosedLoad,
+    ConstantLoad,
+    FixedLengths,
+    GammaLoad,
+    Lengths,
+    Load,
+    LognormalLengths,
+    OpenLoad,
+    PoissonLoad,
+    PrefixSharing,
+    Slo,
+    Target,
+    TraceLengths,
+    TraceLoad,
+    Workload,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Backend",
+    "Breakdown",
+    "ClosedLoad",
+    "Cluster",
+    "Coefficient",
+    "CoefficientSet",
+    "ConstantLoad",
+    "Deployment",
+    "Dtype",
+    "FitReport",
+    "FixedLengths",
+    "GammaLoad",
+    "Gpu",
+    "Interval",
+    "KvDtype",
+    "Lengths",
+    "Load",
+    "LognormalLengths",
+    "Mla",
+    "Model",
+    "Moe",
+    "Note",
+    "Noun",
+    "Objective",
+    "OpenLoad",
+    "Part",
+    "Plan",
+    "PoissonLoad",
+    "Prediction",
+    "PrefixSharing",
+    "Price",
+    "Quantization",
+    "Recommendation",
+    "Rejected",
+    "Request",
+    "RunRecord",
+    "Slo",
+    "Source",
+    "Speculative",
+    "Target",
+    "Task",
+    "TraceLengths",
+    "TraceLoad",
+    "WeightDtype",
+    "Workload",
+    "first_error",
+]

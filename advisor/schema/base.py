@@ -1,0 +1,29 @@
+"""The base of every noun: frozen, closed, finite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from advisor.errors import printable
+
+PositiveInt = Annotated[int, Field(gt=0, le=10**15)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**15)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Noun(BaseModel):
+    """A frozen record with named, validated fields; unknown fields and NaN are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error as one sentence: field, rule, value."""
+    problem: Any = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "value"
+    return f"'{printable(where)}' {problem['msg'].lower()} (got {printable(problem.get('input'))!r})"

@@ -1,0 +1,77 @@
+"""GPUs, nodes and clusters: datasheet facts, each with a source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from advisor.schema.base import Name, NonNegativeFloat, Noun, PositiveFloat, PositiveInt
+from advisor.schema.provenance import Source
+
+Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4"]
+
+
+class Gpu(Noun):
+    """One GPU. Peaks are dense (no sparsity), bandwidths decimal and one direction."""
+
+    name: Name = Field(description="catalogue name such as 'h100-sxm-80gb'")
+    label: Name = Field(description="name for people, such as 'NVIDIA H100 SXM 80 GB'")
+    aliases: tuple[str, ...] = Field(default=(), description="other names that resolve to this one")
+    vendor: Literal["nvidia", "amd", "other"]
+    family: Name = Field(description="architecture: volta, ampere, ada, hopper, blackwell, cdna3")
+    compute_capability: str = Field(default="", description="CUDA compute capability, such as '9.0'")
+    memory_bytes: PositiveFloat = Field(description="datasheet memory, decimal bytes as the vendor means it")
+    device_memory_bytes: PositiveFloat = Field(description="memory that the driver reports to a process")
+    memory_bandwidth_bytes_per_s: PositiveFloat
+    peak_flops_per_s: dict[Dtype, PositiveFloat] = Field(description="dense peak per dtype")
+    board_power_w: PositiveFloat = Field(description="default board power limit")
+    idle_power_w: NonNegativeFloat = Field(description="board power with no work and a driver loaded")
+    link: Literal["nvlink", "pcie", "xgmi"] = Field(description="how GPUs of one node talk to each other")
+    link_bytes_per_s: PositiveFloat = Field(description="one direction, per GPU, within a node")
+    host_link_bytes_per_s: PositiveFloat = Field(description="one direction, host to GPU (PCIe or C2C)")
+    max_gpus_per_node: PositiveInt = Field(default=8, le=1024)
+    sources: tuple[Source, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_half_precision(self) -> Gpu:
+        if not {"bf16", "fp16"} & set(self.peak_flops_per_s):
+            raise ValueError("peak_flops_per_s must name bf16 or fp16")
+        if self.idle_power_w >= self.board_power_w:
+            raise ValueError("idle_power_w must be below board_power_w")
+        return self
+
+
+class Cluster(Noun):
+    """`n_nodes` equal nodes of `gpus_per_node` GPUs; the node is what NVLink or PCIe spans."""
+
+    gpu: Gpu
+    n_nodes: PositiveInt = Field(default=1, le=100_000)
+    gpus_per_node: PositiveInt = Field(le=1024)
+    host_memory_bytes_per_gpu: NonNegativeFloat = Field(
+        default=192e9, description="host memory that a GPU's process may use for offload"
+    )
+    nvme_bytes_per_s: NonNegativeFloat = Field(default=6e9, description="NVMe read rate a node, for offload")
+    internode_bytes_per_s_per_gpu: PositiveFloat = Field(
+        default=25e9, description="network rate per GPU between nodes, one direction (200 Gb/s NIC a GPU)"
+    )
+    has_nvlink: bool = Field(default=True, description="false: the card's links are not connected, use PCIe")
+
+    @property
+    def n_gpus(self) -> int:
+        """Return all GPUs of all nodes."""
+        return self.n_nodes * self.gpus_per_node
+
+
+class Price(Noun):
+    """Rent of one GPU for one hour, as published on a day."""
+
+    gpu: Name
+    provider: Name
+    instance: str = ""
+    region: str = ""
+    kind: Literal["on-demand", "spot", "reserved", "own"]
+    usd_per_gpu_h: PositiveFloat
+    n_gpus_per_instance: PositiveInt = 1
+    date: Name
+    source: Name
