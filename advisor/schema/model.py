@@ -32,6 +32,9 @@ class Moe(Noun):
     d_ff_shared: NonNegativeInt = Field(default=0, description="intermediate size of all shared experts together")
     n_dense_layers: NonNegativeInt = Field(default=0, description="layers with a dense MLP instead of experts")
     has_expert_bias: bool = Field(default=False, description="experts and router carry biases (gpt-oss)")
+    n_router_extra_params: NonNegativeInt = Field(
+        default=0, description="other parameters a layer: correction bias (DeepSeek-V3), shared-expert gate (Qwen2-MoE)"
+    )
 
 
 class Quantization(Noun):
