@@ -1,0 +1,155 @@
+"""The rules of the code base that a machine can check: imports, sizes, start-up, docstrings, the README's commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import advisor
+import advisor.laws
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "advisor").rglob("*.py"))
+LAWS = [importlib.import_module(m.name) for m in pkgutil.walk_packages(advisor.laws.__path__, "advisor.laws.")]
+ENGINES = {"torch", "vllm", "deepspeed"}
+# Half a second each, on the way to an answer that needs none of them.
+HEAVY = ENGINES | {"scipy", "streamlit", "plotly", "pandas", "pyarrow", "locust", "joblib", "matplotlib"}
+
+
+def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+
+
+def imported_roots(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+LIST_HEAVY = """
+import json, sys
+try:
+    exec(sys.argv.pop())
+except SystemExit as stop:
+    assert not stop.code, f"exit code {stop.code}"
+print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    """Which of HEAVY a fresh interpreter has loaded once `code` has run."""
+    command = [sys.executable, "-c", LIST_HEAVY, code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return HEAVY & set(json.loads(done.stderr.strip().splitlines()[-1]))
+
+
+def test_imports_point_down() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    n_lines = len(path.read_text().splitlines())
+    assert n_lines <= 400, f"{path.name} has {n_lines} lines: split it by topic"
+
+
+def test_the_package_never_imports_an_engine() -> None:
+    guilty = {str(p.relative_to(ROOT)): e for p in PACKAGE if (e := imported_roots(p) & ENGINES)}
+    assert not guilty
+
+
+def test_laws_open_no_file_and_know_no_nouns() -> None:
+    allowed = {"__future__", "advisor", "collections", "dataclasses", "enum", "functools", "math", "numpy", "typing"}
+    guilty = {p.name: extra for p in PACKAGE if p.parent.name == "laws" and (extra := imported_roots(p) - allowed)}
+    assert not guilty
+
+
+def test_start_up_loads_nothing_heavy() -> None:
+    assert heavy_modules_after("import advisor.cli") == set()
+
+
+def test_recommend_loads_nothing_heavy() -> None:
+    argv = ["advisor", "recommend", "--model", "70b", "--gpus", "8xA100", "--json"]
+    assert heavy_modules_after(f"sys.argv = {argv!r}; from advisor.cli import main; main()") == set()
+
+
+def public_laws() -> list[object]:
+    return [
+        pytest.param(function, id=f"{module.__name__.removeprefix('advisor.laws.')}.{name}")
+        for module in LAWS
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if not name.startswith("_") and function.__module__ == module.__name__
+    ]
+
+
+@pytest.mark.parametrize("function", public_laws())
+def test_every_law_says_what_it_is_and_where_it_comes_from(function: object) -> None:
+    own = inspect.getdoc(function) or ""
+    module = sys.modules[function.__module__].__doc__ or ""
+    assert len(own.split()) >= 5, "no sentence that says what the number is"
+    reference = re.compile(r"arxiv|doi|\bref(erence|s)?\b|https?://|section|measured|\bsource\b", re.IGNORECASE)
+    assert reference.search(own) or reference.search(module), "no reference in the docstring or its module's"
+
+
+def test_the_readme_gives_only_commands_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named: set[str] = set()
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        named |= set(re.findall(r"(?:^|[`$ ])make ([a-z-]+)(?=[`\s]|$)", page.read_text(), re.MULTILINE))
+    assert {"recommend", "test", "app"} <= named, "the README gives the commands a newcomer needs"
+    assert named <= targets
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    last = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
+    assert last == "make test"
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_the_locks_name_no_index_and_pin_every_package() -> None:
+    for lock in (ROOT / "requirements").glob("*.txt"):
+        for line in lock.read_text().splitlines():
+            if line.startswith((" ", "#")) or not line:
+                continue
+            assert re.match(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==[^ ]+( ; .*)? \\$", line), f"{lock.name}: {line}"
+
+
+def test_no_file_names_a_package_host_or_a_private_path() -> None:
+    # Spelt in halves, so that this file does not accuse itself.
+    banned = [
+        "py" + "pi.org",
+        "python" + "hosted.org",
+        "npm" + "js.org",
+        "deb.deb" + "ian.org",
+        "/wo" + "rk/",
+        "/ho" + "me/",
+    ]
+    pattern = re.compile("|".join(map(re.escape, banned)).encode())
+    guilty = [str(p.relative_to(ROOT)) for p in tracked_files() if pattern.search(p.read_bytes())]
+    assert not guilty
+
+
+def test_the_command_line_reference_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/gen_cli_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr or done.stdout
