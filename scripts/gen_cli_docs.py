@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from typer.main import get_command
-
 from advisor.cli import app
+from typer.main import get_command
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 HEAD = """# Command line
 
-Every command, from its own help; `make docs` rewrites this page and a test compares it. Exit codes: 0 an answer, 2 bad input (one
-sentence says what would be accepted). `--json` prints one object with a `schema_version`.
+Every command, from its own help; `make docs` rewrites this page and a test compares it. Exit codes: 0 an answer, 2 bad
+input (one sentence says what would be accepted). `--json` prints one object with a `schema_version`.
 """
 
 
