@@ -3,6 +3,7 @@
 from advisor.schema.base import Noun, first_error
 from advisor.schema.coefficients import Coefficient, CoefficientSet, FitReport
 from advisor.schema.deployment import Backend, Deployment, KvDtype, Speculative, WeightDtype
+from advisor.schema.engine import BatchDefault, EngineFacts
 from advisor.schema.hardware import Cluster, Dtype, Gpu, Price
 from advisor.schema.model import Mla, Model, Moe, Quantization
 from advisor.schema.provenance import Interval, Note, Source
@@ -30,6 +31,7 @@ from advisor.schema.workload import (
 __all__ = [
     "SCHEMA_VERSION",
     "Backend",
+    "BatchDefault",
     "Breakdown",
     "ClosedLoad",
     "Cluster",
@@ -38,6 +40,7 @@ __all__ = [
     "ConstantLoad",
     "Deployment",
     "Dtype",
+    "EngineFacts",
     "FitReport",
     "FixedLengths",
     "GammaLoad",
