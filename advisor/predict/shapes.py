@@ -110,7 +110,11 @@ def weight_dtype_of(model: Model) -> str:
         return "mxfp4"
     if method == "fp8":
         return "fp8"
-    return "awq-int4" if model.quantization.weight_bits <= 4 else ("fp8" if model.quantization.weight_bits <= 8 else "bf16")
+    return (
+        "awq-int4"
+        if model.quantization.weight_bits <= 4
+        else ("fp8" if model.quantization.weight_bits <= 8 else "bf16")
+    )
 
 
 @lru_cache(maxsize=512)

@@ -1,0 +1,489 @@
+"""An event-driven copy of the vLLM V1 scheduler for one replica.
+
+What is copied (vLLM 0.26.0: v1/core/sched/scheduler.py, async_scheduler.py, v1/engine/core.py):
+decodes first, then the prompt chunk in progress, then waiting requests while token budget, sequence slots and KV blocks
+last; a request is admitted only when blocks for its whole prompt are free; blocks are taken as tokens come and the
+newest request is preempted and recomputed when none is left; and *several batches in flight*: while step k runs, step
+k+1 is fixed already, so that what arrives during k starts in k+2.
+
+Stretches in which nothing changes but the contexts (same decodes, no arrival, nobody to admit) are summed in closed
+form, so the cost grows with events, not with tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from advisor.errors import DomainError
+from advisor.predict.step import TERMS, StepCost
+
+MAX_STRETCH_STEPS = 256
+"""Longest stretch summed by one trapezoid; step time is linear in context but for windows and the host's floor."""
+
+
+@dataclass(slots=True)
+class Sequence_:
+    """One request inside the engine; times in engine time [s]."""
+
+    index: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    to_compute_tokens: int = 0
+    done_tokens: int = 0
+    first_token_s: float = -1.0
+    finish_step: int = 0
+    residue: int = 0
+    group: int = -1
+    shared_blocks: int = 0
+    is_running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the scheduler must respect."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    n_kv_blocks: int
+    kv_block_tokens: int = 16
+    n_in_flight: int = 2
+    pp: int = 1
+    reserves_full_prompt: bool = True
+    graph_sizes: tuple[int, ...] = ()
+    tokens_per_step: float = 1.0
+    verify_tokens: int = 1
+    shared_prefix_blocks: int = 0
+
+
+@dataclass(slots=True)
+class Work:
+    """Totals that power, utilisation and breakdowns are computed from."""
+
+    n_steps: float = 0.0
+    prefill_steps: float = 0.0
+    tokens: float = 0.0
+    pairs: float = 0.0
+    context_tokens: float = 0.0
+    sampled: float = 0.0
+    busy_s: float = 0.0
+    n_preemptions: int = 0
+    recomputed_tokens: float = 0.0
+    terms: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
+
+    def add(self, n_steps: float, tokens: float, pairs: float, context: float, sampled: float, busy_s: float) -> None:
+        """Add `n_steps` steps; the other arguments are totals over them."""
+        self.n_steps += n_steps
+        self.tokens += tokens
+        self.pairs += pairs
+        self.context_tokens += context
+        self.sampled += sampled
+        self.busy_s += busy_s
+
+    def add_terms(self, terms: Sequence[float], n_steps: float) -> None:
+        """Add the GPU time of `n_steps` equal steps, term by term."""
+        mine = self.terms
+        for i, term in enumerate(terms):
+            mine[i] += term * n_steps
+
+
+@dataclass(slots=True)
+class _Step:
+    end_s: float
+    firsts: list[Sequence_]
+    finished: list[Sequence_]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Decoding sequences that run in the same batches (one group without pipeline parallelism)."""
+
+    n: int = 0
+    context: float = 0.0
+    steps: int = 0
+    last_end_s: float = 0.0
+    residues: list[int] = field(default_factory=list)
+    finish: list[tuple[int, int, Sequence_]] = field(default_factory=list)
+
+
+class Engine:
+    """One replica: give it requests with `enqueue`, let time pass with `advance`.
+
+    `stages` is one `StepCost` a pipeline stage; `send_s` the time of a hand-over between stages.
+    """
+
+    def __init__(self, stages: Sequence[StepCost], limits: EngineLimits, send_s: float = 0.0) -> None:
+        self.stages = stages
+        self.limits = limits
+        self.send_s = send_s
+        self.now_s = 0.0
+        self.work = Work()
+        self.waiting: deque[Sequence_] = deque()
+        self.running: list[Sequence_] = []
+        self.n_running = 0
+        self.free_blocks = limits.n_kv_blocks - limits.shared_prefix_blocks
+        self.partial: Sequence_ | None = None
+        self.in_flight: deque[_Step] = deque()
+        self.stage_free_s = [0.0] * limits.pp
+        self.launch_free_s = 0.0
+        self.group_ready_s = [0.0] * limits.pp
+        self.groups = [_Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
+        self.step_number = 0
+        self.itl: list[tuple[float, float, float]] = []
+        self.timeline: list[tuple[float, int, int, int]] = []
+        self.sample_every_s = 0.0
+        self._next_sample_s = 0.0
+
+    # ---- outside view -------------------------------------------------------------------------------------------
+    def enqueue(self, sequence: Sequence_) -> None:
+        """Add a request that has arrived; the next scheduling decision sees it."""
+        sequence.to_compute_tokens = max(1, sequence.prompt_tokens - sequence.cached_tokens)
+        self.waiting.append(sequence)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether nothing waits, runs or is in flight."""
+        return not (self.waiting or self.n_running or self.in_flight)
+
+    @property
+    def load_score(self) -> int:
+        """Return vLLM's data-parallel balancing score, ``4 waiting + running`` (v1/engine/core_client.py)."""
+        return 4 * len(self.waiting) + self.n_running
+
+    def advance(self, until_s: float) -> list[tuple[Sequence_, float]]:
+        """Make the scheduling decisions before `until_s`; return the requests that finished, as soon as any did.
+
+        An empty list means that the next decision is at or after `until_s` (everything that arrives by then must be
+        enqueued first) or that the engine has nothing to do.
+        """
+        n_in_flight = self.limits.n_in_flight
+        in_flight = self.in_flight
+        while self.now_s < until_s:
+            if len(in_flight) < n_in_flight and (self.waiting or self.n_running) and self._schedule(until_s):
+                continue
+            if not in_flight:
+                return []
+            step = in_flight.popleft()
+            if step.end_s > self.now_s:
+                self.now_s = step.end_s
+            finished = self._process(step)
+            if finished:
+                return finished
+        return []
+
+    def idle_until(self, time_s: float) -> None:
+        """Move the clock of an idle engine to an arrival."""
+        if time_s > self.now_s:
+            self.now_s = time_s
+
+    # ---- results of a step --------------------------------------------------------------------------------------
+    def _process(self, step: _Step) -> list[tuple[Sequence_, float]]:
+        for sequence in step.firsts:
+            if sequence.first_token_s < 0:
+                sequence.first_token_s = step.end_s
+        done = []
+        for sequence in step.finished:
+            sequence.is_running = False
+            self.n_running -= 1
+            self.free_blocks += self._blocks(sequence.prompt_tokens + sequence.output_tokens - 1, sequence)
+            done.append((sequence, step.end_s))
+        if len(self.running) > 2 * self.n_running + 64:
+            self.running = [s for s in self.running if s.is_running]
+        return done
+
+    def _blocks(self, n_tokens: int, sequence: Sequence_) -> int:
+        blocks = -(-n_tokens // self.limits.kv_block_tokens) - sequence.shared_blocks
+        return blocks if blocks > 0 else 0
+
+    # ---- one scheduling decision --------------------------------------------------------------------------------
+    def _schedule(self, until_s: float) -> bool:
+        pp = self.limits.pp
+        if pp == 1 and self.partial is None and self.groups[0].n and not self._can_admit():
+            self._fast_forward(self.groups[0], until_s)
+            if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
+                return False
+        for number in range(self.step_number + 1, self.step_number + 1 + pp):
+            if self._schedule_step(number):
+                return True
+        if self.partial is not None and not self.in_flight:
+            self._preempt()  # the prompt in progress cannot grow: give its blocks back and start it again
+            return True
+        return False
+
+    def _schedule_step(self, number: int) -> bool:
+        limits = self.limits
+        group = self.groups[number % limits.pp]
+        preempted = self.work.n_preemptions
+        if group.n:
+            self._take_decode_blocks(group)
+        n_decode = group.n
+        budget = limits.max_num_batched_tokens - n_decode * limits.verify_tokens
+        firsts: list[Sequence_] = []
+        n_prefill = 0
+        pairs = 0.0
+        partial = self.partial
+        if partial is not None and budget > 0:
+            chunk = self._grow(partial, budget)
+            pairs += chunk * (partial.cached_tokens + partial.computed_tokens + 0.5 * (chunk + 1))
+            n_prefill += chunk
+            budget -= chunk
+            self._after_chunk(partial, chunk, firsts)
+        if self.partial is None and preempted == self.work.n_preemptions:
+            while budget > 0 and self._can_admit():
+                sequence = self._admit(min(self.waiting[0].to_compute_tokens, budget))
+                chunk = min(sequence.to_compute_tokens, budget)
+                pairs += chunk * (sequence.cached_tokens + 0.5 * (chunk + 1))
+                n_prefill += chunk
+                budget -= chunk
+                self._after_chunk(sequence, chunk, firsts)
+        if not n_decode and not n_prefill:
+            return False
+        self.step_number = number
+        self._launch(number, group, n_prefill, pairs, firsts)
+        return True
+
+    def _can_admit(self) -> bool:
+        if not self.waiting or self.n_running >= self.limits.max_num_seqs:
+            return False
+        head = self.waiting[0]
+        first = head.to_compute_tokens
+        if not self.limits.reserves_full_prompt:
+            first = min(first, self.limits.max_num_batched_tokens)
+        return self._blocks(head.cached_tokens + first, head) <= self.free_blocks
+
+    def _admit(self, chunk: int) -> Sequence_:
+        sequence = self.waiting.popleft()
+        sequence.is_running = True
+        sequence.computed_tokens = 0
+        self.running.append(sequence)
+        self.n_running += 1
+        self.free_blocks -= self._blocks(sequence.cached_tokens + chunk, sequence)
+        return sequence
+
+    def _grow(self, sequence: Sequence_, budget: int) -> int:
+        """Take blocks for the next chunk of the prompt in progress; return the chunk, 0 when blocks are short."""
+        chunk = min(sequence.to_compute_tokens - sequence.computed_tokens, budget)
+        base = sequence.cached_tokens + sequence.computed_tokens
+        needed = self._blocks(base + chunk, sequence) - self._blocks(base, sequence)
+        if needed > self.free_blocks:
+            return 0
+        self.free_blocks -= needed
+        return chunk
+
+    def _after_chunk(self, sequence: Sequence_, chunk: int, firsts: list[Sequence_]) -> None:
+        sequence.computed_tokens += chunk
+        if sequence.computed_tokens >= sequence.to_compute_tokens:
+            self.partial = None
+            firsts.append(sequence)
+        else:
+            self.partial = sequence
+
+    def _blocks_opened(self, group: _Group, n_steps: int) -> int:
+        """Return how many blocks the decodes of `group` open in its next `n_steps` steps."""
+        tokens = self.limits.kv_block_tokens
+        per_step = self.limits.tokens_per_step
+        if per_step != 1.0:
+            rate = group.n * per_step / tokens
+            return int(rate * (group.steps + n_steps)) - int(rate * group.steps)
+        residues = group.residues
+        opened = n_steps // tokens * group.n
+        for step in range(group.steps, group.steps + n_steps % tokens):
+            opened += residues[-step % tokens]
+        return opened
+
+    def _take_decode_blocks(self, group: _Group) -> None:
+        """Give each decode of this step its slot; preempt the newest request while blocks are short."""
+        needed = self._blocks_opened(group, 1)
+        while needed > self.free_blocks and self._preempt():
+            needed = self._blocks_opened(group, 1)
+        if needed > self.free_blocks:
+            raise DomainError("a request needs more KV-cache blocks than the engine has")
+        self.free_blocks -= needed
+
+    def _preempt(self) -> bool:
+        """Evict the newest request that can be; it waits at the front and recomputes prompt and output so far."""
+        for k in range(len(self.running) - 1, -1, -1):
+            victim = self.running[k]
+            if victim.is_running and (victim.group >= 0 or victim is self.partial):
+                break
+        else:
+            return False
+        del self.running[k]
+        victim.is_running = False
+        self.n_running -= 1
+        self.work.n_preemptions += 1
+        if victim is self.partial:
+            self.partial = None
+            self.free_blocks += self._blocks(victim.cached_tokens + victim.computed_tokens, victim)
+        else:
+            group = self.groups[victim.group]
+            left = max(1, int((victim.finish_step - group.steps) * self.limits.tokens_per_step))
+            victim.done_tokens = max(1, victim.output_tokens - left)
+            held = victim.prompt_tokens + victim.done_tokens - 1
+            self.free_blocks += self._blocks(held, victim)
+            group.n -= 1
+            group.context = group.context - held if group.n else 0.0
+            group.residues[victim.residue] -= 1
+            group.finish = [entry for entry in group.finish if entry[2] is not victim]
+            heapq.heapify(group.finish)
+            victim.group = -1
+            victim.to_compute_tokens = victim.prompt_tokens + victim.done_tokens - victim.cached_tokens
+        self.work.recomputed_tokens += victim.to_compute_tokens
+        victim.computed_tokens = 0
+        self.waiting.appendleft(victim)
+        return True
+
+    # ---- execution ----------------------------------------------------------------------------------------------
+    def _graph(self, n: int) -> int:
+        sizes = self.limits.graph_sizes
+        return sizes[n] if n < len(sizes) else n
+
+    def _launch(self, number: int, group: _Group, n_prefill: int, pairs: float, firsts: list[Sequence_]) -> None:
+        limits = self.limits
+        n_decode = group.n
+        n_sampled = n_decode + len(firsts)
+        n_tokens = n_decode * limits.verify_tokens
+        n_padded = n_tokens if n_prefill else self._graph(n_tokens)
+        context = group.context + n_decode
+        slot = number % limits.pp
+        launch_s = max(self.now_s, self.launch_free_s)
+        ready_s = max(launch_s, self.group_ready_s[slot]) if limits.pp > 1 else launch_s
+        busy_s = 0.0
+        end_s = ready_s
+        for k, stage in enumerate(self.stages):
+            host_end_s = launch_s + stage.host_s(n_prefill, n_sampled)
+            terms = stage.terms(n_prefill, pairs, n_padded, context, n_sampled)
+            begin_s = max(ready_s, self.stage_free_s[k])
+            end_s = max(begin_s + sum(terms), host_end_s)
+            if k == 0:
+                self.launch_free_s = host_end_s
+            self.stage_free_s[k] = end_s
+            ready_s = end_s + self.send_s
+            busy_s += end_s - begin_s
+            self.work.add_terms(terms, 1.0)
+        self.group_ready_s[slot] = ready_s
+        if n_decode:
+            start_s = group.last_end_s if group.steps else begin_s
+            self.itl.append((end_s - start_s, end_s - start_s, float(n_decode)))
+        group.last_end_s = end_s
+        self.work.add(1.0, n_tokens + n_prefill, pairs, context if n_decode else 0.0, n_sampled, busy_s / limits.pp)
+        self.work.prefill_steps += 1.0 if n_prefill else 0.0
+        finished = self._decode_once(group)
+        for sequence in firsts:
+            if self._join(sequence, group, slot):
+                finished.append(sequence)
+        self.in_flight.append(_Step(end_s, firsts, finished))
+        if self.sample_every_s:
+            self._sample(end_s)
+        if len(self.in_flight) < limits.n_in_flight:
+            self.now_s = max(self.now_s, self.launch_free_s)
+
+    def _decode_once(self, group: _Group) -> list[Sequence_]:
+        finished: list[Sequence_] = []
+        if not group.n:
+            return finished
+        group.steps += 1
+        group.context += group.n * self.limits.tokens_per_step
+        while group.finish and group.finish[0][0] <= group.steps:
+            sequence = heapq.heappop(group.finish)[2]
+            group.n -= 1
+            group.context -= sequence.prompt_tokens + sequence.output_tokens - 1
+            group.residues[sequence.residue] -= 1
+            sequence.group = -1
+            finished.append(sequence)
+        if not group.n:
+            group.context = 0.0
+        return finished
+
+    def _join(self, sequence: Sequence_, group: _Group, slot: int) -> bool:
+        """Make a prefilled request a decode of `group`; return whether its first token was also its last."""
+        held = sequence.prompt_tokens + sequence.done_tokens
+        left = sequence.output_tokens - sequence.done_tokens - 1
+        if left <= 0:
+            return True
+        sequence.group = slot
+        sequence.finish_step = group.steps + math.ceil(left / self.limits.tokens_per_step)
+        # after j further steps the request holds `held + j` tokens and opens a block when that is 1 modulo block size
+        sequence.residue = (held - group.steps) % self.limits.kv_block_tokens
+        group.residues[sequence.residue] += 1
+        group.n += 1
+        group.context += held
+        heapq.heappush(group.finish, (sequence.finish_step, sequence.index, sequence))
+        return False
+
+    # ---- many equal steps at once -------------------------------------------------------------------------------
+    def _fast_forward(self, group: _Group, until_s: float) -> None:
+        """Run decode steps in closed form while nobody finishes, nobody can be admitted and blocks last.
+
+        Step i of the stretch takes ``d_1 + (i - 1) slope`` and ends at E_i; it is fixed at E_{i-2} with two batches in
+        flight (E_{i-1} with one), which must lie before `until_s`.
+        """
+        limits = self.limits
+        m = min(group.finish[0][0] - group.steps - 1, MAX_STRETCH_STEPS)
+        if m < 2 or any(step.finished for step in self.in_flight):
+            return
+        while m > 1 and self._blocks_opened(group, m) > self.free_blocks:
+            m //= 2
+        stage = self.stages[0]
+        n = group.n
+        n_tokens = n * limits.verify_tokens
+        n_padded = self._graph(n_tokens)
+        per_step = n * limits.tokens_per_step
+        first_context = group.context + n
+        first_s = stage.decode_s(n_padded, first_context, n)
+        last_s = stage.decode_s(n_padded, first_context + per_step * (m - 1), n)
+        slope_s = (last_s - first_s) / (m - 1) if m > 1 else 0.0
+        start_s = max(self.stage_free_s[0], self.now_s)
+
+        def end_of(i: int) -> float:
+            return float(start_s + i * first_s + 0.5 * slope_s * i * (i - 1))
+
+        behind = limits.n_in_flight
+        if end_of(max(0, m - behind)) >= until_s:
+            low, high = 0, m
+            while low < high:  # find the last step that is fixed before `until_s`
+                mid = (low + high + 1) // 2
+                if mid < behind or end_of(mid - behind) < until_s:
+                    low = mid
+                else:
+                    high = mid - 1
+            m = low
+        if m < 2:
+            return
+        for step in self.in_flight:
+            self._process(step)
+        self.in_flight.clear()
+        self.free_blocks -= self._blocks_opened(group, m)
+        last_s = first_s + slope_s * (m - 1)
+        if group.steps and start_s > group.last_end_s:
+            self.itl.append((start_s - group.last_end_s + first_s, start_s - group.last_end_s + first_s, float(n)))
+            self.itl.append((first_s + slope_s, last_s, float(n * (m - 1))))
+        else:
+            self.itl.append((first_s, last_s, float(n * m)))
+        end_s = end_of(m)
+        group.steps += m
+        group.context += per_step * m
+        group.last_end_s = end_s
+        self.step_number += m
+        self.stage_free_s[0] = end_s
+        self.launch_free_s = max(self.launch_free_s, end_of(m - 1))
+        total_context = m * first_context + per_step * m * (m - 1) / 2
+        self.work.add(m, m * n_tokens, 0.0, total_context, m * n, end_s - start_s)
+        self.work.add_terms(stage.terms(0.0, 0.0, float(n_padded), total_context / m, float(n)), m)
+        if limits.n_in_flight > 1:
+            self.in_flight.append(_Step(end_s, [], []))
+            self.now_s = max(self.now_s, end_of(m - 1))
+        else:
+            self.now_s = end_s
+        if self.sample_every_s:
+            self._sample(end_s)
+
+    def _sample(self, end_s: float) -> None:
+        if end_s >= self._next_sample_s:
+            self._next_sample_s = end_s + self.sample_every_s
+            self.timeline.append((end_s, self.n_running, len(self.waiting), self.limits.n_kv_blocks - self.free_blocks))

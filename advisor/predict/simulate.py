@@ -1,0 +1,260 @@
+"""Replay of a workload through the scheduler copy: percentiles, throughput, occupancy, work done."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.errors import DomainError
+from advisor.predict.engine import Engine, EngineLimits, Sequence_, Work
+from advisor.predict.step import TERMS, StepCost
+from advisor.predict.traffic import Traffic
+from advisor.schema import Slo
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Client:
+    """Delays outside the engine [s]: request to engine, token to client, and the client's serial work a request."""
+
+    submit_s: float
+    return_s: float
+    serial_s: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a client would have measured, one element a request, and what the engine did in total."""
+
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    submitted_s: Floats
+    output_tokens: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    itl_s: Floats
+    itl_weights: Floats
+    duration_s: float
+    work: tuple[Work, ...]
+    timeline: tuple[tuple[float, int, int, int], ...] = ()
+
+    @property
+    def requests_per_s(self) -> float:
+        """Return completed requests over the time from first submission to last completion."""
+        return len(self.ttft_s) / self.duration_s
+
+    def latency(self, metric: Literal["ttft", "tpot", "e2e", "itl"], statistic: str) -> float:
+        """Return one statistic ('mean', 'p50' ... 'p99') of a latency [s]; NaN where no request has one."""
+        if metric == "itl":
+            return weighted_statistic(self.itl_s, self.itl_weights, statistic)
+        values = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[metric]
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return float("nan")
+        return float(values.mean()) if statistic == "mean" else float(np.percentile(values, float(statistic[1:])))
+
+    def attainment(self, slo: Slo) -> NDArray[np.bool_]:
+        """Return for each request whether it meets every per-request bound of `slo` (TTFT, TPOT, E2E)."""
+        ok = np.ones(len(self.ttft_s), dtype=bool)
+        per_request = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}
+        for target in slo.targets:
+            if target.metric in per_request:
+                values = per_request[target.metric]
+                ok &= ~(values > target.max_s)
+        return ok
+
+    def total(self, name: str) -> float:
+        """Return a total of `Work` over all replicas."""
+        return float(sum(getattr(work, name) for work in self.work))
+
+    def term_seconds(self) -> dict[str, float]:
+        """Return the GPU seconds of each term of the step law, summed over replicas and stages."""
+        return {name: float(sum(work.terms[i] for work in self.work)) for i, name in enumerate(TERMS)}
+
+
+def weighted_statistic(values: Floats, weights: Floats, statistic: str) -> float:
+    """Return a statistic of `values` that occur `weights` times each; NaN for no values."""
+    if not len(values) or weights.sum() <= 0:
+        return float("nan")
+    if statistic == "mean":
+        return float((values * weights).sum() / weights.sum())
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order])
+    rank = float(statistic[1:]) / 100 * cumulative[-1]
+    return float(values[order][min(int(np.searchsorted(cumulative, rank)), len(values) - 1)])
+
+
+def simulate(
+    stages: list[StepCost],
+    limits: EngineLimits,
+    traffic: Traffic,
+    client: Client,
+    *,
+    dp: int = 1,
+    send_s: float = 0.0,
+    n_samples: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Simulation:
+    """Return what clients of `dp` replicas measure when `traffic` is sent; deterministic.
+
+    stages, limits, send_s : one replica (see `Engine`)
+    client                 : delays outside the engine
+    n_samples              : samples of running, waiting and occupied blocks over time, 0 = none
+    progress               : called now and then with the finished share
+
+    Raises DomainError when a request can never fit in the KV cache.
+    """
+    longest = int((traffic.prompt_tokens + traffic.output_tokens).max())
+    if longest > limits.n_kv_blocks * limits.kv_block_tokens:
+        raise DomainError(
+            f"a request of {longest} tokens needs more KV cache than the engine has "
+            f"({limits.n_kv_blocks * limits.kv_block_tokens} tokens)"
+        )
+    engines = [Engine(stages, limits, send_s) for _ in range(dp)]
+    run = _Run(engines, traffic, client, limits.kv_block_tokens, progress)
+    if n_samples:
+        for engine in engines:
+            engine.sample_every_s = run.expected_span_s() / n_samples
+    if traffic.arrival_s is None:
+        run.closed()
+    else:
+        run.open(traffic.arrival_s)
+    return run.result()
+
+
+class _Run:
+    """One replay: keeps who was submitted when, and collects completions."""
+
+    def __init__(
+        self,
+        engines: list[Engine],
+        traffic: Traffic,
+        client: Client,
+        block_tokens: int,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.engines = engines
+        self.traffic = traffic
+        self.client = client
+        self.shared_blocks = traffic.shared_prefix_tokens // block_tokens
+        self.progress = progress
+        n = len(traffic.prompt_tokens)
+        self.n = n
+        self.submitted = np.zeros(n)
+        self.first = np.full(n, np.nan)
+        self.end = np.full(n, np.nan)
+        self.n_done = 0
+        self.prompt = traffic.prompt_tokens.tolist()
+        self.output = traffic.output_tokens.tolist()
+        self.cached = traffic.cached_tokens.tolist()
+
+    def expected_span_s(self) -> float:
+        """Return a rough duration, only to space the samples of the timeline."""
+        if self.traffic.arrival_s is not None and len(self.traffic.arrival_s) > 1:
+            return float(self.traffic.arrival_s[-1]) + 1e-9
+        stage = self.engines[0].stages[0]
+        step = float(stage.decode_s(1.0, 1.0, 1.0)) * 2
+        return step * float(np.mean(self.traffic.output_tokens)) * self.n / max(1, self.traffic.concurrency) + 1e-9
+
+    def sequence(self, index: int, submitted_s: float) -> Sequence_:
+        self.submitted[index] = submitted_s
+        cached = self.cached[index]
+        return Sequence_(
+            index=index,
+            prompt_tokens=self.prompt[index],
+            output_tokens=self.output[index],
+            cached_tokens=cached,
+            shared_blocks=min(self.shared_blocks, cached // self.engines[0].limits.kv_block_tokens),
+        )
+
+    def done(self, finished: list[tuple[Sequence_, float]]) -> None:
+        for sequence, end_s in finished:
+            self.first[sequence.index] = sequence.first_token_s
+            self.end[sequence.index] = end_s
+        before = self.n_done
+        self.n_done += len(finished)
+        if self.progress and before * 50 // self.n != self.n_done * 50 // self.n:
+            self.progress(self.n_done / self.n)
+
+    def closed(self) -> None:
+        """Run clients that each send their next request when the last one ends, spread evenly over the replicas."""
+        dp = len(self.engines)
+        shares = [self.traffic.concurrency // dp + (r < self.traffic.concurrency % dp) for r in range(dp)]
+        counts = [self.n * share // max(1, self.traffic.concurrency) for share in shares]
+        counts[0] += self.n - sum(counts)
+        begin = 0
+        for engine, share, count in zip(self.engines, shares, counts, strict=True):
+            self._closed_one(engine, share, range(begin, begin + count))
+            begin += count
+
+    def _closed_one(self, engine: Engine, concurrency: int, indices: range) -> None:
+        client = self.client
+        todo = iter(indices)
+        pending: list[tuple[float, int, Sequence_]] = []
+        for i, index in zip(range(concurrency), todo, strict=False):
+            at = i * client.serial_s
+            heapq.heappush(pending, (at + client.submit_s, index, self.sequence(index, 0.0)))
+        while True:
+            finished = engine.advance(pending[0][0] if pending else float("inf"))
+            if finished:
+                self.done(finished)
+                for k, (_, end_s) in enumerate(finished):
+                    index = next(todo, -1)
+                    if index >= 0:
+                        at = end_s + client.return_s + k * client.serial_s
+                        heapq.heappush(pending, (at + client.submit_s, index, self.sequence(index, at)))
+            elif pending:
+                at, _, sequence = heapq.heappop(pending)
+                if engine.is_idle:
+                    engine.idle_until(at)
+                engine.enqueue(sequence)
+            else:
+                return
+
+    def open(self, arrival_s: Floats) -> None:
+        """Send requests at their times, each to the replica with the smallest load score."""
+        engines = self.engines
+        client = self.client
+        for index, submitted in enumerate(arrival_s.tolist()):
+            at = submitted + client.submit_s
+            for engine in engines:
+                while finished := engine.advance(at):
+                    self.done(finished)
+            target = min(engines, key=lambda e: e.load_score) if len(engines) > 1 else engines[0]
+            if target.is_idle:
+                target.idle_until(at)
+            target.enqueue(self.sequence(index, submitted))
+        for engine in engines:
+            while finished := engine.advance(float("inf")):
+                self.done(finished)
+
+    def result(self) -> Simulation:
+        if self.n_done != self.n:
+            raise DomainError(f"the simulated engine stalled after {self.n_done} of {self.n} requests")
+        back = self.client.return_s
+        output = self.traffic.output_tokens
+        decode = np.where(output > 1, output - 1, 1)
+        pieces = [piece for engine in self.engines for piece in engine.itl]
+        itl = np.asarray(pieces, dtype=float).reshape(-1, 3)
+        quarter = np.array([0.125, 0.375, 0.625, 0.875])
+        values = itl[:, :1] + (itl[:, 1:2] - itl[:, :1]) * quarter
+        return Simulation(
+            ttft_s=self.first + back - self.submitted,
+            tpot_s=np.where(output > 1, (self.end - self.first) / decode, np.nan),
+            e2e_s=self.end + back - self.submitted,
+            submitted_s=self.submitted,
+            output_tokens=output,
+            prompt_tokens=self.traffic.prompt_tokens,
+            itl_s=values.ravel(),
+            itl_weights=np.repeat(itl[:, 2] / 4, 4),
+            duration_s=float(self.end.max() + back - self.submitted.min()),
+            work=tuple(engine.work for engine in self.engines),
+            timeline=tuple(sorted(sample for engine in self.engines for sample in engine.timeline)),
+        )

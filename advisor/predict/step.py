@@ -1,0 +1,260 @@
+"""One engine step of a serving engine, as a sum of physical terms.
+
+A step carries prefill chunks and one token of each decoding sequence. `StepCost` holds what one pipeline stage has to
+do for it (operations, bytes, messages) and how fast the GPU does it (fitted efficiencies times datasheet peaks).
+Every method works on scalars and on arrays: the simulator calls it with numbers, the sweep with one element a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.laws.collective import all_reduce_bus_bytes
+from advisor.laws.expert import expected_experts
+from advisor.laws.kv import kv_heads_per_rank
+from advisor.laws.roofline import larger_of, smooth_max
+from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
+from advisor.schema import Deployment, Gpu
+
+Real = Any  # float or NDArray[np.float64]; numpy's own stubs cannot say "the same as the argument"
+
+TERMS = (
+    "linear",
+    "experts",
+    "lm_head",
+    "prefill_attention",
+    "decode_attention",
+    "elementwise",
+    "all_reduce",
+    "overhead",
+)
+"""Names of the terms of one step, in the order in which `StepCost.terms` returns them."""
+
+FOUR_BIT = ("awq-int4", "gptq-int4", "mxfp4")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Work and rates of one pipeline stage on one GPU of the tensor-parallel group; SI units."""
+
+    n_layers: int
+    flops_per_token: Real
+    weight_bytes: Real
+    expert_flops_per_token: Real
+    expert_bytes: Real
+    n_experts: int
+    n_experts_per_token: int
+    head_flops_per_seq: Real
+    head_bytes: Real
+    flops_per_pair: Real
+    kv_bytes_per_context_token: Real
+    elementwise_bytes_per_token: Real
+    all_reduce_bytes_per_token: Real
+    n_all_reduces: int
+    gemm_flops_per_s: Real
+    stream_bytes_per_s: Real
+    head_flops_per_s: Real
+    head_bytes_per_s: Real
+    expert_flops_per_s: Real
+    expert_bytes_per_s: Real
+    attention_flops_per_s: Real
+    kv_bytes_per_s: Real
+    elementwise_bytes_per_s: Real
+    link_bytes_per_s: Real
+    all_reduce_latency_s: Real
+    all_reduce_switch_bytes: Real
+    all_reduce_large_latency_s: Real
+    fixed_s: Real
+    seq_s: Real
+    sharpness: float
+    pair_ramp_tokens: float
+    host_step_s: Real
+    host_prefill_s: Real
+    host_seq_s: Real
+    window_tokens: float = 0.0
+    window_frac: float = 0.0
+
+    def terms(
+        self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real, n_sampled: Real
+    ) -> tuple[Real, ...]:
+        """Return the GPU time of each term of one step [s], in the order of `TERMS`.
+
+        n_prefill : prompt tokens computed in this step
+        n_pairs   : (query, key) pairs of their causal attention
+        n_decode  : decode tokens, padded to the CUDA graph's batch size
+        n_context : cached tokens that the decodes read, summed over sequences
+        n_sampled : sequences that get a token in this step
+        """
+        n_tokens = n_prefill + n_decode
+        linear = smooth_max(
+            n_tokens * (self.flops_per_token / self.gemm_flops_per_s),
+            self.weight_bytes / self.stream_bytes_per_s,
+            self.sharpness,
+        )
+        experts = 0.0 * n_tokens
+        if self.n_experts:
+            touched = expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
+            experts = smooth_max(
+                n_tokens * (self.expert_flops_per_token / self.expert_flops_per_s),
+                touched * (self.expert_bytes / self.expert_bytes_per_s),
+                self.sharpness,
+            )
+        head = smooth_max(
+            n_sampled * (self.head_flops_per_seq / self.head_flops_per_s),
+            self.head_bytes / self.head_bytes_per_s,
+            self.sharpness,
+        )
+        n_pairs, n_context = self.seen(n_prefill, n_pairs, n_decode, n_context)
+        pairs = n_pairs + self.pair_ramp_tokens * n_prefill
+        message = n_tokens * self.all_reduce_bytes_per_token
+        is_large = message > self.all_reduce_switch_bytes
+        latency = self.all_reduce_latency_s + is_large * (self.all_reduce_large_latency_s - self.all_reduce_latency_s)
+        return (
+            linear,
+            experts,
+            head,
+            pairs * (self.flops_per_pair / self.attention_flops_per_s),
+            n_context * (self.kv_bytes_per_context_token / self.kv_bytes_per_s),
+            n_tokens * (self.elementwise_bytes_per_token / self.elementwise_bytes_per_s),
+            self.n_all_reduces * (latency + message / self.link_bytes_per_s),
+            self.fixed_s + n_sampled * self.seq_s,
+        )
+
+    def seen(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
+        """Return pairs and context tokens averaged over layers: sliding-window layers look back a window at most."""
+        if not self.window_frac:
+            return n_pairs, n_context
+        window, frac = self.window_tokens, self.window_frac
+        pairs = n_pairs - larger_of(n_pairs - n_prefill * window, 0.0 * n_pairs) * frac
+        context = n_context - larger_of(n_context - n_decode * window, 0.0 * n_context) * frac
+        return pairs, context
+
+    def seconds(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
+        """Return the GPU time of one step [s]: the sum of `terms`."""
+        return sum(self.terms(n_prefill, n_pairs, n_decode, n_context, n_sampled))
+
+    def host_s(self, n_prefill: Real, n_sampled: Real) -> Real:
+        """Return the time that the host needs to launch the step [s]; steps with prefill run piecewise graphs."""
+        return self.host_step_s + (n_prefill > 0) * self.host_prefill_s + n_sampled * self.host_seq_s
+
+    def decode_s(self, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
+        """Return the time of a pure decode step, host-bound where the GPU is faster than its launch [s]."""
+        gpu = self.seconds(0.0 * n_decode, 0.0 * n_decode, n_decode, n_context, n_sampled)
+        return larger_of(gpu, self.host_s(0.0 * n_decode, n_sampled))
+
+    def flops(self, n_tokens: Real, n_pairs: Real, n_sampled: Real) -> tuple[Real, Real]:
+        """Return the useful operations of matrices and of attention, for activity and MFU."""
+        matrix = n_tokens * (self.flops_per_token + self.expert_flops_per_token) + n_sampled * self.head_flops_per_seq
+        return matrix, n_pairs * self.flops_per_pair
+
+
+def stage_layers(n_layers: int, pp: int) -> list[int]:
+    """Return how vLLM spreads layers over stages: evenly, the rest from the last but one stage backwards.
+
+    Reference: vLLM 0.26.0, distributed/utils.py ``get_pp_indices``.
+
+    >>> stage_layers(10, 4)
+    [2, 3, 3, 2]
+    """
+    layers = [n_layers // pp] * pp
+    for i in range(2, n_layers % pp + 2):
+        layers[-i] += 1
+    return layers
+
+
+def graph_batch(n_decode: NDArray[np.int64] | int, max_num_seqs: int) -> NDArray[np.int64]:
+    """Return the batch size that the CUDA graph of `n_decode` sequences was captured with (padding).
+
+    Captured: 1, 2, 4, multiples of 8 below 256, multiples of 16 up to min(2 max_num_seqs, 512); larger runs as it is.
+    Reference: vLLM 0.26.0, config/vllm.py ``_set_cudagraph_sizes``.
+
+    >>> graph_batch(np.array([1, 3, 9, 250, 257, 600]), 512).tolist()
+    [1, 4, 16, 256, 272, 600]
+    """
+    n = np.asarray(n_decode, dtype=np.int64)
+    largest = min(2 * max_num_seqs, 512)
+    padded = np.where(n <= 2, n, np.where(n <= 4, 4, np.where(n <= 256, -(-n // 8) * 8, -(-n // 16) * 16)))
+    return np.where(padded > largest, n, padded)
+
+
+def step_cost(
+    shapes: Shapes, gpu: Gpu, deployment: Deployment, coefficients: Mapping[str, float], stage: int = 0
+) -> StepCost:
+    """Return the cost of one step on stage `stage` of `deployment`.
+
+    `coefficients` maps names to values (see data/fitted/vllm.json), already transferred to `gpu`.
+    """
+    c = coefficients
+    tp, pp = deployment.tp, deployment.pp
+    dtype = deployment.weight_dtype
+    n_layers = stage_layers(shapes.n_layers, pp)[stage]
+    share = n_layers / shapes.n_layers
+    is_last = stage == pp - 1
+    peaks = gpu.peak_flops_per_s
+    half_peak = peaks.get("bf16") or peaks["fp16"]
+    bandwidth = gpu.memory_bandwidth_bytes_per_s
+    if dtype in ("fp8", "int8") and ({"fp8", "int8"} & set(peaks)):
+        peak, kind = peaks.get("fp8") or peaks["int8"], "fp8"
+    elif dtype in FOUR_BIT:
+        peak, kind = half_peak, "int4"
+    else:
+        peak, kind = half_peak, "bf16"
+    weight_byte = BYTES_PER_WEIGHT[dtype]
+    kv_byte = BYTES_PER_KV[deployment.kv_dtype]
+    kv_ranks = 1 if shapes.is_mla else tp * int(kv_heads_per_rank(shapes.n_kv_heads, tp)) / shapes.n_kv_heads
+    kv_elements = shapes.kv_elements_per_token_layer / (1 if shapes.is_mla else tp) * kv_ranks
+    kv_eff = c["kv_eff"] * (c["kv_fp8_factor"] if deployment.kv_dtype == "fp8" else 1.0)
+    d_attention = shapes.n_heads * (shapes.d_head + shapes.d_attention_value) / tp
+    passes = 4 * shapes.d_model + 3 * shapes.d_ff / tp + d_attention
+    link = gpu.link_bytes_per_s
+    eager = c["eager_layer_s"] if deployment.enforce_eager else 0.0
+    layer_s = c["layer_s"] + {"fp8": c["fp8_layer_s"], "int4": 0.0, "bf16": 0.0}[kind]
+    layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
+    return StepCost(
+        n_layers=n_layers,
+        flops_per_token=2.0 * shapes.matrix_params * share / tp,
+        weight_bytes=shapes.matrix_params * weight_byte * share / tp + shapes.router_params * 2.0 * share,
+        expert_flops_per_token=2.0
+        * shapes.expert_params
+        * shapes.n_experts_per_token
+        * shapes.n_moe_layers
+        * share
+        / tp,
+        expert_bytes=shapes.all_expert_params * weight_byte * share / tp,
+        n_experts=shapes.n_experts,
+        n_experts_per_token=shapes.n_experts_per_token,
+        head_flops_per_seq=2.0 * shapes.head_params / tp if is_last else 0.0,
+        head_bytes=2.0 * shapes.head_params / tp if is_last else 0.0,
+        flops_per_pair=2.0 * d_attention * n_layers,
+        kv_bytes_per_context_token=kv_elements * kv_byte * n_layers,
+        elementwise_bytes_per_token=2.0 * passes * n_layers,
+        all_reduce_bytes_per_token=float(all_reduce_bus_bytes(2.0 * shapes.d_model, tp)) if tp > 1 else 0.0,
+        n_all_reduces=2 * n_layers if tp > 1 else 0,
+        gemm_flops_per_s=peak * c[f"gemm_eff_{kind}"],
+        stream_bytes_per_s=bandwidth * c[f"stream_eff_{kind}"],
+        head_flops_per_s=half_peak * c["gemm_eff_bf16"],
+        head_bytes_per_s=bandwidth * c["stream_eff_bf16"],
+        expert_flops_per_s=peak * c[f"gemm_eff_{kind}"] * c["moe_gemm_factor"],
+        expert_bytes_per_s=bandwidth * c[f"stream_eff_{kind}"] * c["moe_stream_factor"],
+        attention_flops_per_s=half_peak * c["attention_eff"],
+        kv_bytes_per_s=bandwidth * kv_eff,
+        elementwise_bytes_per_s=bandwidth * c["elementwise_eff"],
+        link_bytes_per_s=link * c["link_eff"],
+        all_reduce_latency_s=c["all_reduce_s"],
+        all_reduce_switch_bytes=c["all_reduce_switch_bytes"],
+        all_reduce_large_latency_s=c["all_reduce_large_s"],
+        fixed_s=c["step_s"] / pp + n_layers * (layer_s + eager),
+        seq_s=c["seq_s"] if is_last else 0.0,
+        sharpness=c["sharpness"],
+        pair_ramp_tokens=c["pair_ramp_tokens"],
+        host_step_s=c["host_step_s"],
+        host_prefill_s=c["host_layer_s"] * n_layers,
+        host_seq_s=c["host_seq_s"],
+        window_tokens=float(shapes.sliding_window_tokens),
+        window_frac=shapes.n_sliding_layers / shapes.n_layers,
+    )
