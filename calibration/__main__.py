@@ -1,0 +1,80 @@
+"""The command line: python -m calibration COMMAND."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from calibration.errors import CalibrationError, JobError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration", description="Short real engine runs that become run records."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("run-vllm", "run the cells of one job on one vLLM engine start"),
+        ("run-job", "run one job of any kind"),
+    ):
+        run = commands.add_parser(name, help=text)
+        run.add_argument("--job", required=True, help="a JSON file with one job")
+        run.add_argument("--out", required=True, help="run records are appended here, one line a cell")
+        run.add_argument("--rows", help="one line a cell with its requests, gzipped when the name ends in .gz")
+        run.add_argument("--errors", help="errors and skipped cells (default OUT.errors)")
+        run.add_argument("--log", help="what the engine prints (default OUT.RUN_ID.log)")
+        run.add_argument("--known", action="append", help="a further file whose cells of this run need not run again")
+        run.add_argument("--shared", action="store_true", help="let other runs append to OUT at the same time")
+        run.add_argument("--deadline-unix", type=float, help="stop starting cells at this time")
+    many = commands.add_parser("run-many", help="run several jobs side by side on this host's GPUs")
+    many.add_argument("--jobs", required=True, help="a JSON file with a list of jobs")
+    many.add_argument(
+        "--out-dir", required=True, help="folder for records.jsonl, rows.jsonl.gz, errors.jsonl, logs.txt"
+    )
+    many.add_argument("--deadline-s", type=float, default=540.0, help="all engines are stopped before this")
+    many.add_argument("--gpus", help="GPU ids to use, with commas (default: all visible ones)")
+    many.add_argument("--min-start-s", type=float, default=60.0, help="start no engine with less time left than this")
+    return parser
+
+
+def _run_job(args: argparse.Namespace) -> int:
+    from calibration.jobs import read_jobs
+
+    jobs = read_jobs(args.job)
+    if len(jobs) != 1:
+        raise JobError(f"'{args.job}' holds {len(jobs)} jobs; use run-many, or a file with one")
+    from calibration.vllm_runner import run_job
+
+    return run_job(
+        jobs[0],
+        args.out,
+        rows=args.rows,
+        errors=args.errors,
+        log=args.log,
+        known=args.known,
+        shared=args.shared,
+        deadline=args.deadline_unix,
+    )
+
+
+def _run_many(args: argparse.Namespace) -> int:
+    from calibration.jobs import read_jobs
+    from calibration.orchestrate import run_many
+
+    jobs = read_jobs(args.jobs)
+    return run_many(jobs, args.out_dir, deadline_s=args.deadline_s, gpus=args.gpus, min_start_s=args.min_start_s)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    args = _parser().parse_args(argv)
+    commands = {"run-vllm": _run_job, "run-job": _run_job, "run-many": _run_many}
+    try:
+        return commands[args.command](args)
+    except CalibrationError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return err.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Jobs: one engine start and the cells to run on it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibration import models
+from calibration.cells import Cell, parse_cell
+from calibration.errors import JobError
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,150}")
+KINDS = (
+    "vllm",
+    "deepspeed-zero-train",
+    "deepspeed-pipe-train",
+    "deepspeed-inference",
+    "deepspeed-zero-inference",
+    "deepspeed-fastgen",
+    "micro",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine start. `run_id` is complete when it holds '__', else engine version and GPU are put before it."""
+
+    run_id: str
+    kind: str = "vllm"
+    model: Any = "llama-3.1-8b"
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    dtype: str = "bfloat16"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    max_model_len: int = 4096
+    max_num_batched_tokens: int | None = 8192
+    max_num_seqs: int | None = 256
+    gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
+    prefix_caching: bool = False
+    load_format: str = "dummy"
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    worker_probe: bool = True
+    seed: int = 1
+    warmup: bool = True
+    cells: list[Any] = field(default_factory=list)
+    budget_s: float = 300.0
+    limit_s: float = 480.0
+    n_gpus: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gpus_needed(self) -> int:
+        """GPUs that the engine uses."""
+        return self.n_gpus or self.tp * self.pp * self.dp
+
+    def parsed_cells(self) -> list[Cell]:
+        """Return the checked cells; equal ones are numbered, so that each has its own name."""
+        seen: dict[str, int] = {}
+        cells = []
+        for spec in self.cells:
+            cell = parse_cell(spec, self.max_model_len)
+            key = cell.cell_id()
+            n = seen[key] = seen.get(key, -1) + 1
+            cells.append(Cell(**{**asdict(cell), "repeat": cell.repeat + n}) if n else cell)
+        return cells
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the job as it would be written in a jobs file."""
+        return asdict(self)
+
+
+def parse_job(raw: Any) -> Job:
+    """Return a checked job. Raises JobError that names the field and the rule."""
+    if not isinstance(raw, dict):
+        raise JobError("a job must be a JSON object")
+    known = set(Job.__dataclass_fields__)
+    if unknown := sorted(set(raw) - known):
+        raise JobError(f"job has no field '{unknown[0]}'; allowed: {', '.join(sorted(known))}")
+    if not isinstance(raw.get("run_id"), str) or not RUN_ID.fullmatch(raw["run_id"]):
+        raise JobError("a job needs a run_id of letters, digits, '.', '_', '+' and '-' (at most 150)")
+    job = Job(**raw)
+
+    def need(ok: bool, rule: str) -> None:
+        if not ok:
+            raise JobError(f"job '{job.run_id}': {rule}")
+
+    need(job.kind in KINDS, f"kind must be one of {', '.join(KINDS)}, not '{job.kind}'")
+    for name in ("tp", "pp", "dp", "max_model_len"):
+        value = getattr(job, name)
+        need(isinstance(value, int) and value >= 1, f"{name} must be a positive whole number")
+    need(0 < job.gpu_memory_utilization <= 1, "gpu_memory_utilization must be above 0 and at most 1")
+    need(job.budget_s > 0 and job.limit_s > 0, "budget_s and limit_s must be positive")
+    if job.kind == "vllm":
+        need(bool(job.cells), "it has no cells")
+        models.resolve(job.model)
+        job.parsed_cells()
+    return job
+
+
+def read_jobs(path: str) -> list[Job]:
+    """Return the jobs of a file: a list of them, one of them, or {"jobs": [...]}."""
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as err:
+        raise JobError(f"cannot read '{path}': {err.strerror}") from None
+    except ValueError as err:
+        raise JobError(f"'{path}' is not JSON: {err}") from None
+    if isinstance(raw, dict):
+        raw = raw.get("jobs", [raw])
+    if not isinstance(raw, list) or not raw:
+        raise JobError(f"'{path}' holds no jobs")
+    jobs = [parse_job(r) for r in raw]
+    names = [j.run_id for j in jobs]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise JobError(f"two jobs have the run_id '{twice[0]}'")
+    return jobs
