@@ -72,6 +72,9 @@ class Model(Noun):
     has_norm_bias: bool = Field(default=False, description="LayerNorm with bias instead of RMSNorm")
     n_norms_per_layer: PositiveInt = Field(default=2, le=16, description="d_model-sized norms a layer")
     has_embedding_norm: bool = Field(default=False, description="norm after the embedding (BLOOM)")
+    rope_scaling: str = Field(
+        default="", max_length=40, description="config.json rope_scaling type (llama3, yarn, linear), empty = unscaled"
+    )
     n_learned_positions: NonNegativeInt = Field(default=0, description="learned position embeddings (GPT, OPT)")
     is_parallel_attention: bool = Field(default=False, description="attention and MLP side by side (Falcon)")
     sliding_window_tokens: NonNegativeInt = Field(default=0, description="window of the local layers, 0 = none")

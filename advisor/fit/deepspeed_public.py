@@ -1,0 +1,115 @@
+"""Predicted against published: one row of data/golden/deepspeed_public.json through the inference laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
+from advisor.predict.batching import serve_splitfuse
+from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, weight_bytes_of
+from advisor.predict.shapes import Shapes, shapes_of
+from advisor.schema import Cluster, Deployment, Gpu, Model, Source
+
+Raw = dict[str, Any]
+
+FASTGEN_BUDGET_TOKENS = 768
+FASTGEN_MAX_SEQS = 512
+LENGTH_SPREAD = 0.3
+"""Standard deviation over mean of the lengths in the FastGen post."""
+FOUR_BIT_BYTES = 0.5 + 4 / 64
+"""4 bits + a 16-bit scale and minimum for each group of 64 (DeepSpeed's group-wise quantisation)."""
+DEQUANTISED_GEMM_EFF = 0.35
+
+
+def model_of(public: Raw, name: str) -> Model:
+    """Return the architecture that a row names."""
+    fields = dict(zip(public["model_fields"], public["models"][name], strict=True))
+    family = name.split("-")[0].lower()
+    return Model(name=name, family=family, max_context_tokens=4096, **fields)
+
+
+def cluster_of(public: Raw, name: str, n_gpus: int) -> Cluster:
+    """Return the node that a row names."""
+    facts = public["gpus"][name]
+    link = facts["link_bytes_per_s"]
+    gpu = Gpu(
+        name=name.lower(),
+        label=name,
+        vendor="nvidia",
+        family="published",
+        memory_bytes=facts["memory_bytes"],
+        device_memory_bytes=facts["memory_bytes"] * 1.06,
+        memory_bandwidth_bytes_per_s=facts["memory_bandwidth_bytes_per_s"],
+        peak_flops_per_s={"fp16": facts["peak_flops_per_s"]},
+        board_power_w=300,
+        idle_power_w=50,
+        link="pcie" if link < 50e9 else "nvlink",
+        link_bytes_per_s=link,
+        host_link_bytes_per_s=facts["host_link_bytes_per_s"],
+        sources=(Source(field="*", title=facts["source"]),),
+    )
+    return Cluster(gpu=gpu, gpus_per_node=max(1, n_gpus), nvme_bytes_per_s=facts["nvme_bytes_per_s"])
+
+
+def fastgen_pool_tokens(shapes: Shapes, gpu: Gpu, tp: int, weight_dtype: str, context_bytes: float = 0.75e9) -> float:
+    """Return the tokens that FastGen's cache holds: all free memory but 1 GB."""
+    free = gpu.device_memory_bytes - context_bytes - 1e9 - weight_bytes_of(shapes, weight_dtype) / tp
+    return max(0.0, free) / kv_bytes_per_token(shapes, tp)
+
+
+def fastgen_error(public: Raw, row: Raw, values: Mapping[str, float]) -> float:
+    """Return ln(predicted / published mean latency) of one FastGen row."""
+    shapes = shapes_of(model_of(public, row["model"]))
+    cluster = cluster_of(public, row["gpu"], 8)
+    deployment = Deployment(
+        backend="deepspeed-fastgen", model=row["model"], gpu=cluster.gpu.name, tp=row["tp"], weight_dtype="fp16"
+    )
+    prompt, output, clients = row["prompt_tokens"], row["output_tokens"], row["clients"]
+    law = StepLaw(shapes, cluster, deployment, Rates(values), mean_prompt_tokens=prompt)
+    is_batch = row["path"] == "fastgen-batch"
+    n = clients if is_batch else max(60, 4 * clients)
+    spread = 0.0 if is_batch else LENGTH_SPREAD
+    rng = np.random.default_rng(0)
+    prompts = np.clip(rng.normal(prompt, spread * prompt, n), 1, None).astype(np.int64)
+    outputs = np.clip(rng.normal(output, spread * output, n), 1, None).astype(np.int64)
+    served = serve_splitfuse(
+        prompts,
+        outputs,
+        arrivals=None,
+        clients=clients,
+        budget_tokens=FASTGEN_BUDGET_TOKENS,
+        max_seqs=FASTGEN_MAX_SEQS,
+        kv_tokens=fastgen_pool_tokens(shapes, cluster.gpu, row["tp"], "fp16"),
+        step_s=law.mixed_s,
+    )
+    predicted = served.duration_s if is_batch else float(served.e2e_s.mean())
+    return math.log(predicted / row["mean_e2e_s"])
+
+
+def zero_inference_error(
+    public: Raw, row: Raw, *, host: float, gather: float, nvme: float, gemm_eff: float = 0.45, kv_eff: float = 0.7
+) -> float:
+    """Return ln(predicted / published tokens/s) of one ZeRO-Inference row."""
+    shapes = shapes_of(model_of(public, row["model"]))
+    cluster = cluster_of(public, row["gpu"], row["n_gpus"])
+    gpu, batch = cluster.gpu, row["batch"]
+    host_rate = host * gpu.host_link_bytes_per_s
+    bytes_per_weight = FOUR_BIT_BYTES if row.get("weight_bits", 16) == 4 else 2.0
+    rate = host_rate
+    if row["offload"] == "nvme":
+        rate = float(nvme_bytes_per_s_per_gpu(nvme * cluster.nvme_bytes_per_s, row["n_gpus"], host_rate))
+    weights = (shapes.n_params - row.get("pinned_params", 0.0)) * bytes_per_weight
+    stream = float(weight_stream_s(weights, row["n_gpus"], rate, gather * gpu.link_bytes_per_s))
+    peak = gpu.peak_flops_per_s["fp16"] * (DEQUANTISED_GEMM_EFF if bytes_per_weight < 1 else gemm_eff)
+    prompt, output = row["prompt_tokens"], row["output_tokens"]
+    context = batch * (prompt + output / 2)
+    kv = context * kv_bytes_per_token(shapes, 1)
+    kv_s = kv / host_rate if row.get("is_kv_on_host") else 3 * kv / (kv_eff * gpu.memory_bandwidth_bytes_per_s)
+    prefill = float(overlapped_s(stream, 2 * shapes.n_params * batch * prompt / peak))
+    decode = float(overlapped_s(stream, 2 * shapes.n_params * batch / peak)) + kv_s
+    total = prefill + decode * (output - 1)
+    return math.log(batch * output / total / row["tokens_per_s_per_gpu"])
