@@ -255,8 +255,8 @@ def common_fields(job: Job, engine: Any, host: dict[str, Any], version: str, arg
         "enforce_eager": job.enforce_eager,
         "scheduler": {
             "async_scheduling": getattr(scheduler, "async_scheduling", None),
-            "max_concurrent_batches": getattr(vllm_config, "max_concurrent_batches", None),
-            "use_v2_model_runner": getattr(vllm_config, "use_v2_model_runner", None),
+            "max_concurrent_batches": _property(vllm_config, "max_concurrent_batches"),
+            "use_v2_model_runner": _property(vllm_config, "use_v2_model_runner"),
         },
         "host": {
             k: v for k, v in host.items() if k not in ("gpu", "interconnect", "idle_power_w", "power_limit_w_per_gpu")
@@ -264,6 +264,13 @@ def common_fields(job: Job, engine: Any, host: dict[str, Any], version: str, arg
         "command": {k: v for k, v in args.items() if k != "model"},
         "env": {k: v for k, v in sorted(os.environ.items()) if k.startswith(RECORDED_ENV)},
     }
+
+
+def _property(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # some releases compute it and may refuse to
+        return None
 
 
 class Run:

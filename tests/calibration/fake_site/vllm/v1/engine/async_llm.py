@@ -114,7 +114,8 @@ class AsyncLLM:
         if self.errored:
             raise EngineDeadError("EngineCore encountered an issue.")
         ids = prompt["prompt_token_ids"]
-        assert ids and all(isinstance(i, int) for i in ids)
+        assert ids
+        assert all(isinstance(i, int) for i in ids)
         self.n_seen += 1
         if len(ids) == self.faults.get("bad"):
             raise ValueError("CUDA out of memory in this request")
