@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from advisor.catalog.hf_families import FAMILIES, NO_KV_CACHE, NOT_DECODERS, UNKNOWN, Family
+from advisor.catalog.hf_families import ALIASES, FAMILIES, NO_KV_CACHE, NOT_DECODERS, UNKNOWN, Family
 from advisor.catalog.hf_fields import Fields
 from advisor.catalog.hf_layers import moe_of, sliding_of
 from advisor.catalog.hf_quant import quantization_of
@@ -58,15 +58,17 @@ def parse_config(config: Mapping[str, Any], *, name: str, hf_id: str = "", where
 
 
 def _text_part(outer: Fields, notes: list[Note]) -> tuple[Fields, str]:
+    fields = outer
+    family = outer.text("model_type")
     for key in _TEXT_SECTIONS:
         inner = outer.section(key)
         if inner is not None:
-            family = inner.text("model_type") or outer.text("model_type")
+            fields, family = inner, inner.text("model_type") or family
             notes.append(Note(text=f"Read the text part ('{key}'); the other modalities' weights are not counted."))
-            # multimodal Gemma 3 names its text model in the outer type
-            return inner, {"gemma3": "gemma3_text", "llama4": "llama4_text"}.get(family, family)
-    family = outer.text("model_type")
-    return outer, {"gemma3": "gemma3_text", "llama4": "llama4_text"}.get(family, family)
+            break
+    if family == "deepseek_v32":
+        notes.append(Note(level="warning", text="The sparse-attention indexer is not modelled: read like DeepSeek-V3."))
+    return fields, ALIASES.get(family, family)
 
 
 def _family(name: str, fields: Fields, notes: list[Note]) -> Family:

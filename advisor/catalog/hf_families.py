@@ -220,33 +220,31 @@ UNKNOWN = Family(
 )
 """How a family that is not listed is read: like Llama, with the switches that its config.json names."""
 
+ALIASES = {
+    "deepseek_v32": "deepseek_v3",
+    "gemma3": "gemma3_text",
+    "llama4": "llama4_text",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_vl_text": "qwen3",
+}
+"""Text parts of multimodal models, and variants, that are read like another family."""
+
 NOT_DECODERS = frozenset(
-    [
-        "albert",
-        "bart",
-        "bert",
-        "blip_2",
-        "clip",
-        "deberta",
-        "deberta_v2",
-        "distilbert",
-        "electra",
-        "marian",
-        "mbart",
-        "mt5",
-        "pegasus",
-        "roberta",
-        "siglip",
-        "t5",
-        "vit",
-        "wav2vec2",
-        "whisper",
-        "xlm_roberta",
-    ]
+    (
+        *("albert", "bart", "bert", "blip_2", "clip", "deberta", "deberta_v2", "distilbert", "electra", "marian"),
+        *("mbart", "mt5", "pegasus", "roberta", "siglip", "t5", "vit", "wav2vec2", "whisper", "xlm_roberta"),
+    )
 )
 """Encoders and encoder-decoders, which the laws of this package do not describe."""
 
 NO_KV_CACHE = frozenset(
-    ["mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2", "nemotron_h"]
+    (
+        *("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2"),
+        *("nemotron_h", "kimi_linear"),
+    )
 )
 """State-space and hybrid models: their state does not grow by a KV entry a token in every layer."""

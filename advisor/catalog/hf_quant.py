@@ -37,7 +37,7 @@ def quantization_of(fields: Fields) -> Quantization | None:
     if method == "bitsandbytes":
         bits = 4 if section.boolean("load_in_4bit", False) else 8
         return Quantization(method="bitsandbytes", weight_bits=bits, group_size=64 if bits == 4 else 0)
-    if method == "modelopt":
+    if method == "modelopt" or (not method and section.has("quant_algo")):
         algorithm = section.text("quant_algo").upper()
         if algorithm == "NVFP4":
             return Quantization(method="compressed-tensors", weight_bits=4, group_size=16)

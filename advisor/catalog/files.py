@@ -1,0 +1,72 @@
+"""Where the catalogue's files lie, and bounded reading of them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from advisor.errors import BadData, printable
+
+MAX_FILE_BYTES = 2**20
+"""Larger than any config.json or catalogue file; a user's path may name anything."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def data_root() -> Path:
+    """Return the data folder: the checkout's `data/`, else the copy inside the installed package."""
+    checkout = _PACKAGE.parent / "data"
+    if (checkout / "models").is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file():
+        return checkout
+    return _PACKAGE / "_data"
+
+
+def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """Return a regular file of bounded size as text; BadData says what is wrong with it."""
+    shown = printable(path, 200)
+    try:
+        if not path.is_file():
+            raise BadData(shown, "no such file" if not path.exists() else "must be a regular file")
+        with path.open("rb") as handle:
+            content = handle.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise BadData(shown, f"cannot be read ({type(error).__name__})") from None
+    if len(content) > max_bytes:
+        raise BadData(shown, f"is larger than {max_bytes // 2**10} KiB, the most that is read")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadData(shown, "must be UTF-8 text") from None
+
+
+def read_json(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
+    """Return a JSON file that holds one object; BadData when it holds anything else."""
+    shown = printable(path, 200)
+    try:
+        value = json.loads(read_text(path, max_bytes), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise BadData(shown, f"is no JSON: {error.msg} at line {error.lineno}") from None
+    except RecursionError:
+        raise BadData(shown, "is nested too deeply") from None
+    except ValueError as error:
+        raise BadData(shown, f"is no JSON: {printable(error)}") from None
+    if not isinstance(value, dict):
+        raise BadData(shown, "must hold one JSON object")
+    return value
+
+
+def read_toml(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
+    """Return a TOML file as a table; BadData when it cannot be parsed."""
+    shown = printable(path, 200)
+    try:
+        return tomllib.loads(read_text(path, max_bytes))
+    except tomllib.TOMLDecodeError as error:
+        raise BadData(shown, f"is no TOML: {printable(error)}") from None
+    except (RecursionError, ValueError):
+        raise BadData(shown, "is nested too deeply or holds a number out of range") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
