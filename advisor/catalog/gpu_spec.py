@@ -64,7 +64,7 @@ def _counts_and_name(pool: str, spec: str) -> tuple[list[int], str]:
         counts.append(int(match.group(1)))
         rest = rest[match.end() :]
     rest = rest.strip()
-    if not rest or _COUNT.match(rest) or re.match(r"^[-+]?[\d.]+\s*([x×*]|$)", rest):
+    if not rest or _COUNT.match(rest) or re.match(r"^([-+]?[\d.]+\s*[x×*]|[-+]?\d{1,3}$)", rest):
         raise DomainError(f"cannot read '{printable(pool.strip())}' in '{printable(spec)}': {_HELP}")
     return counts, rest
 

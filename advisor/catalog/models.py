@@ -84,7 +84,7 @@ def _as_path(name: str) -> Path | None:
     looks_like_one = name.startswith(("./", "../", "/", "~", ".\\")) or name.lower().endswith(".json") or name == "."
     try:
         path = Path(name).expanduser()
-        return path if looks_like_one or path.exists() else None
+        return path if looks_like_one or (path / "config.json").is_file() else None
     except (OSError, ValueError, RuntimeError):
         return Path(printable(name)) if looks_like_one else None
 

@@ -11,7 +11,7 @@ from advisor.schema import Note
 
 PREFERENCE = (
     *("llama-3.3", "llama-3.1", "llama-3.2", "qwen3-coder", "qwen3", "qwen2.5", "mistral-small", "mistral-7b-v0.3"),
-    *("mistral-nemo", "mistral", "mixtral", "gemma-3", "gpt-oss", "deepseek-r1", "deepseek-v3", "deepseek", "phi-4"),
+    *("mistral-nemo", "mistral", "mixtral", "gemma-3", "gpt-oss", "deepseek-v3", "deepseek-r1", "deepseek", "phi-4"),
     *("llama-4", "kimi", "llama-3", "gemma-2", "phi", "llama-2", "bloom", "falcon", "gpt-3", "gpt", "opt"),
 )
 """Which family a short name such as '70b' means: current, widely served families first."""
@@ -78,14 +78,16 @@ def _loose(text: str) -> str:
 
 def _tokens(text: str) -> list[str]:
     # "llama-3.3" and "llama3.3" give the same tokens: letters and the version apart
-    return re.findall(r"\d[\d.]*x\d[\d.]*b|\d[\d.]*[bmt](?![a-z])|[a-z]+|\d[\d.]*", _slug(text))
+    return re.findall(r"\d[\d.]*x\d[\d.]*b|(?<![a-z])a\d[\d.]*b|\d[\d.]*[bmt](?![a-z])|[a-z]+|\d[\d.]*", _slug(text))
 
 
 def _matches(wanted: str, entries: Mapping[str, ModelEntry]) -> list[str]:
     tokens = _tokens(wanted)
     if not tokens or re.sub(r"[^a-z0-9.]", "", _slug(wanted)) != "".join(tokens):
         return []
-    found = [e.name for e in entries.values() if any(_holds(_tokens(s), tokens) for s in _spellings(e))]
+    found = [e.name for e in entries.values() if _holds(_tokens(e.name), tokens)]
+    # an alias such as 'deepseek-r1-distill-llama-70b' must not make 'deepseek' mean a Llama
+    found = found or [e.name for e in entries.values() if any(_holds(_tokens(s), tokens) for s in _spellings(e))]
     return sorted(found, key=_rank)
 
 
