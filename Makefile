@@ -100,6 +100,23 @@ $(ENGINES): requirements/engines.txt pyproject.toml | $(ENGINES_VENV)/pyvenv.cfg
 test-engines: $(ENGINES) ## check what we emit with the real vLLM and DeepSpeed parsers, on the CPU
 	$(ENGINES_BIN)/python -m pytest -m engines $(TEST_ARGS)
 
+PEERS_VENV := .venv-peers
+PEERS := $(PEERS_VENV)/.peers.stamp
+
+$(PEERS_VENV)/pyvenv.cfg:
+	$(call make_venv,$(PEERS_VENV))
+
+$(PEERS): requirements/peers.txt | $(PEERS_VENV)/pyvenv.cfg
+	@echo "Installing another predictor into $(PEERS_VENV): about 1 GB, once." >&2
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r requirements/peers.txt
+	@touch $@
+
+RUNS ?= $(wildcard data/runs/vllm-*.jsonl)
+
+.PHONY: peers
+peers: $(DEV) $(PEERS) ## compare our errors with another predictor's on the same measured runs
+	@$(BIN)/python benchmarks/peers_aiconfigurator.py --peer-python $(PEERS_VENV)/bin/python $(RUNS)
+
 UV_LOCK = uv pip compile --quiet --generate-hashes --no-header --annotation-style line --python-version 3.11
 
 .PHONY: lock
@@ -108,7 +125,8 @@ lock: ## re-lock requirements/*.txt (needs uv; add UPGRADE=--upgrade for newer r
 	$(UV_LOCK) $(UPGRADE) --universal pyproject.toml requirements/build.in --extra app -c requirements/base.txt -o requirements/app.txt
 	$(UV_LOCK) $(UPGRADE) --universal pyproject.toml requirements/build.in --extra app --extra verify --extra study --extra dev -c requirements/app.txt -o requirements/dev.txt
 	$(UV_LOCK) $(UPGRADE) --python-platform x86_64-manylinux_2_28 pyproject.toml requirements/build.in requirements/engines.in -o requirements/engines.txt
+	$(UV_LOCK) $(UPGRADE) --python-platform x86_64-manylinux_2_28 requirements/peers.in -o requirements/peers.txt
 
 .PHONY: clean
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(ENGINES_VENV) build dist advisor.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ENGINES_VENV) $(PEERS_VENV) build dist advisor.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -16,6 +16,7 @@ import pytest
 
 import advisor
 import advisor.laws
+from advisor.catalog import load_catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "advisor").rglob("*.py"))
@@ -90,6 +91,47 @@ def test_start_up_loads_nothing_heavy() -> None:
 def test_recommend_loads_nothing_heavy() -> None:
     argv = ["advisor", "recommend", "--model", "70b", "--gpus", "8xA100", "--json"]
     assert heavy_modules_after(f"sys.argv = {argv!r}; from advisor.cli import main; main()") == set()
+
+
+DATA = ROOT / "data"
+
+
+def stems(folder: str, suffix: str) -> set[str]:
+    return {p.stem for p in (DATA / folder).iterdir() if p.suffix == suffix and p.stem != "index"}
+
+
+def test_every_model_file_is_in_the_catalogue_and_loads() -> None:
+    catalog = load_catalog()
+    assert set(catalog.models()) == stems("models", ".json")
+    assert {catalog.model(name)[0].name for name in catalog.models()} == set(catalog.models())
+
+
+def test_every_gpu_file_is_in_the_catalogue_and_has_sources() -> None:
+    gpus = load_catalog().gpus()
+    assert {gpu.name for gpu in gpus} == stems("hardware", ".toml")
+    assert all(gpu.sources for gpu in gpus)
+
+
+def test_every_price_is_for_a_gpu_of_the_catalogue() -> None:
+    catalog = load_catalog()
+    names = {gpu.name for gpu in catalog.gpus()}
+    assert catalog.prices()
+    assert {price.gpu for price in catalog.prices()} <= names
+
+
+def test_every_preset_engine_and_coefficient_set_loads() -> None:
+    catalog = load_catalog()
+    assert all(catalog.workload(name).name == name for name in catalog.workloads())
+    assert all(catalog.engine(name) for name in stems("engines", ".toml"))
+    assert all(catalog.coefficients(name).coefficients for name in stems("fitted", ".json"))
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "runs").glob("*.jsonl")), ids=lambda p: p.name)
+def test_every_run_record_is_one_json_object_with_a_schema(path: Path) -> None:
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        assert record["schema"] == 1
+        assert record["run_id"]
 
 
 def public_laws() -> list[object]:
