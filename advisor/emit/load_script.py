@@ -312,6 +312,7 @@ def close_results(environment: Any, **_: Any) -> None:
         STATE.results = None
 
 
-events.init_command_line_parser.add_listener(set_defaults)
-events.test_start.add_listener(open_results)
-events.test_stop.add_listener(close_results)
+HOOKS: Any = events
+HOOKS.init_command_line_parser.add_listener(set_defaults)
+HOOKS.test_start.add_listener(open_results)
+HOOKS.test_stop.add_listener(close_results)
