@@ -344,7 +344,7 @@ def estimate(raw: Sequence[Raw], public: Raw) -> CoefficientSet:
     """Return every coefficient of the DeepSpeed predictions with interval, source and the errors of the fit."""
     fastgen, condition, errors = fastgen_coefficients(public)
     found = eager_coefficients(raw) | inject_coefficients(raw) | zero_coefficients(raw, public) | fastgen
-    found |= training_coefficients(raw)
+    found |= training_coefficients(raw, {n: shapes_of(model_named(n)) for n in DIMENSIONS}, run_id)
     held_out = [e for g, e in errors.items() if g.startswith("held out")]
     error = float(np.quantile(held_out, 0.9))
     found["model_error_frac"] = _coefficient(

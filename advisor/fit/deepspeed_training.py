@@ -2,11 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from advisor.laws.training import forward_flops, layer_activation_bytes
+from advisor.predict.shapes import Shapes
 from advisor.schema import Coefficient
+from advisor.units import GIB, MS
+
+Raw = dict[str, Any]
+H100_FLOPS_PER_S = 989.4e12
+H100_BANDWIDTH_BYTES_PER_S = 3350e9
+H100_HOST_LINK_BYTES_PER_S = 64e9
+LOGIT_BYTES = 10.0
 
 
-def training_coefficients(raw: Sequence[dict[str, Any]]) -> dict[str, Coefficient]:
-    return {}
+def _work(shapes: Shapes, tokens: int, length: int, n_layers: float, has_loss: bool) -> tuple[float, float]:
+    """Return (operations, activation bytes written) of a forward pass."""
+    q, kv = shapes.n_heads * shapes.d_head, shapes.n_kv_heads * shapes.d_head
+    per_layer = (shapes.n_active_params - shapes.head_params) / shapes.n_layers
+    params = per_layer * n_layers + (shapes.head_params if has_loss else 0)
+    flops = float(forward_flops(tokens, params, tokens * length / 2, q, n_layers))
+    moved = n_layers * layer_activation_bytes(tokens, shapes.d_model, q, kv, shapes.d_ff)
+    return flops, moved + (LOGIT_BYTES * tokens * shapes.vocab_size if has_loss else 0.0)
+
+
+def compute_rows(raw: Sequence[Raw], shapes: dict[str, Shapes]) -> list[tuple[float, float, float]]:
+    """Return (operations, bytes, seconds) of every pass of transformers code that the GPU bounds."""
+    rows = []
+    for line in raw:
+        case = line["case"]
+        if not line["ok"]:
+            continue
+        s = shapes.get(case["model"])
+        if line["script"] == "ds_train_zero.py" and case["stage"] < 3 and "offload" not in case and s is not None:
+            flops, moved = _work(s, case["mbs"] * case["seq"], case["seq"], s.n_layers, True)
+            rows.append((flops, moved, line["fwd_ms"] * MS))
+            if not case.get("ckpt"):
+                rows.append((2 * flops, 2 * moved, line["bwd_ms"] * MS))
+        if line["script"] == "ds_infer.py" and case["mode"] in ("hf", "ds") and s is not None:
+            for p in line["points"]:
+                if p.get("ok") and p["batch"] * p["prompt"] >= 8192:
+                    flops, moved = _work(s, p["batch"] * p["prompt"], p["prompt"], s.n_layers, False)
+                    rows.append((flops, moved, p["prefill_ms"] * MS))
+    return rows
+
+
+def two_rates(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Return (share of the peak, passes over the activations) by relative least squares of ``t = F/(e peak) + k A/bw``."""
+    flops, moved, seconds = (np.asarray(x, dtype=float) for x in zip(*rows, strict=True))
+    design = np.column_stack([flops / H100_FLOPS_PER_S, moved / H100_BANDWIDTH_BYTES_PER_S]) / seconds[:, None]
+    (inverse, passes), *_ = np.linalg.lstsq(design, np.ones(len(rows)), rcond=None)
+    return 1 / float(inverse), float(passes)
+
+
+def training_coefficients(
+    raw: Sequence[Raw], shapes: dict[str, Shapes], run_id: Callable[[int, Raw], str]
+) -> dict[str, Coefficient]:
+    """Return the coefficients of the training step: compute, optimizer, offload, memory slack."""
+    cases = [
+        (run_id(i, line), line) for i, line in enumerate(raw) if line["ok"] and line["script"] == "ds_train_zero.py"
+    ]
+    cited = "; ".join(name for name, _ in cases)
+    eff, passes = two_rates(compute_rows(raw, shapes))
+    plain = [line for _, line in cases if "offload" not in line["case"]]
+    offloaded = {line["case"]["offload"]: line for _, line in cases if "offload" in line["case"]}
+    adam = [line["opt_ms"] * MS * H100_BANDWIDTH_BYTES_PER_S / line["params"] for line in plain]
+    backward = (
+        float(np.median([x["bwd_ms"] for x in plain if x["case"]["stage"] < 3 and not x["case"].get("ckpt")])) * MS
+    )
+    opt = offloaded["opt"]
+    third = [x for _, x in cases if x["case"]["stage"] == 3]
+    layers = shapes["1.3b"].n_layers
+    hooks = [x["fwd_ms"] * MS / layers for x in third] + [
+        x["bwd_ms"] * MS / layers for x in third if "offload" not in x["case"]
+    ]
+    host = 0.4 * H100_HOST_LINK_BYTES_PER_S
+    down = 2 * opt["params"] / (opt["bwd_ms"] * MS - backward) / H100_HOST_LINK_BYTES_PER_S
+    updates = [x["params"] / (x["opt_ms"] * MS - 2 * x["params"] / host) for x in offloaded.values()]
+    slack, context = [], []
+    for _, line in cases:
+        steady = line["mem"]["steady"]
+        slack.append(steady["reserved"] / steady["peak_alloc"] - 1)
+        context.append((steady["dev_used"] - steady["reserved"]) * GIB)
+
+    def made(value: float, low: float, high: float, unit: str, meaning: str, source: str = cited) -> Coefficient:
+        return Coefficient(
+            value=value,
+            low=low,
+            high=high,
+            unit=unit,
+            bounds=(0.0, max(1.0, high * 10)),
+            meaning=meaning,
+            source=source,
+        )
+
+    published = (
+        "llm-foundry @8c8dd48f scripts/train/benchmarking (Apache-2.0) and bigscience @9e64edec train/tr11-176B-ml"
+        " (Apache-2.0): see docs/deepspeed.md"
+    )
+    return {
+        "train_gemm_eff": made(eff, eff * 0.92, eff * 1.08, "1", "share of the dense peak, transformers layers"),
+        "train_passes": made(passes, passes * 0.8, passes * 1.2, "1", "passes over kept activations, transformers"),
+        "train_fused_gemm_eff": made(0.66, 0.58, 0.74, "1", "share of the dense peak, fused layers", published),
+        "train_fused_passes": made(2.2, 1.2, 3.2, "1", "passes over kept activations, fused layers", published),
+        "train_link_eff": made(0.7, 0.5, 0.85, "1", "share of the GPU link in training collectives", published),
+        "train_network_eff": made(0.6, 0.4, 0.85, "1", "share of the network between nodes", published),
+        "train_hook_s_per_layer": made(
+            float(np.median(hooks)),
+            min(hooks) * 0.8,
+            max(hooks) * 1.1,
+            "s",
+            "host time of stage 3's hooks in a layer and pass",
+        ),
+        "adam_bytes_per_param": made(
+            float(np.median(adam)), float(min(adam)), float(max(adam)), "s bytes", "memory traffic of one update"
+        ),
+        "cpu_adam_params_per_s": made(
+            float(np.mean(updates)), min(updates) * 0.7, max(updates) * 1.5, "1/s", "update rate of a host's CPUs"
+        ),
+        "grad_offload_eff": made(down, down * 0.7, down * 1.5, "1", "share of the host link, gradients to the host"),
+        "allocator_slack_frac": made(
+            float(np.median(slack)), float(min(slack)), float(max(slack)), "s share", "reserved beyond the peak"
+        ),
+        "train_context_bytes": made(
+            float(np.median(context)), min(context) * 0.8, max(context) * 1.2, "s bytes", "CUDA context and libraries"
+        ),
+        "train_error_frac": made(0.06, 0.03, 0.12, "1", "error of the step-time law on our records", cited),
+        "train_memory_error_frac": made(0.02, 0.01, 0.04, "1", "error of the memory law on our records", cited),
+    }

@@ -1,0 +1,271 @@
+"""Step time, throughput and traffic of DeepSpeed training: ZeRO, offload, checkpointing, LoRA, 3D parallelism."""
+
+from __future__ import annotations
+
+from advisor.errors import DomainError
+from advisor.laws.bubble import pipeline_s
+from advisor.laws.offload import overlapped_s
+from advisor.laws.training import (
+    forward_flops,
+    layer_activation_bytes,
+    mfu_frac,
+    step_flops,
+    tensor_parallel_bytes,
+)
+from advisor.laws.zero import sent_bytes
+from advisor.predict.deepspeed_step import Rates, half_peak_flops_per_s, rates_of
+from advisor.predict.train_memory import Sizes, check_job, memory_of, phase_peaks, sizes_of, state_of
+from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Note, Part
+from advisor.schema.training import TrainJob, TrainPrediction
+from advisor.units import format_bytes
+
+LOGIT_PASSES_BYTES = 10.0
+"""Bytes a token and vocabulary entry that the loss writes: 16-bit and fp32 logits, and a temporary."""
+
+
+def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates) -> float:
+    """Return the rate of a collective over `n_ranks`: the node's links, or the network that its ranks share."""
+    inside = cluster.gpu.link_bytes_per_s * rates["train_link_eff"]
+    if n_ranks <= ranks_per_node:
+        return inside
+    network = cluster.internode_bytes_per_s_per_gpu * max(1, ranks_per_node) * rates["train_network_eff"]
+    return min(inside, network)
+
+
+def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -> dict[str, float]:
+    """Return what one optimizer step spends its time on [s]: the parts sum to the step."""
+    s, gpu = sizes.shapes, cluster.gpu
+    fused = job.stack == "fused"
+    peak, bandwidth = half_peak_flops_per_s(gpu), gpu.memory_bandwidth_bytes_per_s
+    pairs = sizes.n_tokens * job.sequence_length / 2
+    q, kv = s.n_heads * s.d_head, s.n_kv_heads * s.d_head
+    gemm = peak * rates["train_fused_gemm_eff" if fused else "train_gemm_eff"]
+    passes = rates["train_fused_passes" if fused else "train_passes"]
+    per_layer = (s.n_active_params - s.head_params) / s.n_layers
+
+    def forward(n_layers: float, has_loss: bool) -> float:
+        params = per_layer * n_layers + (s.head_params if has_loss else 0)
+        flops = float(forward_flops(sizes.n_tokens, params, pairs, q, n_layers))
+        moved = n_layers * layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, tp=job.tp) * job.tp
+        moved += LOGIT_PASSES_BYTES * sizes.n_tokens * s.vocab_size if has_loss and not fused else 0.0
+        return (flops / gemm + passes * moved / bandwidth) / job.tp
+
+    hooks = 0.0
+    if job.zero_stage == 3 and not fused:
+        hooks = rates["train_hook_s_per_layer"] * s.n_layers
+    tp_rate = gpu.link_bytes_per_s if job.tp <= cluster.gpus_per_node else cluster.internode_bytes_per_s_per_gpu
+    stage_s = []
+    for stage, n in enumerate(sizes.layers):
+        one = forward(n, stage == job.pp - 1)
+        again = forward(n, False) if job.is_checkpointed else 0.0
+        sent = tensor_parallel_bytes(sizes.n_tokens, s.d_model, n, job.tp, is_checkpointed=job.is_checkpointed)
+        link = sent / (tp_rate * rates["train_link_eff"]) if job.tp > 1 else 0.0
+        frozen = 1 - sizes.n_trainable / sizes.n_params if job.lora_rank else 0.0
+        stage_s.append(one * (3 - frozen) + again + link)
+    m = job.gradient_accumulation_steps
+    compute = pipeline_s(stage_s, m, job.n_chunks) if job.pp > 1 else stage_s[0] * m
+    busy = max(stage_s) * m
+    parts = {"forward_backward": busy, "pipeline_bubble": compute - busy}
+    gathered, reduced = sent_bytes(
+        sizes.n_params,
+        job.dp,
+        job.zero_stage,
+        n_accumulation=m,
+        n_trainable=sizes.n_trainable,
+        has_quantized_weights=job.has_quantized_weights,
+        has_quantized_gradients=job.has_quantized_gradients and cluster.n_nodes > 1,
+        has_hpz=job.hpz_ranks > 0,
+    )
+    in_node = max(1, min(job.dp, cluster.gpus_per_node // job.tp))
+    rate = link_rate(cluster, job.dp, in_node, rates)
+    traffic = (gathered + reduced) / rate if job.dp > 1 else 0.0
+    overlap = job.zero_stage == 3 if job.has_overlap is None else job.has_overlap
+    hidden = {"communication": traffic, "host_hooks": hooks * 2 * m, **_host_traffic(cluster, job, sizes, rates)}
+    if overlap and job.pp == 1:
+        # side streams and the host run beside the kernels: what sticks out is booked on the longest of them
+        longest = max(hidden, key=lambda name: hidden[name])
+        out = float(overlapped_s(compute, *hidden.values())) - compute
+        parts |= {name: out if name == longest else 0.0 for name in hidden}
+    else:
+        parts |= hidden
+    return parts | {"optimizer": _optimizer_s(cluster, job, sizes, rates)}
+
+
+def _host_traffic(cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -> dict[str, float]:
+    """Return the time of offloaded parameters coming to the GPU and of gradients leaving it [s a step]."""
+    gpu, m, parts = cluster.gpu, job.gradient_accumulation_steps, {}
+    if job.offload_param != "none":
+        host = rates["host_stream_eff"] * gpu.host_link_bytes_per_s
+        if job.offload_param == "nvme":
+            host = min(host, cluster.nvme_bytes_per_s * rates["nvme_eff"] / min(job.dp, cluster.gpus_per_node))
+        parts["host_stream"] = 2 * 2 * sizes.n_params * m / host / job.dp
+    if job.offload_optimizer != "none":
+        shard = sizes.n_trainable / job.dp
+        parts["gradient_offload"] = 2 * shard / (rates["grad_offload_eff"] * gpu.host_link_bytes_per_s) * m
+    return parts
+
+
+def _optimizer_s(cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -> float:
+    """Return the time of the update: on the GPU bound by its memory, on the host by its CPUs (and drives)."""
+    gpu = cluster.gpu
+    shard = sizes.n_trainable / (job.dp if job.zero_stage else 1)
+    if job.offload_optimizer == "none":
+        return rates["adam_bytes_per_param"] * shard / gpu.memory_bandwidth_bytes_per_s
+    ranks = min(job.n_gpus, cluster.gpus_per_node)
+    back = 2 * shard / (rates["host_stream_eff"] * gpu.host_link_bytes_per_s)
+    update = shard * ranks / rates["cpu_adam_params_per_s"]
+    drives = 0.0
+    if job.offload_optimizer == "nvme":
+        drives = 2 * 16 * shard * ranks / (cluster.nvme_bytes_per_s * rates["nvme_eff"])
+    return float(overlapped_s(update, drives)) + back
+
+
+def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> TrainPrediction:
+    """Return step time, throughput, MFU, memory and traffic of a job, each number with a 90 % interval.
+
+    Raises DomainError for what DeepSpeed refuses (stage 2 or 3 with a pipeline, offload_param below stage 3, degrees
+    that do not divide) and for a job that does not fit, with the nearest number that would.
+    """
+    check_job(model, cluster, job)
+    sizes = sizes_of(model, job)
+    rates, fast, slow = rates_of(coefficients, cluster.gpu.name)
+    memory = memory_of(job, sizes, rates)
+    peaks = phase_peaks(job, sizes)
+    allocated = max(peaks.values())
+    state = state_of(job, sizes)
+    step = step_parts(model, cluster, job, sizes, rates)
+    times = [sum(step_parts(model, cluster, job, sizes, r).values()) for r in (rates, fast, slow)]
+    error = rates["train_error_frac"]
+    step_s = Interval(value=times[0], low=min(times) / (1 + error), high=max(times) * (1 + error))
+    s = sizes.shapes
+    tokens = job.train_batch_size * job.sequence_length
+    forward = float(
+        forward_flops(tokens, s.n_active_params, tokens * job.sequence_length / 2, s.n_heads * s.d_head, s.n_layers)
+    )
+    useful = float(step_flops(forward))
+    peak = half_peak_flops_per_s(cluster.gpu)
+
+    def inverse(amount: float) -> Interval:
+        return Interval(value=amount / step_s.value, low=amount / step_s.high, high=amount / step_s.low)
+
+    mfu = float(mfu_frac(useful, 1.0, peak, job.n_gpus))
+    gathered, reduced = sent_bytes(
+        sizes.n_params,
+        job.dp,
+        job.zero_stage,
+        n_accumulation=job.gradient_accumulation_steps,
+        n_trainable=sizes.n_trainable,
+    )
+    sent = gathered + reduced
+
+    def near(value: float, share: float) -> Interval:
+        return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
+
+    slack = [memory_of(job, sizes, r).total for r in (fast, slow)]
+    host = state.host_bytes * min(job.n_gpus, cluster.gpus_per_node)
+    quantities = {
+        "step_s": step_s,
+        "tokens_per_s": inverse(tokens),
+        "tokens_per_s_per_gpu": inverse(tokens / job.n_gpus),
+        "flops_per_s_per_gpu": inverse(useful / job.n_gpus),
+        "mfu_frac": inverse(mfu),
+        "bubble_frac": near(step["pipeline_bubble"] / (step["forward_backward"] + step["pipeline_bubble"]), 0.05),
+        "allocated_bytes_per_gpu": near(allocated, rates["train_memory_error_frac"]),
+        "memory_bytes_per_gpu": Interval(
+            value=memory.total, low=min(memory.total, *slack), high=max(memory.total, *slack)
+        ),
+        "host_bytes_per_node": near(host, 0.15),
+        "sent_bytes_per_gpu": near(sent, 0.0),
+    }
+    if job.total_tokens:
+        n_steps = job.total_tokens / tokens
+        quantities["duration_s"] = Interval(
+            value=n_steps * step_s.value, low=n_steps * step_s.low, high=n_steps * step_s.high
+        )
+    parts = tuple(Part(name=k, value=v) for k, v in step.items())
+    breakdown = Breakdown(name="step_s", unit="s", total=times[0], parts=parts)
+    return TrainPrediction(
+        quantities=quantities, breakdowns=(memory, breakdown), notes=tuple(_notes(cluster, job, sizes, coefficients))
+    )
+
+
+def feasible_train(
+    model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet
+) -> tuple[str, str] | None:
+    """Return (reason, nearest number that would fit) when a job cannot run, None when it can."""
+    try:
+        check_job(model, cluster, job)
+        sizes = sizes_of(model, job)
+        state = state_of(job, sizes)
+    except DomainError as error:
+        reason, _, nearest = str(error).partition("; ")
+        return reason, nearest
+    rates = rates_of(coefficients, cluster.gpu.name)[0]
+    need = max(phase_peaks(job, sizes).values()) + rates["train_context_bytes"]
+    room = cluster.gpu.device_memory_bytes
+    host_room = cluster.host_memory_bytes_per_gpu
+    if state.host_bytes > host_room:
+        return (
+            f"offload needs {format_bytes(state.host_bytes)} of host memory a GPU, {format_bytes(host_room)} is there",
+            f"dp {-(-int(state.host_bytes * job.dp) // max(1, int(host_room)))} or no offload",
+        )
+    if need <= room:
+        return None
+    reason = f"the step's peak needs {format_bytes(need)} a GPU, {format_bytes(room)} is there"
+    for change, label in _remedies(job):
+        smaller = job.model_copy(update=change)
+        try:
+            check_job(model, cluster, smaller)
+            fits = max(phase_peaks(smaller, sizes_of(model, smaller)).values()) + rates["train_context_bytes"] <= room
+        except DomainError:
+            continue
+        if fits and state_of(smaller, sizes_of(model, smaller)).host_bytes <= host_room:
+            return reason, label
+    return reason, "more GPUs, or LoRA"
+
+
+def _remedies(job: TrainJob) -> list[tuple[dict[str, object], str]]:
+    """Return single changes that lower memory, the cheapest first."""
+    changes: list[tuple[dict[str, object], str]] = []
+    if not job.is_checkpointed:
+        changes.append(({"is_checkpointed": True}, "activation checkpointing"))
+    changes += [
+        ({"micro_batch_size": b, "is_checkpointed": True}, f"micro_batch_size {b} with activation checkpointing")
+        for b in (8, 4, 2, 1)
+        if b < job.micro_batch_size
+    ]
+    small: dict[str, object] = {"micro_batch_size": 1, "is_checkpointed": True}
+    if job.pp == 1:
+        changes += [
+            (small | {"zero_stage": stage}, f"ZeRO stage {stage} (micro_batch_size 1, checkpointing)")
+            for stage in range(job.zero_stage + 1, 4)
+        ]
+        changes.append((small | {"zero_stage": 3, "offload_optimizer": "cpu"}, "stage 3 with offload_optimizer cpu"))
+        changes.append(
+            (
+                small | {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+                "stage 3 with offload_optimizer and offload_param cpu",
+            )
+        )
+    return changes
+
+
+def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: CoefficientSet) -> list[Note]:
+    notes = []
+    if cluster.gpu.name != coefficients.gpu:
+        notes.append(
+            Note(level="warning", text=f"fitted on {coefficients.gpu}; {cluster.gpu.name} is scaled by datasheet")
+        )
+    if job.zero_stage == 3:
+        notes.append(
+            Note(text="stage 3 runs host hooks in every module: small models are bound by the host, not by the GPU")
+        )
+    if job.has_quantized_gradients and cluster.n_nodes == 1:
+        notes.append(Note(level="warning", text="quantised gradients act only between nodes: no effect on one node"))
+    if job.zero_stage == 3 and sizes.n_params / job.dp < 5e8:
+        notes.append(
+            Note(text="with few parameters a rank, stage 3's bucket and live parameters can exceed its saving")
+        )
+    if job.dp > 1 or job.tp > 1:
+        notes.append(Note(level="warning", text="communication rates rest on published runs, not on our records"))
+    return notes

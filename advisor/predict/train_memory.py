@@ -1,0 +1,158 @@
+"""What a training job keeps on one GPU: model states, activations, buffers, at each moment of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advisor.errors import DomainError
+from advisor.laws.bubble import in_flight_microbatches, stage_layers
+from advisor.laws.training import checkpoint_bytes, layer_activation_bytes, lora_params, loss_bytes
+from advisor.laws.zero import ZeroState, zero_state
+from advisor.predict.deepspeed_step import Rates
+from advisor.predict.shapes import Shapes, shapes_of
+from advisor.schema import Breakdown, Cluster, Model, Part
+from advisor.schema.training import TrainJob
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A job's per-GPU sizes: the fullest pipeline stage after the tensor split, its trainable share, tokens."""
+
+    shapes: Shapes
+    layers: tuple[int, ...]
+    n_params: float
+    n_trainable: float
+    largest_module: float
+    n_tokens: int
+
+
+def _lora(shapes: Shapes, job: TrainJob) -> int:
+    d, q = shapes.d_model, shapes.n_heads * shapes.d_head
+    kv = shapes.n_kv_heads * shapes.d_head
+    matrices = [(d, q), (d, kv), (d, kv), (q, d)]
+    if job.lora_targets == "all-linear":
+        matrices += [(d, shapes.d_ff), (d, shapes.d_ff), (shapes.d_ff, d)]
+    return lora_params(shapes.n_layers, matrices, job.lora_rank)
+
+
+def sizes_of(model: Model, job: TrainJob) -> Sizes:
+    """Return the per-GPU sizes of a job's fullest stage."""
+    shapes = shapes_of(model)
+    layers = job.stage_layers or tuple(stage_layers(shapes.n_layers, job.pp))
+    ends = shapes.embedding_params + shapes.position_params + (shapes.head_params if shapes.has_own_head else 0)
+    per_layer = (shapes.n_params - ends) / shapes.n_layers
+    whole = []
+    for stage, n in enumerate(layers):
+        edge = 0.0
+        if stage == 0:
+            edge += shapes.embedding_params + shapes.position_params
+        if stage == job.pp - 1:
+            edge += shapes.head_params if shapes.has_own_head or job.pp > 1 else 0
+        whole.append((per_layer * n + edge) / job.tp)
+    fullest = max(whole)
+    trained = _lora(shapes, job) / job.pp if job.lora_rank else fullest
+    largest = max(shapes.embedding_params, per_layer) / job.tp
+    tokens = job.micro_batch_size * job.sequence_length
+    extra = _lora(shapes, job) / job.pp if job.lora_rank else 0.0
+    return Sizes(shapes, layers, fullest + extra, trained, largest, tokens)
+
+
+def state_of(job: TrainJob, sizes: Sizes) -> ZeroState:
+    """Return the model-state bytes of one GPU; raises DomainError for what DeepSpeed refuses or ignores."""
+    return zero_state(
+        sizes.n_params,
+        job.dp,
+        job.zero_stage,
+        n_trainable=sizes.n_trainable,
+        offload_optimizer=job.offload_optimizer != "none",
+        offload_param=job.offload_param != "none",
+        bucket_params=job.bucket_params,
+        has_overlap=job.has_overlap,
+        largest_module_params=sizes.largest_module,
+        n_accumulation=job.gradient_accumulation_steps,
+        hpz_ranks=job.hpz_ranks,
+    )
+
+
+def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
+    """Raise DomainError for a job that DeepSpeed refuses, naming the rule and the nearest legal number."""
+    if job.pp > 1 and job.zero_stage > 1:
+        raise DomainError(f"ZeRO stage {job.zero_stage} refuses pipeline parallelism; use stage 1 with pp {job.pp}")
+    if job.pp > model.n_layers:
+        raise DomainError(f"pp {job.pp} exceeds the model's {model.n_layers} layers; use at most {model.n_layers}")
+    if job.stage_layers and sum(job.stage_layers) != model.n_layers:
+        raise DomainError(f"stage_layers sum to {sum(job.stage_layers)}, the model has {model.n_layers} layers")
+    if job.n_chunks > 1 and model.n_layers % (job.pp * job.n_chunks):
+        raise DomainError(f"{model.n_layers} layers do not divide into {job.pp} stages of {job.n_chunks} chunks")
+    if model.n_heads % job.tp or model.d_ff % job.tp:
+        legal = [t for t in range(1, job.tp + 1) if model.n_heads % t == 0 and model.d_ff % t == 0]
+        raise DomainError(
+            f"tp {job.tp} does not divide {model.n_heads} heads and d_ff {model.d_ff}; use tp {legal[-1]}"
+        )
+    if job.n_gpus > cluster.n_gpus:
+        raise DomainError(f"tp x pp x dp is {job.n_gpus} GPUs, the cluster has {cluster.n_gpus}")
+    if "nvme" in (job.offload_param, job.offload_optimizer) and cluster.nvme_bytes_per_s <= 0:
+        raise DomainError("offload to nvme without NVMe drives (nvme_bytes_per_s is 0); use cpu")
+    if job.offload_optimizer == "nvme" and job.zero_stage != 3:
+        raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use offload_optimizer cpu")
+
+
+def activation_parts(job: TrainJob, sizes: Sizes) -> dict[str, float]:
+    """Return activation bytes of the first stage: kept layers, one layer at work, the loss after forward, its peak."""
+    s = sizes.shapes
+    q, kv = s.n_heads * s.d_head, s.n_kv_heads * s.d_head
+    layer = layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, tp=job.tp)
+    layers = max(sizes.layers)
+    kept_layer = checkpoint_bytes(sizes.n_tokens, s.d_model) if job.is_checkpointed else layer
+    flights = in_flight_microbatches(0, job.pp, job.gradient_accumulation_steps) if job.pp > 1 else 1
+    after, peak = loss_bytes(sizes.n_tokens, s.vocab_size // job.tp, s.d_model)
+    return {"kept": kept_layer * layers * flights, "layer": layer, "loss_kept": after, "loss_peak": peak}
+
+
+def phase_peaks(job: TrainJob, sizes: Sizes) -> dict[str, float]:
+    """Return allocated bytes of one GPU at the moments that DeepSpeed's records name.
+
+    Forward and backward peaks happen at the loss, unless gradients, bucket and one layer's backward pass (its
+    activations and as much again for their gradients) exceed it at the end of the backward pass.
+    """
+    state, act = state_of(job, sizes), activation_parts(job, sizes)
+    # with a pipeline the fullest stage is the first, which holds most microbatches and no loss
+    loss_kept, loss_peak = (0.0, 0.0) if job.pp > 1 else (act["loss_kept"], act["loss_peak"])
+    logits = loss_kept * 10 / 4 if loss_kept else 0.0
+    at_loss = state.forward_bytes + act["kept"] + loss_peak
+    at_end = state.forward_bytes + state.gradient_bytes + state.backward_bucket_bytes + 2 * act["layer"]
+    if job.gradient_accumulation_steps > 1 or job.pp > 1:
+        at_loss += state.gradient_bytes
+    return {
+        "before": state.between_steps_bytes,
+        "fwd_peak": state.forward_bytes + act["kept"] + min(logits, loss_peak),
+        "bwd_peak": max(at_loss, at_end),
+        "bwd_end": state.backward_end_bytes,
+        "step_peak": state.step_peak_bytes,
+    }
+
+
+def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
+    """Return the bytes of one GPU at the step's peak, by purpose; the parts sum to the device memory in use."""
+    state, act = state_of(job, sizes), activation_parts(job, sizes)
+    peaks = phase_peaks(job, sizes)
+    moment = max(("fwd_peak", "bwd_peak", "step_peak"), key=lambda k: peaks[k])
+    parts = [
+        Part(name="weights", value=state.weights_bytes, why="16-bit parameters on this GPU"),
+        Part(name="optimizer_states", value=state.optimizer_bytes, why="fp32 master copy and two Adam moments"),
+        Part(name="kept_buffers", value=state.kept_bucket_bytes, why="bucket and gradient partition that stay"),
+    ]
+    known = state.between_steps_bytes
+    if moment == "step_peak":
+        parts.append(Part(name="gradients", value=state.gradient_bytes, why="all of them before the step"))
+        parts.append(Part(name="step_copies", value=state.step_extra_bytes, why="flat and fp32 copies of gradients"))
+    else:
+        parts.append(Part(name="live_parameters", value=state.live_bytes, why="gathered by ZeRO-3 for layers at work"))
+        rest = peaks[moment] - known - state.live_bytes
+        kept = min(act["kept"], rest)
+        parts.append(Part(name="activations", value=kept, why="kept for the backward pass"))
+        parts.append(Part(name="loss_and_gradients", value=rest - kept, why="logits in fp32, gradients, buckets"))
+    slack = rates["allocator_slack_frac"] * peaks[moment]
+    parts.append(Part(name="allocator_slack", value=slack, why="reserved by the caching allocator beyond the peak"))
+    parts.append(Part(name="context", value=rates["train_context_bytes"], why="CUDA context, NCCL and libraries"))
+    return Breakdown(name="memory_bytes_per_gpu", unit="bytes", total=sum(p.value for p in parts), parts=tuple(parts))
