@@ -1,0 +1,172 @@
+"""Errors of NVIDIA aiconfigurator and of `advisor validate` on the same measured vLLM runs; `make peers` runs it.
+
+The peer has an environment of its own and is asked through this same file (`--answer`). Each measured cell with a
+constant number of clients and fixed lengths becomes one `cli_estimate` in aggregated mode: the model from the record's
+own `hf_config`, batch size = clients ("max concurrent requests" in its words), and two settings of its per-step prefill
+budget: its default (the prompt length) and the engine's `max_num_batched_tokens`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+METRICS = ("ttft_s.p50", "tpot_s.p50", "requests_per_s")
+SYSTEMS = {
+    "h100-sxm-80gb": "h100_sxm",
+    "h200-sxm-141gb": "h200_sxm",
+    "a100-sxm-80gb": "a100_sxm",
+    "l40s": "l40s",
+    "l4": "l4",
+}
+GEMM = {"bf16": None, "fp8": "fp8"}
+KV = {"bf16": "bfloat16", "fp8": "fp8"}
+Cell = dict[str, Any]
+
+
+def why_not(record: Cell) -> str | None:
+    """The reason why the peer has no input for this cell, or None."""
+    if record["engine"] != "vllm":
+        return "not vLLM"
+    if record["load"]["kind"] != "closed":
+        return "arrivals at a rate: it has no arrival process"
+    if record["lengths"]["kind"] != "fixed":
+        return "spread lengths: it has one prompt length"
+    if record["gpu"] not in SYSTEMS or record["weight_dtype"] not in GEMM or record["kv_dtype"] not in KV:
+        return "GPU or number format that it has no data for"
+    return None
+
+
+def measured(record: Cell) -> dict[str, float]:
+    found = record["measured"]
+    values = {
+        "ttft_s.p50": found["ttft_s"]["p50"],
+        "tpot_s.p50": found.get("tpot_s", {}).get("p50"),
+        "requests_per_s": found["requests_per_s"],
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def answer() -> None:
+    """Read records on stdin and print the peer's predictions; runs in the peer's environment."""
+    import importlib.metadata
+    import logging
+
+    from aiconfigurator.cli.api import cli_estimate
+
+    logging.disable(logging.CRITICAL)
+    out: list[Cell] = []
+    configs: dict[str, str] = {}
+    db_versions: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for record in json.load(sys.stdin):
+            if record["run_id"] not in configs:
+                model = Path(folder) / str(len(configs))
+                model.mkdir()
+                (model / "config.json").write_text(json.dumps(record["hf_config"]))
+                configs[record["run_id"]] = str(model)
+            cell: Cell = {}
+            for setting, budget in (("default", None), ("engine", record["max_num_batched_tokens"])):
+                try:
+                    found = cli_estimate(
+                        configs[record["run_id"]],
+                        SYSTEMS[record["gpu"]],
+                        backend_name="vllm",
+                        isl=record["lengths"]["prompt_tokens"],
+                        osl=record["lengths"]["output_tokens"],
+                        batch_size=record["load"]["concurrency"],
+                        ctx_tokens=budget,
+                        tp_size=record["tp"],
+                        pp_size=record["pp"],
+                        gemm_quant_mode=GEMM[record["weight_dtype"]],
+                        kvcache_quant_mode=KV[record["kv_dtype"]],
+                    )
+                except Exception as error:  # whatever stops it is part of what we report
+                    cell[setting] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
+                    continue
+                db_versions.add(found.backend_version)
+                values = (found.ttft / 1e3, found.tpot / 1e3, float(found.raw["seq/s"]))
+                cell[setting] = {name: value for name, value in zip(METRICS, values, strict=True) if value > 0}
+            out.append(cell)
+    versions = {
+        "aiconfigurator": importlib.metadata.version("aiconfigurator"),
+        "vLLM data": ", ".join(sorted(db_versions)),
+    }
+    json.dump({"versions": versions, "cells": out}, sys.stdout)
+
+
+def ask_peer(python: str, records: list[Cell]) -> Cell:
+    command = [python, __file__, "--answer"]
+    done = subprocess.run(command, input=json.dumps(records), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the peer stopped: {done.stderr.strip().splitlines()[-1]}")
+    found: Cell = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    at = share * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def print_row(name: str, errors: dict[str, list[float]]) -> None:
+    cells = []
+    for metric in METRICS:
+        found = errors.get(metric, [])
+        sizes = [abs(e) for e in found]
+        if found:
+            bias = sum(found) / len(found)
+            cells.append(f"{quantile(sizes, 0.5):.1%} / {quantile(sizes, 0.9):.1%} / {bias:+.1%} ({len(found)})")
+        else:
+            cells.append("no answer")
+    print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def errors_of(predictions: list[Cell], records: list[Cell]) -> dict[str, list[float]]:
+    errors: dict[str, list[float]] = {metric: [] for metric in METRICS}
+    for predicted, record in zip(predictions, records, strict=True):
+        for metric, value in measured(record).items():
+            if metric in predicted:
+                errors[metric].append(predicted[metric] / value - 1)
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peer-python", default=".venv-peers/bin/python")
+    parser.add_argument("records", nargs="*", type=Path)
+    options = parser.parse_args()
+    if options.answer:
+        answer()
+        return
+    everything = [json.loads(line) for path in options.records for line in path.read_text().splitlines()]
+    reasons = Counter(filter(None, map(why_not, everything)))
+    records = [record for record in everything if why_not(record) is None]
+    theirs = ask_peer(options.peer_python, records)
+    for name, version in theirs["versions"].items():
+        print(f"{name} {version}")
+    print(f"{len(records)} of {len(everything)} cells can be put to it.")
+    for reason, n in reasons.items():
+        print(f"  {n} cannot: {reason}")
+    print("\nabsolute relative error: median / P90 / bias (cells)\n")
+    print("| predictor | " + " | ".join(METRICS) + " |")
+    print("|---" * (len(METRICS) + 1) + "|")
+    for setting, label in (("default", "prefill budget = prompt length"), ("engine", "prefill budget = the engine's")):
+        predictions = [cell[setting] for cell in theirs["cells"]]
+        print_row(f"aiconfigurator, {label}", errors_of(predictions, records))
+        for reason, n in Counter(p["refused"] for p in predictions if "refused" in p).items():
+            print(f"<!-- {n} refused: {reason} -->")
+
+
+if __name__ == "__main__":
+    main()
