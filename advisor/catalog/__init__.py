@@ -19,6 +19,7 @@ from advisor.catalog.prices import PriceChoice, PriceFiles
 from advisor.catalog.workloads import read_presets, workload_preset
 from advisor.errors import BadData, UnknownName
 from advisor.schema import CoefficientSet, Gpu, Model, Note, Price, Workload, first_error
+from advisor.units import MIB
 
 __all__ = [
     "Catalog",
@@ -92,7 +93,7 @@ class Catalog:
         """Return the fitted coefficients of an engine from `fitted/NAME.json`."""
         path = self._file("coefficient set", "fitted", name, ".json")
         try:
-            return CoefficientSet.model_validate(read_json(path, max_bytes=16 * 2**20))
+            return CoefficientSet.model_validate(read_json(path, max_bytes=16 * MIB))
         except ValidationError as error:
             raise BadData(str(path), first_error(error)) from None
 

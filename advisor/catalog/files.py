@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadData, printable
+from advisor.units import KIB, MIB
 
-MAX_FILE_BYTES = 2**20
+MAX_FILE_BYTES = MIB
 """Larger than any config.json or catalogue file; a user's path may name anything."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
     except (OSError, ValueError) as error:
         raise BadData(shown, f"cannot be read ({type(error).__name__})") from None
     if len(content) > max_bytes:
-        raise BadData(shown, f"is larger than {max_bytes // 2**10} KiB, the most that is read")
+        raise BadData(shown, f"is larger than {max_bytes // KIB} KiB, the most that is read")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

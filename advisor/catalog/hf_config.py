@@ -90,7 +90,7 @@ def _family(name: str, fields: Fields, notes: list[Note]) -> Family:
 def _build(
     fields: Fields, outer: Fields, family_name: str, family: Family, notes: list[Note], *, name: str, hf_id: str
 ) -> Model:
-    d_model = fields.integer("hidden_size", "n_embd", "d_model", low=1, high=MAX_DIM)
+    d_model = fields.integer("hidden_size", "n_embd", "n_embed", "d_model", low=1, high=MAX_DIM)
     n_layers = fields.integer("num_hidden_layers", "n_layer", "n_layers", "num_layers", low=1, high=2000)
     n_heads = fields.integer("num_attention_heads", "n_head", "n_heads", low=1, high=65536)
     vocab_size = fields.integer("vocab_size", "padded_vocab_size", low=1, high=10**8)
@@ -153,7 +153,7 @@ def _build(
 def _with_falcon_norms(name: str, family: Family, fields: Fields) -> Family:
     """Return the family with the residual layout that its flags choose: one norm feeds both branches, or two."""
     if name == "falcon":
-        is_new = fields.boolean("new_decoder_architecture", False)
+        is_new = _is_new_falcon(fields)
         is_parallel = is_new or fields.boolean("parallel_attn", True)
         n_norms = fields.integer("num_ln_in_parallel_attn", low=1, high=2, default=2 if is_new else 1)
         return replace(family, is_parallel=is_parallel, n_norms_per_layer=n_norms if is_parallel else 2)
@@ -164,9 +164,14 @@ def _with_falcon_norms(name: str, family: Family, fields: Fields) -> Family:
     return family
 
 
+def _is_new_falcon(fields: Fields) -> bool:
+    # the first Falcon-40B files have no switch, but name their KV heads
+    return fields.boolean("new_decoder_architecture", fields.has("n_head_kv"))
+
+
 def _n_kv_heads(fields: Fields, name: str, family: Family, n_heads: int) -> int:
     if name in ("falcon", "gpt_bigcode"):
-        if name == "falcon" and fields.boolean("new_decoder_architecture", False):
+        if name == "falcon" and _is_new_falcon(fields):
             return fields.integer("num_kv_heads", "n_head_kv", low=1, high=65536, default=n_heads)
         return 1 if fields.boolean("multi_query", True) else n_heads
     names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")

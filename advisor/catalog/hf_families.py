@@ -221,6 +221,8 @@ UNKNOWN = Family(
 """How a family that is not listed is read: like Llama, with the switches that its config.json names."""
 
 ALIASES = {
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
     "deepseek_v32": "deepseek_v3",
     "gemma3": "gemma3_text",
     "llama4": "llama4_text",
