@@ -197,7 +197,7 @@ def test_prices_are_of_known_cards_and_dated() -> None:
         assert price.gpu in names
         assert price.date[:2] == "20"
         assert 0.01 < price.usd_per_gpu_h < 20
-    assert {"aws", "azure", "coreweave", "lambda", "runpod"} <= {p.provider for p in CATALOG.prices()}
+    assert {"aws", "azure", "coreweave", "gcp", "lambda", "runpod"} <= {p.provider for p in CATALOG.prices()}
 
 
 def test_the_median_provider_is_taken() -> None:
