@@ -27,6 +27,8 @@ SYSTEMS = {
 }
 GEMM = {"bf16": None, "fp8": "fp8"}
 KV = {"bf16": "bfloat16", "fp8": "fp8"}
+SETTINGS = {"default": "aiconfigurator", "engine": "aiconfigurator with the engine's token budget"}
+GROUPS = (("1", 1, 1), ("8-64", 2, 64), ("128-256", 65, 10**6))
 Cell = dict[str, Any]
 
 
@@ -72,7 +74,7 @@ def answer() -> None:
                 (model / "config.json").write_text(json.dumps(record["hf_config"]))
                 configs[record["run_id"]] = str(model)
             cell: Cell = {}
-            for setting, budget in (("default", None), ("engine", record["max_num_batched_tokens"])):
+            for setting, budget in zip(SETTINGS, (None, record["max_num_batched_tokens"]), strict=True):
                 try:
                     found = cli_estimate(
                         configs[record["run_id"]],
@@ -118,17 +120,17 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
-def print_row(name: str, errors: dict[str, list[float]]) -> None:
+def table_row(name: str, errors: dict[str, list[float]]) -> str:
     cells = []
     for metric in METRICS:
-        found = errors.get(metric, [])
-        sizes = [abs(e) for e in found]
+        found = errors[metric]
         if found:
+            sizes = [abs(e) for e in found]
             bias = sum(found) / len(found)
             cells.append(f"{quantile(sizes, 0.5):.1%} / {quantile(sizes, 0.9):.1%} / {bias:+.1%} ({len(found)})")
         else:
             cells.append("no answer")
-    print(f"| {name} | " + " | ".join(cells) + " |")
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def errors_of(predictions: list[Cell], records: list[Cell]) -> dict[str, list[float]]:
@@ -138,6 +140,17 @@ def errors_of(predictions: list[Cell], records: list[Cell]) -> dict[str, list[fl
             if metric in predicted:
                 errors[metric].append(predicted[metric] / value - 1)
     return errors
+
+
+def print_table(predictors: dict[str, list[Cell]], records: list[Cell]) -> None:
+    print("| predictor, clients | " + " | ".join(METRICS) + " |")
+    print("|---" * (len(METRICS) + 1) + "|")
+    for name, predictions in predictors.items():
+        print(table_row(f"{name}, all", errors_of(predictions, records)))
+        for label, low, high in GROUPS:
+            chosen = [i for i, r in enumerate(records) if low <= r["load"]["concurrency"] <= high]
+            found = errors_of([predictions[i] for i in chosen], [records[i] for i in chosen])
+            print(table_row(f"{name}, {label}", found))
 
 
 def main() -> None:
@@ -158,14 +171,12 @@ def main() -> None:
     print(f"{len(records)} of {len(everything)} cells can be put to it.")
     for reason, n in reasons.items():
         print(f"  {n} cannot: {reason}")
-    print("\nabsolute relative error: median / P90 / bias (cells)\n")
-    print("| predictor | " + " | ".join(METRICS) + " |")
-    print("|---" * (len(METRICS) + 1) + "|")
-    for setting, label in (("default", "prefill budget = prompt length"), ("engine", "prefill budget = the engine's")):
-        predictions = [cell[setting] for cell in theirs["cells"]]
-        print_row(f"aiconfigurator, {label}", errors_of(predictions, records))
+    predictors = {label: [cell[setting] for cell in theirs["cells"]] for setting, label in SETTINGS.items()}
+    for label, predictions in predictors.items():
         for reason, n in Counter(p["refused"] for p in predictions if "refused" in p).items():
-            print(f"<!-- {n} refused: {reason} -->")
+            print(f"  {n} refused by {label}: {reason}")
+    print("\nrelative error: median and P90 of its size / mean with sign (cells)\n")
+    print_table(predictors, records)
 
 
 if __name__ == "__main__":
