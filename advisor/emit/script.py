@@ -11,7 +11,8 @@ from advisor.emit.vllm import explain_flags
 
 def emit_vllm(launch: Launch) -> str:
     """Return a bash script that starts the plan on this machine."""
-    options = explain_flags(launch.deployment, launch.model, launch.gpu, launch.facts)
+    deployment = launch.deployment.model_copy(update={"n_nodes": launch.nodes_per_replica})
+    options = explain_flags(deployment, launch.model, launch.gpu, launch.facts)
     usage = [f"{option}: {why}" for option, why in options]
     lines = [f"exec vllm serve {shlex.quote(model_argument(launch.model))}", *(f"  {option}" for option, _ in options)]
     header = launch.header("Starts the plan", *(comment(line, 150) for line in usage))
