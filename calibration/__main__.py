@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from calibration.errors import CalibrationError, JobError
@@ -34,7 +35,32 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--deadline-s", type=float, default=540.0, help="all engines are stopped before this")
     many.add_argument("--gpus", help="GPU ids to use, with commas (default: all visible ones)")
     many.add_argument("--min-start-s", type=float, default=60.0, help="start no engine with less time left than this")
+    raw = commands.add_parser("import-raw", help="turn lines of the first DeepSpeed scripts into run records")
+    raw.add_argument("raw", help="a file of such lines")
+    raw.add_argument("--out", required=True, help="run records are written here")
+    raw.add_argument("--note", default="", help="what a reader must know of the circumstances; goes into each record")
     return parser
+
+
+def _import_raw(args: argparse.Namespace) -> int:
+    from calibration.import_raw import convert
+    from calibration.records import Appender, finite
+
+    if os.path.exists(args.out):
+        raise JobError(f"'{args.out}' is there already; records are never overwritten")
+    try:
+        with open(args.raw, encoding="utf-8") as file:
+            records, failures = convert(file, args.note)
+    except OSError as err:
+        raise JobError(f"cannot read '{args.raw}': {err.strerror}") from None
+    out = Appender(args.out)
+    for record in records:
+        if warning := out.append(finite(record)):
+            raise CalibrationError(warning)
+    print(f"{len(records)} records written to '{args.out}'")
+    for failure in failures:
+        print(f"left out: {failure}")
+    return 0
 
 
 def _run_job(args: argparse.Namespace) -> int:
@@ -43,7 +69,10 @@ def _run_job(args: argparse.Namespace) -> int:
     jobs = read_jobs(args.job)
     if len(jobs) != 1:
         raise JobError(f"'{args.job}' holds {len(jobs)} jobs; use run-many, or a file with one")
-    from calibration.vllm_runner import run_job
+    if jobs[0].kind == "vllm":
+        from calibration.vllm_runner import run_job
+    else:
+        from calibration.deepspeed_runner import run_job
 
     return run_job(
         jobs[0],
@@ -68,7 +97,7 @@ def _run_many(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     args = _parser().parse_args(argv)
-    commands = {"run-vllm": _run_job, "run-job": _run_job, "run-many": _run_many}
+    commands = {"run-vllm": _run_job, "run-job": _run_job, "run-many": _run_many, "import-raw": _import_raw}
     try:
         return commands[args.command](args)
     except CalibrationError as err:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from calibration.errors import JobError
+from calibration.output import cell_name
 
 PROMPT_CLIP = (8, 3500)
 OUTPUT_CLIP = (4, 1500)
@@ -74,7 +74,7 @@ class Cell:
     def cell_id(self) -> str:
         """A name that depends on what is measured, not on its place in the list or its limits."""
         what = {k: v for k, v in asdict(self).items() if k not in ("guard_s", "expected_s")}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+        return cell_name(what)
 
 
 def _from_text(text: str) -> dict[str, Any]:

@@ -101,6 +101,11 @@ def parse_job(raw: Any) -> Job:
         need(bool(job.cells), "it has no cells")
         models.resolve(job.model)
         job.parsed_cells()
+    else:
+        from calibration.deepspeed_runner import check_cells
+
+        models.resolve(job.model)
+        check_cells(job)
     return job
 
 

@@ -98,6 +98,14 @@ MODELS: dict[str, Config] = {
         "max_window_layers": 48,
     },
 }
+# Llama layers at sizes that no published model has: for training runs that must fit on few GPUs, and for tests
+MODELS |= {
+    "llama-shape-tiny": _llama(128, 2, 4, 2, 384, 512, 2048),
+    "llama-shape-125m": _llama(768, 12, 12, 12, 2048, 32000, 2048),
+    "llama-shape-1.3b": _llama(2048, 24, 16, 16, 5504, 32000, 2048),
+    "llama-shape-3b": _llama(3072, 28, 24, 8, 8192, 32000, 2048),
+    "llama-shape-30b": _llama(6656, 60, 52, 52, 17920, 32000, 2048),
+}
 for _name in ("llama-3.1-8b", "llama-3.1-70b"):
     MODELS[f"{_name}-awq"] = MODELS[_name] | _AWQ
 

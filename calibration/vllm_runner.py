@@ -22,24 +22,14 @@ from calibration.cells import Cell, requests
 from calibration.errors import CalibrationError, EngineDied, EngineMissing, EngineStartFailed, JobError, OutFileBusy
 from calibration.gpus import Gpus, PowerMeter
 from calibration.jobs import Job
-from calibration.load import ROW_COLUMNS, Outcome, Send, run_cell, warm_prefixes
-from calibration.records import Appender, cells_done, matches, read_lines
+from calibration.load import ROW_COLUMNS, Send, run_cell, warm_prefixes
+from calibration.output import Output, prepare_env
+from calibration.records import cells_done, matches, read_lines
 
 WARMUP = Cell(kind="closed", prompt_tokens=256, output_tokens=16, concurrency=8, n_requests=16, guard_s=180)
 SHUTDOWN_LIMIT_S = 15.0
 START_MARGIN_S = 2.0
 IDLE_S = 0.7
-ENV_DEFAULTS = {
-    "VLLM_LOGGING_LEVEL": "INFO",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # NVLink multicast can take the GPUs of a shared host out of service
-    "NCCL_NVLS_ENABLE": "0",
-    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "NVSHMEM_DISABLE_NVLS": "1",
-}
 RECORDED_ENV = (
     "VLLM_USE",
     "VLLM_ATT",
@@ -51,75 +41,6 @@ RECORDED_ENV = (
     "TORCH_SYMM",
     "NVSHMEM_",
 )
-
-
-class Output:
-    """Where a run writes: records, rows, errors; progress goes to the terminal, what the engine prints to a log."""
-
-    def __init__(self, out: str, rows: str | None, errors: str | None, log: str, *, shared: bool) -> None:
-        self.records = Appender(out, shared=shared)
-        self.rows = Appender(rows, shared=shared, is_gzip=rows.endswith(".gz")) if rows else None
-        self.errors_path = errors or f"{out}.errors"
-        self.shared = shared
-        self.errors: Appender | None = None
-        self.log = Path(log)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log_start = self.log.stat().st_size if self.log.exists() else 0
-        self.terminal = os.fdopen(os.dup(1), "w", buffering=1)
-        self.started = time.monotonic()
-
-    def capture(self) -> None:
-        """Send this process's and its children's stdout and stderr to the log."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(fd, 1)
-        os.dup2(fd, 2)
-        os.close(fd)
-
-    def log_text(self) -> str:
-        """Return what this run has logged so far."""
-        with open(self.log, "rb") as file:
-            file.seek(self.log_start)
-            return file.read().decode(errors="replace")
-
-    def say(self, text: str) -> None:
-        """Print one progress line."""
-        try:
-            print(text.replace("\n", " "), file=self.terminal, flush=True)
-        except OSError:
-            self.terminal = open(os.devnull, "w")  # noqa: SIM115 - the reader is gone, the run goes on
-
-    def record(self, record: dict[str, Any], outcome: Outcome) -> None:
-        """Write a record and its rows."""
-        if warning := self.records.append(record):
-            self.say(f"warning: {warning}")
-        if self.rows is not None:
-            head = {"run_id": record["run_id"], "cell_id": record["cell_id"], "columns": ROW_COLUMNS}
-            self.rows.append(head | {"rows": outcome.rows})
-
-    def error(self, run_id: str, what: str, **more: Any) -> None:
-        """Write an error line to the side file."""
-        if self.errors is None:
-            self.errors = Appender(self.errors_path, shared=self.shared)
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.errors.append({"run_id": run_id, "at": at, "error": what[:1000], **more})
-
-    def close(self) -> None:
-        """Close the files; records that could not be written go to the terminal."""
-        for lost in self.records.close():
-            self.say("unwritten record: " + json.dumps(lost))
-        for appender in (self.rows, self.errors):
-            if appender is not None:
-                appender.close()
-
-
-def prepare_env() -> None:
-    """Set what an engine needs on a host without network, and what a shared host must not have; yours wins."""
-    for name, value in ENV_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    root = str(Path(__file__).resolve().parent.parent)  # engine workers import calibration.vllm_probe
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
 
 
 def import_vllm() -> Any:
@@ -351,7 +272,7 @@ class Run:
             record = (
                 common | self._cell_fields(cell, rate, seed, len(asks), started_at) | {"measured": outcome.measured}
             )
-            self.output.record(record, outcome)
+            self.output.record(record, ROW_COLUMNS, outcome.rows)
             self._remember(record)
             say(f"{where}: {_summary(outcome.measured)}")
 

@@ -1,9 +1,11 @@
 import gzip
 import json
 import math
-import multiprocessing
 import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,21 +94,20 @@ def test_a_second_writer_is_told_so(tmp_path):
         pass
 
 
-def _write_many(path, name):
-    out = Appender(path, shared=True)
-    for i in range(60):
-        out.append({"who": name, "i": i, "pad": "y" * 500})
-    out.close()
+WRITER = """
+import sys
+from calibration.records import Appender
+out = Appender(sys.argv[1], shared=True)
+for i in range(60):
+    out.append({"who": sys.argv[2], "i": i, "pad": "y" * 500})
+"""
 
 
 def test_shared_writers_do_not_mix_their_lines(tmp_path):
     path = tmp_path / "r.jsonl"
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(path, n)) for n in "ab"]
-    for w in writers:
-        w.start()
-    for w in writers:
-        w.join()
+    root = Path(__file__).resolve().parents[2]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name], cwd=root) for name in "ab"]
+    assert [w.wait(timeout=30) for w in writers] == [0, 0]
     found = lines(path)
     assert [r["i"] for r in found if r["who"] == "a"] == list(range(60))
     assert [r["i"] for r in found if r["who"] == "b"] == list(range(60))

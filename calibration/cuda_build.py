@@ -1,0 +1,69 @@
+"""An environment in which torch can build CUDA ops with a toolkit that has little more than nvcc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+HEADERS = {"cublas_v2.h", "cusparse.h", "cusolverDn.h", "curand_kernel.h"}
+LIBRARIES = ("cublas", "cublasLt", "curand", "cusparse", "cusolver", "cudart")
+# DeepSpeed's transformer_inference includes this header and uses nothing of it
+PROFILER_STUB = """#pragma once
+#include <cuda_runtime_api.h>
+extern "C" { cudaError_t cudaProfilerStart(void); cudaError_t cudaProfilerStop(void); }
+"""
+
+
+def _toolkit() -> Path | None:
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", "/usr/local/cuda-13.0"]
+    return next((Path(h) for h in homes if h and Path(h, "bin", "nvcc").exists()), None)
+
+
+def _link(target: Path, name: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        name.symlink_to(target)
+
+
+def build_env() -> dict[str, str]:
+    """Return the variables that a build needs beyond the present environment; none without a toolkit.
+
+    Missing headers and libraries of the toolkit are linked from the NVIDIA wheels beside torch.
+    """
+    home = _toolkit()
+    if home is None:
+        return {}
+    add = {
+        "CUDA_HOME": str(home),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    roots = {Path(p) for p in (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"], *sys.path) if p}
+    includes = [d for r in roots for d in r.glob("nvidia/*/include")]
+    libraries = [d for r in roots for d in r.glob("nvidia/*/lib")]
+    have = {f.name for d in ("include", "targets/x86_64-linux/include") for f in (home / d).glob("*")}
+    made = Path(tempfile.gettempdir()) / f"calibration-cuda-{os.getuid()}"
+    for part in ("include", "lib"):
+        (made / part).mkdir(parents=True, exist_ok=True)
+    if not have >= HEADERS:
+        for file in (f for d in includes for f in d.iterdir() if f.name not in have):
+            _link(file, made / "include" / file.name)
+    if "cuda_profiler_api.h" not in have and not (made / "include" / "cuda_profiler_api.h").exists():
+        (made / "include" / "cuda_profiler_api.h").write_text(PROFILER_STUB)
+    for name in LIBRARIES:
+        found = sorted(f for d in libraries for f in d.glob(f"lib{name}.so.*"))
+        if found and not (home / "lib64" / f"lib{name}.so").exists():
+            _link(found[0], made / "lib" / f"lib{name}.so")
+    paths = {"CPATH": [made / "include"], "LIBRARY_PATH": [made / "lib"], "LD_LIBRARY_PATH": [made / "lib", *libraries]}
+    for name, folders in paths.items():
+        old = [os.environ[name]] if os.environ.get(name) else []
+        add[name] = os.pathsep.join([*map(str, folders), *old])
+    return add
+
+
+def drop_stale_locks(folder: str) -> None:
+    """Remove the lock files of killed builds: torch waits for them for ever without a word."""
+    for lock in Path(folder).glob("**/lock"):
+        lock.unlink(missing_ok=True)
