@@ -1,7 +1,7 @@
 """Estimate data/fitted/deepspeed.json from our H100 records and a selection of published figures.
 
-Run ``python -m advisor.fit.deepspeed RAW.jsonl PUBLIC.json OUT.json``: RAW is the output of the DeepSpeed calibration
-scripts (one line a case), PUBLIC is data/golden/deepspeed_public.json.
+Run ``python -m advisor.fit.deepspeed RAW.jsonl PUBLIC.json TRAINING.json OUT.json``: RAW is the output of the DeepSpeed
+calibration scripts (one line a case), the others are data/golden/deepspeed_public.json and training_public.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 
 from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
 from advisor.fit.deepspeed_training import training_coefficients
+from advisor.fit.deepspeed_training_public import published_training_coefficients
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Coefficient, CoefficientSet, FitReport, Model, Source
 from advisor.units import GIB, MS
@@ -340,15 +341,21 @@ def fastgen_coefficients(public: Raw) -> tuple[dict[str, Coefficient], float, di
     return found, condition, {g: round(float(np.median(e)), 3) for g, e in groups.items()}
 
 
-def estimate(raw: Sequence[Raw], public: Raw) -> CoefficientSet:
+def estimate(raw: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
     """Return every coefficient of the DeepSpeed predictions with interval, source and the errors of the fit."""
     fastgen, condition, errors = fastgen_coefficients(public)
     found = eager_coefficients(raw) | inject_coefficients(raw) | zero_coefficients(raw, public) | fastgen
     found |= training_coefficients(raw, {n: shapes_of(model_named(n)) for n in DIMENSIONS}, run_id)
+    published, training_errors = published_training_coefficients(training)
+    found |= published
     held_out = [e for g, e in errors.items() if g.startswith("held out")]
     error = float(np.quantile(held_out, 0.9))
     found["model_error_frac"] = _coefficient(
         (error, error / 2, 2 * error), "1", (0, 1), "error of the law itself, added to each interval", "held-out groups"
+    )
+    train_error = float(np.quantile([e for g, e in training_errors.items() if g.startswith("held out")], 0.9))
+    found["train_error_frac"] = _coefficient(
+        (train_error, train_error / 2, 2 * train_error), "1", (0, 1), "error of the step-time law", "held-out groups"
     )
     ids = tuple(run_id(i, line) for i, line in enumerate(raw) if line["ok"])
     return CoefficientSet(
@@ -363,7 +370,7 @@ def estimate(raw: Sequence[Raw], public: Raw) -> CoefficientSet:
             n_cells=sum(len(line.get("points", [1])) for line in raw if line["ok"]),
             n_coefficients=len(found),
             condition_number=condition,
-            median_abs_error=errors,
+            median_abs_error=errors | training_errors,
             notes=("condition number of the FastGen fit; the other coefficients are estimated one by one",),
         ),
         sources=tuple(Source(field="*", title=text) for text in public["sources"].values()),
@@ -371,11 +378,12 @@ def estimate(raw: Sequence[Raw], public: Raw) -> CoefficientSet:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the coefficient set that RAW and PUBLIC determine to OUT."""
-    raw_path, public_path, out_path = argv
+    """Write the coefficient set that RAW, PUBLIC and TRAINING determine to OUT."""
+    raw_path, public_path, training_path, out_path = argv
     raw = [json.loads(line) for line in Path(raw_path).read_text().splitlines() if line.strip()]
     public = json.loads(Path(public_path).read_text())
-    Path(out_path).write_text(estimate(raw, public).model_dump_json(indent=1) + "\n")
+    training = json.loads(Path(training_path).read_text())
+    Path(out_path).write_text(estimate(raw, public, training).model_dump_json(indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ LOGIT_PASSES_BYTES = 10.0
 """Bytes a token and vocabulary entry that the loss writes: 16-bit and fp32 logits, and a temporary."""
 
 
+STACK_RATES = ("gemm_eff", "attention_eff", "passes")
+
+
+def _stack_rate(rates: Rates, stack: str, family: str, name: str) -> float:
+    """Return a compute coefficient of a model code, the one fitted on this GPU family where there is one."""
+    own = f"train_{stack}_{name}_{family}"
+    return rates[own] if own in rates.values else rates[f"train_{stack}_{name}"]
+
+
 def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates) -> float:
     """Return the rate of a collective over `n_ranks`: the node's links, or the network that its ranks share."""
     inside = cluster.gpu.link_bytes_per_s * rates["train_link_eff"]
@@ -35,23 +44,24 @@ def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates)
 def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -> dict[str, float]:
     """Return what one optimizer step spends its time on [s]: the parts sum to the step."""
     s, gpu = sizes.shapes, cluster.gpu
-    fused = job.stack == "fused"
     peak, bandwidth = half_peak_flops_per_s(gpu), gpu.memory_bandwidth_bytes_per_s
     pairs = sizes.n_tokens * job.sequence_length / 2
     q, kv = s.n_heads * s.d_head, s.n_kv_heads * s.d_head
-    gemm = peak * rates["train_fused_gemm_eff" if fused else "train_gemm_eff"]
-    passes = rates["train_fused_passes" if fused else "train_passes"]
+    gemm, attention, passes = (_stack_rate(rates, job.stack, gpu.family, name) for name in STACK_RATES)
     per_layer = (s.n_active_params - s.head_params) / s.n_layers
 
     def forward(n_layers: float, has_loss: bool) -> float:
         params = per_layer * n_layers + (s.head_params if has_loss else 0)
-        flops = float(forward_flops(sizes.n_tokens, params, pairs, q, n_layers))
-        moved = n_layers * layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, tp=job.tp) * job.tp
-        moved += LOGIT_PASSES_BYTES * sizes.n_tokens * s.vocab_size if has_loss and not fused else 0.0
-        return (flops / gemm + passes * moved / bandwidth) / job.tp
+        matrix = float(forward_flops(sizes.n_tokens, params, 0, q, 0))
+        scores = float(forward_flops(0, 0, pairs, q, n_layers))
+        layer = layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, is_gated=sizes.is_gated, tp=job.tp)
+        moved = n_layers * layer
+        if has_loss and job.stack == "transformers":
+            moved += LOGIT_PASSES_BYTES * sizes.n_tokens * s.vocab_size / job.tp
+        return (matrix / gemm + scores / attention) / peak / job.tp + passes * moved / bandwidth
 
     hooks = 0.0
-    if job.zero_stage == 3 and not fused:
+    if job.zero_stage == 3 and job.stack == "transformers":
         hooks = rates["train_hook_s_per_layer"] * s.n_layers
     tp_rate = gpu.link_bytes_per_s if job.tp <= cluster.gpus_per_node else cluster.internode_bytes_per_s_per_gpu
     stage_s = []

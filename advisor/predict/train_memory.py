@@ -24,6 +24,7 @@ class Sizes:
     n_trainable: float
     largest_module: float
     n_tokens: int
+    is_gated: bool
 
 
 def _lora(shapes: Shapes, job: TrainJob) -> int:
@@ -54,7 +55,7 @@ def sizes_of(model: Model, job: TrainJob) -> Sizes:
     largest = max(shapes.embedding_params, per_layer) / job.tp
     tokens = job.micro_batch_size * job.sequence_length
     extra = _lora(shapes, job) / job.pp if job.lora_rank else 0.0
-    return Sizes(shapes, layers, fullest + extra, trained, largest, tokens)
+    return Sizes(shapes, layers, fullest + extra, trained, largest, tokens, model.is_gated_mlp)
 
 
 def state_of(job: TrainJob, sizes: Sizes) -> ZeroState:
@@ -101,7 +102,7 @@ def activation_parts(job: TrainJob, sizes: Sizes) -> dict[str, float]:
     """Return activation bytes of the first stage: kept layers, one layer at work, the loss after forward, its peak."""
     s = sizes.shapes
     q, kv = s.n_heads * s.d_head, s.n_kv_heads * s.d_head
-    layer = layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, tp=job.tp)
+    layer = layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, is_gated=sizes.is_gated, tp=job.tp)
     layers = max(sizes.layers)
     kept_layer = checkpoint_bytes(sizes.n_tokens, s.d_model) if job.is_checkpointed else layer
     flights = in_flight_microbatches(0, job.pp, job.gradient_accumulation_steps) if job.pp > 1 else 1

@@ -31,8 +31,9 @@ class TrainJob(Noun):
     is_checkpointed: bool = Field(default=False, description="full activation checkpointing")
     dtype: Literal["bf16", "fp16"] = "bf16"
     optimizer: Literal["fused-adam", "cpu-adam"] = "fused-adam"
-    stack: Literal["transformers", "fused"] = Field(
-        default="transformers", description="model code: eager transformers modules, or fused kernels (Megatron style)"
+    stack: Literal["transformers", "fused", "megatron"] = Field(
+        default="transformers",
+        description="model code: eager transformers, fused kernels with flash attention, or Megatron of 2022",
     )
     lora_rank: NonNegativeInt = Field(default=0, le=65536, description="0 = all parameters are trained")
     lora_targets: Literal["attention", "all-linear"] = "attention"
