@@ -49,7 +49,10 @@ class ModelFiles:
         if resolved.name not in self._models:
             self._models[resolved.name] = self._load(resolved.name)
         parsed = self._models[resolved.name]
-        return parsed.model, (*resolved.notes, *parsed.notes)
+        model = parsed.model
+        if resolved.hf_id != model.hf_id:
+            model = model.model_copy(update={"hf_id": resolved.hf_id})
+        return model, (*resolved.notes, *parsed.notes)
 
     def _exact(self) -> set[str]:
         return {s.lower() for e in self.entries.values() for s in (e.name, e.hf_id, *e.aliases)}

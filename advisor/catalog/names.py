@@ -31,9 +31,10 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The catalogue name that was taken, and what else it could have been."""
+    """The catalogue name that was taken, the hub id that the text names, and what else it could have been."""
 
     name: str
+    hf_id: str
     notes: tuple[Note, ...] = ()
 
 
@@ -46,20 +47,44 @@ def resolve_model(text: str, entries: Mapping[str, ModelEntry]) -> Resolved:
     """
     wanted = text.strip().lower()[:_MAX_NAME]
     exact = {key: e.name for e in entries.values() for key in _spellings(e)}
-    if wanted in exact:
-        return Resolved(exact[wanted])
     loose = {_loose(key): name for key, name in exact.items()}
-    if _loose(wanted) in loose and _loose(wanted):
-        return Resolved(loose[_loose(wanted)])
+    known = exact.get(wanted) or loose.get(_loose(wanted) or "?")
+    if known:
+        return _named(wanted, entries[known])
     matches = _matches(wanted, entries)
     if not matches:
         hint = "Run 'advisor models' for the list, or give the path of a config.json."
         raise UnknownName("model", text, list(entries), hint)
     best, *others = matches
     if not others:
-        return Resolved(best)
+        return Resolved(best, entries[best].hf_id)
     shown = ", ".join(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
-    return Resolved(best, (Note(text=f"'{printable(text)}': took {best}; also {shown}."),))
+    return Resolved(best, entries[best].hf_id, (Note(text=f"'{printable(text)}': took {best}; also {shown}."),))
+
+
+def _named(wanted: str, entry: ModelEntry) -> Resolved:
+    """Return the entry with the very checkpoint that was asked for: a launch command must not load a relative."""
+    if wanted == entry.name:
+        return Resolved(entry.name, entry.hf_id)
+    ids = [i for i in (entry.hf_id, *entry.aliases) if "/" in i]
+    same = [i for i in ids if wanted in (i.lower(), _tail(i)) or _tail(wanted) == _tail(i)]
+    alike = [i for i in ids if _loose(i) == _loose(wanted)]
+    hf_id = next(iter(same or alike), entry.hf_id)
+    if _loose(hf_id).startswith(_loose(entry.hf_id)) or _loose(hf_id) == _loose(entry.name):
+        return Resolved(entry.name, hf_id)
+    return Resolved(
+        entry.name,
+        hf_id,
+        (
+            Note(
+                text=f"{hf_id} has the architecture of {entry.name}; its sizes are used, the context length may differ."
+            ),
+        ),
+    )
+
+
+def _tail(text: str) -> str:
+    return re.sub(r"[\s_]+", "-", text.lower().rsplit("/", 1)[-1]).removesuffix("-hf")
 
 
 def _spellings(entry: ModelEntry) -> list[str]:
@@ -69,7 +94,7 @@ def _spellings(entry: ModelEntry) -> list[str]:
 def _slug(text: str) -> str:
     """Return a name without organisation, blanks and words that do not change the sizes."""
     slug = re.sub(r"[\s_]+", "-", text.strip().lower().rsplit("/", 1)[-1])
-    return _SUFFIXES.sub("", slug)
+    return _SUFFIXES.sub("", slug).removeprefix("meta-")
 
 
 def _loose(text: str) -> str:

@@ -117,6 +117,27 @@ def test_names_as_people_write_them(text: str, name: str) -> None:
     assert CATALOG.model(text)[0].name == name
 
 
+@pytest.mark.parametrize(
+    ("text", "hf_id"),
+    [
+        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("Llama 2 70B chat", "meta-llama/Llama-2-70b-chat-hf"),
+        ("deepseek-r1-distill-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
+        ("qwq-32b", "Qwen/QwQ-32B"),
+        ("70b", "meta-llama/Llama-3.3-70B-Instruct"),
+    ],
+)
+def test_a_launch_command_names_the_checkpoint_that_was_asked_for(text: str, hf_id: str) -> None:
+    assert CATALOG.model(text)[0].hf_id == hf_id
+
+
+def test_a_relative_says_whose_sizes_it_has() -> None:
+    assert "qwen2.5-32b" in CATALOG.model("qwq-32b")[1][0].text
+    assert not CATALOG.model("meta-llama/Llama-3.1-8B")[1]
+    assert not CATALOG.model("llama-2-70b-chat")[1]
+
+
 def test_an_ambiguous_name_says_what_else_it_could_be() -> None:
     _, notes = CATALOG.model("70b")
     assert "llama-2-70b" in notes[0].text
