@@ -98,7 +98,7 @@ $(ENGINES): requirements/engines.txt pyproject.toml | $(ENGINES_VENV)/pyvenv.cfg
 
 .PHONY: test-engines
 test-engines: $(ENGINES) ## check what we emit with the real vLLM and DeepSpeed parsers, on the CPU
-	$(ENGINES_BIN)/python -m pytest -m engines $(TEST_ARGS)
+	$(ENGINES_BIN)/python -m pytest -m engines tests/engines $(TEST_ARGS)
 
 PEERS_VENV := .venv-peers
 PEERS := $(PEERS_VENV)/.peers.stamp

@@ -167,6 +167,12 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / "README.md").read_text()
 
 
+def test_tests_of_the_real_engines_are_where_make_test_engines_looks() -> None:
+    marked = {p for p in (ROOT / "tests").rglob("test_*.py") if "mark." + "engines" in p.read_text()}
+    assert marked
+    assert {p.parent.name for p in marked} == {"engines"}
+
+
 def test_the_locks_name_no_index_and_pin_every_package() -> None:
     for lock in (ROOT / "requirements").glob("*.txt"):
         for line in lock.read_text().splitlines():
