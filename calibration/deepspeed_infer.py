@@ -148,15 +148,19 @@ def inference(case: Fields, cells: list[Fields], out: Out) -> None:
 
     def step(ids: Any, past: Any) -> tuple[Any, Any]:
         if by_hand:
-            if ids.shape[1] > 1:
-                _release_workspace(model)
             return model(input_ids=ids, use_cache=False).logits, None
         found = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         return found.logits, found.past_key_values
 
     made = _made(case, mode=mode, tp=tp, startup=_startup(weights, startup_s))
     vocab = case["hf_config"]["vocab_size"]
-    _timed(cells, out, vocab, lambda ids, n, k: _prefill_then_decode(step, ids, n, k), made)
+
+    def point(ids: Any, n_output: int, n_repeats: int) -> Fields:
+        if by_hand:
+            _release_workspace(model)
+        return _prefill_then_decode(step, ids, n_output, n_repeats)
+
+    _timed(cells, out, vocab, point, made)
 
 
 def _made(case: Fields, **more: Any) -> Fields:
@@ -213,6 +217,7 @@ def zero_inference(case: Fields, cells: list[Fields], out: Out) -> None:
         group = {"num_bits": bits, "group_size": 64, "group_dim": 1, "symmetric": False}
         config["weight_quantization"] = {"post_init_quant": {k: dict(group) for k in ("self_attn", "mlp")}}
     began = time.perf_counter()
+    rank.load_hf(case["hf_config"])
     with deepspeed.zero.Init(config_dict_or_path=config):
         model = _built(case, _longest(cells))
     if bits < 16:

@@ -184,6 +184,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def load_hf(config: dict[str, Any]) -> None:
+    """Import all that building a model imports: inside zero.Init, which patches torch, some imports fail."""
+    import torch
+
+    with torch.device("meta"):
+        hf_model(config, torch.bfloat16)
+
+
 def hf_model(config: dict[str, Any], dtype: Any, **more: Any) -> Any:
     """Return a transformers model with random weights."""
     import transformers

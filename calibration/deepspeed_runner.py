@@ -21,7 +21,7 @@ from calibration.cuda_build import build_env, drop_stale_locks
 from calibration.errors import CalibrationError, EngineMissing, JobError, OutFileBusy
 from calibration.gpus import Gpus, PowerMeter
 from calibration.jobs import Job
-from calibration.output import Output, cell_name, prepare_env
+from calibration.output import Output, cell_name, die_with_parent, prepare_env
 from calibration.records import cells_done
 
 # kind -> (module, function, does each cell need its own processes)
@@ -47,10 +47,15 @@ IDLE_S = 0.7
 
 def check_cells(job: Job) -> list[dict[str, Any]]:
     """Return the cells of a job with their names. Raises JobError for one that lacks a field."""
-    if not job.cells:
+    cells = job.cells
+    if job.kind == "micro" and not cells:
+        from calibration.micro import default_cells
+
+        cells = default_cells(job.gpus_needed)
+    if not cells:
         raise JobError(f"job '{job.run_id}': it has no cells")
     named, seen = [], {}
-    for cell in job.cells:
+    for cell in cells:
         if not isinstance(cell, dict):
             raise JobError(f"job '{job.run_id}': a cell of kind {job.kind} must be an object")
         for field in REQUIRED[job.kind]:
@@ -132,7 +137,10 @@ class Ranks:
         )
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-c", code], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stdin=subprocess.DEVNULL
+                [sys.executable, "-c", code],
+                env=env | {"RANK": str(r), "LOCAL_RANK": str(r)},
+                stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
             )
             for r in range(n)
         ]
@@ -182,6 +190,7 @@ class Run:
         self.end = min(deadline or float("inf"), time.time() + job.budget_s)
         self.named = check_cells(job)
         done = cells_done([str(output.records.path), *known], job.run_id)
+        self.n_bad = 0
         self.left = [i for i, c in enumerate(self.named) if c["cell_id"] not in done]
 
     def groups(self) -> list[list[int]]:
@@ -189,19 +198,18 @@ class Run:
         return [[i] for i in self.left] if WORK[self.job.kind][2] else [self.left]
 
     def run(self, host: Host) -> int:
-        """Run all groups; return how many cells failed."""
-        bad = 0
+        """Run all groups; return how many cells gave no record."""
         for group in self.groups():
             left_s = self.end - time.time()
             if left_s < 5:
                 self.output.error(self.job.run_id, f"skipped: {left_s:.0f} s left", kind="skipped", cells=group)
                 self.output.say(f"{self.job.run_id}: {len(group)} cell(s) skipped, {max(left_s, 0):.0f} s left")
-                bad += len(group)
+                self.n_bad += len(group)
                 continue
-            bad += self._group(host, group)
-        return bad
+            self._group(host, group)
+        return self.n_bad
 
-    def _group(self, host: Host, group: list[int]) -> int:
+    def _group(self, host: Host, group: list[int]) -> None:
         cells = [{**self.named[i]["cell"], "index": i} for i in group]
         guard = min(self.end, time.time() + float(self.job.options.get("guard_s", 1e9)))
         waiting = set(group)
@@ -217,22 +225,24 @@ class Run:
             self._take(host, ranks, waiting)
             if any(codes):
                 why = "stopped: its time is over" if timed_out else ranks.why()
-                for i in sorted(waiting):
-                    self._fail(i, why)
-        return len(waiting)
+            else:
+                why = "its rank ended without an answer"
+            for i in sorted(waiting):
+                self._fail(i, why)
 
     def _take(self, host: Host, ranks: Ranks, waiting: set[int]) -> None:
         for answer in ranks.new_answers():
             i = answer["cell"]
+            waiting.discard(i)
             if "error" in answer:
                 self._fail(i, answer["error"])
                 continue
-            waiting.discard(i)
             record = self._record(host, answer, i)
             self.output.record(record)
             self.output.say(f"{record['run_id']} {i + 1}/{len(self.named)}: {summary(record)}")
 
     def _fail(self, i: int, why: str) -> None:
+        self.n_bad += 1
         self.output.error(self.job.run_id, why, kind="error", cell=self.named[i]["cell"])
         self.output.say(f"{self.job.run_id} {i + 1}/{len(self.named)} {json.dumps(self.named[i]['cell'])}: {why[:200]}")
 
@@ -243,7 +253,7 @@ class Run:
         version = made.pop("deepspeed", None) or made.get("torch_version", "unknown")
         if engine == "transformers":
             version = made.get("transformers_version", version)
-        family = "micro" if job.kind == "micro" else "deepspeed"
+        family = {"micro": "torch", "transformers": "transformers"}.get(engine, "deepspeed")
         run_id = job.run_id if "__" in job.run_id else f"{family}-{version}__{fields['gpu']}__{job.run_id}"
         keep = ("gpu", "interconnect", "idle_power_w", "power_limit_w_per_gpu")
         record = {

@@ -86,6 +86,7 @@ def zero_train(case: Fields, cells: list[Fields], out: Out) -> None:
     dev, began = rank.device(), time.perf_counter()
     more = {"max_position_embeddings": max(seq, 2048), "use_cache": False}
     fields = {k: v for k, v in config.items() if k not in more}
+    rank.load_hf(config)
     if cell["zero_stage"] == 3 and cell.get("tp", 1) == 1:
         with deepspeed.zero.Init(config_dict_or_path=ds_config(cell), dtype=torch.bfloat16):
             model = rank.hf_model(fields, torch.bfloat16, **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import queue
@@ -25,6 +24,7 @@ from typing import IO, Any
 from calibration.errors import CalibrationError, EngineMissing
 from calibration.gpus import open_nvml, visible
 from calibration.jobs import Job
+from calibration.output import die_with_parent
 from calibration.records import hold_folder
 
 LOG_TAIL_LINES = 150
@@ -33,7 +33,6 @@ STOP_GRACE_S = 4.0
 END_MARGIN_S = 10.0  # kept before the deadline to stop engines and write the tails of the logs
 MIN_START_S = 60.0  # less time than this is not worth an engine start
 PORT_STEP = 200
-PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -76,11 +75,6 @@ def family(pid: int) -> list[int]:
         found |= more
         grown = bool(more)
     return sorted(found & set(seen))
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this child when the orchestrator dies, kill -9 included."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass
@@ -171,7 +165,7 @@ class Orchestrator:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
         self.running.append(Running(job, gpus, process, log, end))

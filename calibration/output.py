@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -13,6 +15,7 @@ from typing import Any
 
 from calibration.records import Appender
 
+PR_SET_PDEATHSIG = 1
 ENV_DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "INFO",
     "VLLM_NO_USAGE_STATS": "1",
@@ -24,6 +27,11 @@ ENV_DEFAULTS = {
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
     "NVSHMEM_DISABLE_NVLS": "1",
 }
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this child when its parent dies, kill -9 included (for `preexec_fn`)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def cell_name(what: Any) -> str:

@@ -1,0 +1,1 @@
+"""Stands in for DeepSpeed in tests: only found, never used."""
