@@ -100,7 +100,7 @@ class State:
         self.low, self.high = low, high
         prefix = WORKLOAD.get("prefix") or {}
         self.hit_frac = prefix.get("conversation_hit_frac", 0.0)
-        self.shared = [self.rng.randrange(low, high) for _ in range(prefix.get("shared_prefix_tokens", 0))]
+        self.shared = self.rng.choices(range(low, high), k=prefix.get("shared_prefix_tokens", 0))
         self.turns: list[list[int]] = []
         self.n_sent = self.n_done = self.n_failed_in_a_row = 0
         self.started: float | None = None
@@ -113,7 +113,7 @@ class State:
         kept = int(rest * self.hit_frac)
         old = self.turns[self.n_sent % len(self.turns)] if self.turns and kept else []
         ids = ids + old[:kept]
-        ids = ids + [self.rng.randrange(self.low, self.high) for _ in range(n_tokens - len(ids))]
+        ids = ids + self.rng.choices(range(self.low, self.high), k=n_tokens - len(ids))
         if self.hit_frac and len(self.turns) < 8:
             self.turns.append(ids[len(self.shared) :])
         return ids
@@ -188,10 +188,10 @@ def read_stream(response: http.client.HTTPResponse) -> tuple[list[float], int, i
     return times, n_output or len(times), n_prompt
 
 
-def post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
+def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
     """Return the response to one streaming request, checked to be an event stream."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": "Bearer " + KEY} if KEY else {})
-    connection.request("POST", path + "/v1/completions", json.dumps(body), headers)
+    connection.request("POST", path + "/v1/completions", body, headers)
     response = connection.getresponse()
     kind = response.getheader("Content-Type", "")
     if response.status != 200:
@@ -201,8 +201,8 @@ def post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
     return response
 
 
-def send(user: Client, scheduled_s: float | None = None) -> None:
-    """Send one request, record it, tell Locust."""
+def prepare() -> tuple[bytes, int]:
+    """Return the body of the next request and its prompt's length; done before the request's time, as it takes some."""
     n_prompt, n_output = next(STATE.lengths)
     body = {
         "model": CONFIG.get("model", ""),
@@ -213,6 +213,11 @@ def send(user: Client, scheduled_s: float | None = None) -> None:
         "stream_options": {"include_usage": True},
         "ignore_eos": True,
     }
+    return json.dumps(body).encode(), n_prompt
+
+
+def send(user: Client, body: bytes, n_prompt: int, scheduled_s: float | None = None) -> None:
+    """Send one request, record it, tell Locust."""
     STATE.n_sent += 1
     start_s = STATE.now()
     record: dict[str, Any] = {"arrival_s": start_s if scheduled_s is None else scheduled_s, "start_s": start_s}
@@ -263,7 +268,12 @@ def finish(user: Client, record: dict[str, Any], failure: Failure | None) -> Non
     )
     wanted = LOAD.get("n_requests") if IS_CLOSED else None
     if (wanted and STATE.n_done >= wanted) or STATE.n_failed_in_a_row >= MAX_FAILURES_IN_A_ROW:
-        user.environment.runner.quit()
+        stop(user)
+
+
+def stop(user: Client) -> None:
+    """End the test from outside the client: quitting ends the client's own greenlet before it has finished."""
+    gevent.spawn(user.environment.runner.quit)
 
 
 class Client(User):
@@ -282,14 +292,15 @@ class Client(User):
             wanted = LOAD.get("n_requests")
             if wanted and STATE.n_sent >= wanted:
                 gevent.sleep(3600)
-            send(self)
+            send(self, *prepare())
             return
         running = []
         for at in draw_arrivals(LOAD, STATE.rng):
+            body, n_prompt = prepare()
             gevent.sleep(max(0.0, at - STATE.now()))
-            running.append(gevent.spawn(send, self, at))
+            running.append(gevent.spawn(send, self, body, n_prompt, at))
         gevent.joinall(running)
-        self.environment.runner.quit()
+        stop(self)
 
 
 def set_defaults(parser: Any) -> None:

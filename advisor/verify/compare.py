@@ -1,0 +1,90 @@
+"""Predicted beside measured, and which coefficient the largest gap points at."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from advisor.schema import Interval, Noun, Prediction
+
+# A gap below this is noise between two runs of one engine start (repeats in data/runs differ by 1-3 %).
+NOTICEABLE = 0.05
+LIGHT, LOAD = "light", "load"
+BLAME = {
+    (LIGHT, "tpot"): "memory bandwidth efficiency, or the constant overhead of a step (one sequence decodes alone)",
+    (LIGHT, "ttft"): "prefill compute efficiency, or the server's fixed latency (nothing queues)",
+    (LOAD, "tpot"): "attention over the KV cache, or prefills that interrupt decodes (max_num_batched_tokens)",
+    (LOAD, "ttft"): "queueing: KV cache size, max_num_seqs, or the prefill rate under load",
+    (LOAD, "e2e"): "lengths or limits that differ from the workload's",
+    (LOAD, "requests"): "saturation: the engine runs out of KV cache or of steps before the prediction says so",
+    (LOAD, "output"): "saturation: the engine runs out of KV cache or of steps before the prediction says so",
+}
+# The light cell has no queue and no batch: when it is off, it explains the loaded cell, so it is looked at first.
+ORDER = (LIGHT, LOAD)
+
+
+class Row(Noun):
+    """One quantity: predicted with its interval, measured, and how far apart they are."""
+
+    cell: str
+    name: str
+    predicted: Interval
+    measured: float
+    error_frac: float = Field(description="measured / predicted - 1")
+    is_inside: bool = Field(description="the measured value lies in the predicted interval")
+
+
+def compare(cell: str, prediction: Prediction, values: dict[str, float]) -> tuple[Row, ...]:
+    """Return a row for each quantity that was both predicted and measured."""
+    rows = []
+    for name, value in values.items():
+        predicted = prediction.quantities.get(name)
+        if predicted is None or predicted.value <= 0:
+            continue
+        rows.append(
+            Row(
+                cell=cell,
+                name=name,
+                predicted=predicted,
+                measured=value,
+                error_frac=value / predicted.value - 1,
+                is_inside=predicted.low <= value <= predicted.high,
+            )
+        )
+    return tuple(rows)
+
+
+def _size(row: Row) -> float:
+    return abs(math.log(max(row.measured, 1e-12) / row.predicted.value))
+
+
+def _metric(row: Row) -> str:
+    return row.name.split("_", 1)[0]
+
+
+def blame(rows: tuple[Row, ...]) -> str:
+    """Return one sentence: which coefficient the largest unexplained gap points at, or that none does."""
+    for cell in ORDER:
+        typical = [
+            row for row in rows if row.cell == cell and ("mean" in row.name or "p50" in row.name or "per_s" in row.name)
+        ]
+        off = [r for r in typical if abs(r.error_frac) > NOTICEABLE and not r.is_inside and (cell, _metric(r)) in BLAME]
+        if not off:
+            continue
+        # End-to-end time and rates follow from the other two; they speak only when those are right.
+        own = [row for row in off if _metric(row) in ("ttft", "tpot")] or off
+        worst = max(own, key=_size)
+        direction = "above" if worst.error_frac > 0 else "below"
+        return (
+            f"{worst.name} of the {cell} cell is {abs(worst.error_frac):.0%} {direction} the prediction; "
+            f"that points at {BLAME[cell, _metric(worst)]}"
+        )
+    if not rows:
+        return "nothing that was measured was predicted"
+    tails = [row for row in rows if not row.is_inside and abs(row.error_frac) > NOTICEABLE]
+    if tails:
+        worst = max(tails, key=_size)
+        gap = f"{worst.name} by {worst.error_frac:+.0%}"
+        return f"typical values agree; the tail is off: {gap} (bursts, or too few requests)"
+    return "the prediction holds: every gap is inside its interval or below 5 %"

@@ -1,0 +1,236 @@
+"""The verify loop: measure a live endpoint under the plan's workload, compare, say what is off, make a run record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from advisor.errors import AdvisorError, DomainError
+from advisor.schema import (
+    ClosedLoad,
+    FixedLengths,
+    LognormalLengths,
+    Model,
+    Note,
+    Noun,
+    Plan,
+    Prediction,
+    Workload,
+)
+from advisor.schema.run_record import Measured, RunRecord
+from advisor.verify.compare import LIGHT, LOAD, Row, blame, compare
+from advisor.verify.drive import Listener, drive
+from advisor.verify.endpoint import Endpoint, EndpointError, failure_sentence, probe
+from advisor.verify.measure import client_lag_s, flat, measured, most_common
+
+N_LIGHT_REQUESTS = 8
+# Requests of a closed load that names no count: each client sends this many, so that start and end weigh little.
+ROUNDS = 8
+# A client that sends later than this share of TTFT measures itself.
+LAG_FRAC = 0.05
+Predict = Callable[[Workload], Prediction]
+
+
+class CellReport(Noun):
+    """One cell: what was sent, what came back."""
+
+    name: str
+    workload: Workload
+    measured: Measured
+    n_failed: int = 0
+
+
+class VerifyReport(Noun):
+    """What the live endpoint did beside what the plan predicted."""
+
+    endpoint: str
+    model: str
+    engine_version: str
+    cells: tuple[CellReport, ...]
+    rows: tuple[Row, ...]
+    verdict: str
+    n_inside: int
+    notes: tuple[Note, ...] = ()
+    records: tuple[RunRecord, ...] = ()
+
+
+def longest_tokens(workload: Workload) -> int:
+    """Return the longest prompt plus output that the workload can draw, as far as it is bounded."""
+    lengths = workload.lengths
+    if isinstance(lengths, FixedLengths):
+        return lengths.prompt_tokens + lengths.output_tokens
+    if isinstance(lengths, LognormalLengths):
+        return lengths.prompt_clip[1] + lengths.output_clip[1]
+    return max(p + o for p, o in zip(lengths.prompt_tokens, lengths.output_tokens, strict=True))
+
+
+def fit_lengths(workload: Workload, max_model_len: int | None) -> tuple[Workload, Note | None]:
+    """Return the workload with drawn lengths clipped to what the server takes, and a note when that cuts something.
+
+    Raises:
+        DomainError: fixed or recorded lengths are longer than the server's limit.
+    """
+    if max_model_len is None or longest_tokens(workload) <= max_model_len:
+        return workload, None
+    lengths = workload.lengths
+    if not isinstance(lengths, LognormalLengths):
+        raise DomainError(
+            f"the workload needs {longest_tokens(workload)} tokens a request, the server takes {max_model_len}; "
+            "raise --max-model-len or shorten the workload"
+        )
+    share = lengths.prompt_tokens_mean / (lengths.prompt_tokens_mean + lengths.output_tokens_mean)
+    top_prompt = max(1, min(lengths.prompt_clip[1], int(max_model_len * share)))
+    top_output = max(1, min(lengths.output_clip[1], max_model_len - top_prompt))
+    clipped = lengths.model_copy(
+        update={
+            "prompt_clip": (min(lengths.prompt_clip[0], top_prompt), top_prompt),
+            "output_clip": (min(lengths.output_clip[0], top_output), top_output),
+        }
+    )
+    text = f"lengths are clipped to {top_prompt} + {top_output} tokens, because the server takes {max_model_len}"
+    return workload.model_copy(update={"lengths": clipped}), Note(level="info", text=text)
+
+
+def counted(workload: Workload) -> Workload:
+    """Return the workload with a number of requests, so that a closed load ends."""
+    load = workload.load
+    if isinstance(load, ClosedLoad) and load.n_requests is None:
+        return workload.model_copy(update={"load": load.model_copy(update={"n_requests": ROUNDS * load.concurrency})})
+    return workload
+
+
+def light(workload: Workload) -> Workload:
+    """Return the same lengths one request at a time: no queue, no batch."""
+    load = ClosedLoad(concurrency=1, n_requests=N_LIGHT_REQUESTS)
+    return workload.model_copy(update={"name": f"{workload.name}, one at a time", "load": load})
+
+
+def run_record(
+    cell: CellReport, plan: Plan, model: Model, endpoint: Endpoint, run_id: str, hf_config: dict[str, Any]
+) -> RunRecord:
+    """Return the run record, schema 1, of one measured cell; power is not known to an HTTP client."""
+    deployment = plan.deployment
+    return RunRecord.model_validate(
+        {
+            "schema": 1,
+            "run_id": run_id,
+            "engine": "vllm" if deployment.backend == "vllm" else deployment.backend,
+            "engine_version": endpoint.engine_version or deployment.engine_version,
+            "gpu": deployment.gpu,
+            "n_gpus": deployment.n_gpus,
+            "model": model.name,
+            "hf_config": hf_config,
+            "random_weights": False,
+            "tp": deployment.tp,
+            "pp": deployment.pp,
+            "dp": deployment.dp,
+            "weight_dtype": deployment.weight_dtype,
+            "kv_dtype": deployment.kv_dtype,
+            "max_model_len": deployment.max_model_len,
+            "max_num_batched_tokens": deployment.max_num_batched_tokens,
+            "max_num_seqs": deployment.max_num_seqs,
+            "gpu_memory_utilization": deployment.gpu_memory_utilization,
+            "prefix_caching": deployment.prefix_caching,
+            "enforce_eager": deployment.enforce_eager,
+            "load": cell.workload.load.model_dump(mode="json", exclude_none=True),
+            "lengths": cell.workload.lengths.model_dump(mode="json"),
+            "measured": cell.measured.model_dump(mode="json", exclude_none=True),
+            "client": "http, locust, open-ai completions",
+            "cell": cell.name,
+        }
+    )
+
+
+def verify(
+    endpoint: str,
+    plan: Plan,
+    *,
+    model: Model,
+    workload: Workload,
+    hf_config: dict[str, Any] | None = None,
+    served_model: str = "",
+    key: str = "",
+    predict: Predict | None = None,
+    timeout_s: float = 120,
+    seed: int = 0,
+    listen: Listener | None = None,
+) -> VerifyReport:
+    """Return how a live endpoint behaves beside the plan's prediction.
+
+    Two cells run: requests one at a time, where nothing queues, and the plan's workload. `predict` gives the prediction
+    for another workload of the same plan (the first cell's); without it only the second cell is compared.
+
+    Raises:
+        EndpointError: the endpoint does not answer as an OpenAI-compatible streaming server, or fails every request.
+        DomainError, UnknownName: the address, the served model or the lengths do not fit.
+    """
+    live = probe(endpoint, wanted_model=served_model, key=key, timeout_s=min(timeout_s, 20))
+    asked, clipped = fit_lengths(counted(workload), live.max_model_len)
+    notes = [clipped] if clipped else []
+    if live.model not in (model.hf_id, model.name):
+        notes.append(Note(level="warning", text=f"the endpoint serves '{live.model}', the plan is for '{model.name}'"))
+    wanted = plan.deployment.engine_version
+    if live.engine_version and live.engine_version != wanted:
+        notes.append(
+            Note(level="warning", text=f"the endpoint runs release {live.engine_version}, the plan is for {wanted}")
+        )
+    cells: list[CellReport] = []
+    rows: list[Row] = []
+    for name, traffic in ((LIGHT, light(asked)), (LOAD, asked)):
+        answered, failed = drive(
+            live,
+            traffic,
+            vocab_size=model.vocab_size,
+            cell=name,
+            key=key,
+            timeout_s=timeout_s,
+            seed=seed,
+            listen=listen,
+        )
+        if not answered:
+            worst = most_common(failed)
+            raise EndpointError(failure_sentence(worst.kind, worst.text, live.base_url))
+        if failed:
+            worst = most_common(failed)
+            text = f"{len(failed)} of {len(failed) + len(answered)} requests of the {name} cell failed: "
+            notes.append(Note(level="warning", text=text + failure_sentence(worst.kind, worst.text, live.base_url)))
+        cell = CellReport(name=name, workload=traffic, measured=measured(answered), n_failed=len(failed))
+        cells.append(cell)
+        lag_s, ttft = client_lag_s(answered), cell.measured.ttft_s
+        if ttft is not None and lag_s > LAG_FRAC * ttft.p50:
+            text = f"the client was up to {1e3 * lag_s:.0f} ms late in the {name} cell: use a faster client machine"
+            notes.append(Note(level="warning", text=text))
+        prediction = plan.prediction if name == LOAD else (predict(traffic) if predict else None)
+        if prediction is not None:
+            rows += compare(name, prediction, flat(cell.measured))
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    run_id = f"verify-{plan.deployment.backend}-{wanted}__{plan.deployment.gpu}__{model.name}-{stamp}"
+    records = tuple(run_record(cell, plan, model, live, run_id, hf_config or {}) for cell in cells)
+    return VerifyReport(
+        endpoint=live.base_url,
+        model=live.model,
+        engine_version=live.engine_version,
+        cells=tuple(cells),
+        rows=tuple(rows),
+        verdict=blame(tuple(rows)),
+        n_inside=sum(row.is_inside for row in rows),
+        notes=tuple(notes),
+        records=records,
+    )
+
+
+def write_records(report: VerifyReport, path: Path) -> None:
+    """Append the report's run records to a JSON-lines file, the form that `advisor fit` reads.
+
+    Raises:
+        AdvisorError: the file cannot be written.
+    """
+    lines = [json.dumps(r.model_dump(mode="json", by_alias=True, exclude_none=True)) + "\n" for r in report.records]
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise AdvisorError(f"cannot write {path}: {error.strerror}") from None
