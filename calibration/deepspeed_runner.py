@@ -248,7 +248,7 @@ class Run:
 
     def _record(self, host: Host, answer: dict[str, Any], i: int) -> dict[str, Any]:
         job, fields, made = self.job, host.fields, dict(answer["fields"])
-        name, config = models.resolve(job.model)
+        name, config = ("none", {}) if job.kind == "micro" else models.resolve(job.model)
         engine = "transformers" if job.options.get("mode") == "eager" else job.kind
         version = made.pop("deepspeed", None) or made.get("torch_version", "unknown")
         if engine == "transformers":

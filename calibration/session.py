@@ -1,0 +1,138 @@
+"""The cells of one engine start or one server, in order, each a run record as soon as it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from calibration.cells import Cell, requests
+from calibration.errors import EngineDied, JobError
+from calibration.gpus import PowerMeter
+from calibration.jobs import Job
+from calibration.load import ROW_COLUMNS, Send, run_cell, warm_prefixes
+from calibration.output import Output
+from calibration.records import cells_done, matches, read_lines
+from calibration.vllm_probe import last_error
+
+WARMUP = Cell(kind="closed", prompt_tokens=256, output_tokens=16, concurrency=8, n_requests=16, guard_s=180)
+START_MARGIN_S = 2.0
+
+
+class Run:
+    """The cells of one engine start, in order, within the time that there is."""
+
+    def __init__(self, job: Job, output: Output, known: list[str], deadline: float | None) -> None:
+        self.job, self.output, self.deadline = job, output, deadline
+        self.known = [str(output.records.path), *known]
+        self.cells = job.parsed_cells()
+        self.done = cells_done(self.known, job.run_id)
+        self.peak: dict[tuple[int, int], float] = {}
+        for path in self.known:
+            for record in read_lines(path):
+                if matches(record, job.run_id):
+                    self._remember(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        lengths, load = record.get("lengths") or {}, record.get("load") or {}
+        if load.get("kind") == "closed" and "cell" in record:
+            key = record["cell"]["prompt_tokens"], record["cell"]["output_tokens"]
+            rate = float((record.get("measured") or {}).get("requests_per_s") or 0)
+            if lengths.get("kind") == "fixed" or key not in self.peak:
+                self.peak[key] = max(self.peak.get(key, 0.0), rate)
+
+    @property
+    def left(self) -> list[tuple[int, Cell]]:
+        """The cells that no file holds yet, with their places."""
+        return [(i, c) for i, c in enumerate(self.cells) if c.cell_id() not in self.done]
+
+    def rate_per_s(self, cell: Cell) -> float:
+        """Return the arrival rate of a cell: its own, or a share of the best closed rate at the same lengths."""
+        if cell.kind == "closed" or cell.arrivals_per_s:
+            return cell.arrivals_per_s
+        best = self.peak.get((cell.prompt_tokens, cell.output_tokens))
+        if not best:
+            raise JobError("rate_frac needs an earlier closed cell with the same prompt_tokens and output_tokens")
+        return cell.rate_frac * best
+
+    def seconds_left(self, budget_end: float) -> float:
+        """Seconds until the budget or the deadline ends, whichever is first."""
+        ends = [budget_end] if self.deadline is None else [budget_end, self.deadline]
+        return min(ends) - time.time()
+
+    async def run(self, send: Send, engine: Any, common: dict[str, Any], vocab: int, meter: PowerMeter | None) -> None:
+        """Run every cell that is left; an error in one is written down and the rest goes on."""
+        say, run_id = self.output.say, common["run_id"]
+        budget_end = time.time() + self.job.budget_s
+        if self.job.warmup:
+            asks = requests(WARMUP, 0, 999, vocab)
+            size = min(WARMUP.prompt_tokens, self.job.max_model_len - WARMUP.output_tokens)
+            asks = [type(a)(0.0, a.prompt[:size], a.n_output) for a in asks]
+            await asyncio.wait_for(run_cell(send, "warmup", WARMUP, asks, None), WARMUP.guard_s)
+        for place, cell in self.left:
+            where = f"{run_id} {place + 1}/{len(self.cells)} {cell.label}"
+            left_s = self.seconds_left(budget_end)
+            if left_s < max(START_MARGIN_S, cell.expected_s, cell.duration_s):
+                self.output.error(run_id, f"skipped: {left_s:.0f} s left", cell=asdict(cell), kind="skipped")
+                say(f"{where}: skipped, {max(left_s, 0):.0f} s left")
+                continue
+            guard_s = min(cell.guard_s, left_s)
+            try:
+                rate = self.rate_per_s(cell)
+                seed = self.job.seed * 1000 + place + 1
+                asks = requests(cell, rate, seed, vocab, self.job.max_model_len)
+                started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+                if cell.shared_prefix_tokens and cell.prefix_warm:
+                    await asyncio.wait_for(warm_prefixes(send, f"w{place}", cell, seed, vocab), guard_s)
+                outcome = await asyncio.wait_for(run_cell(send, f"r{place}", cell, asks, meter), guard_s)
+            except (TimeoutError, Exception) as err:
+                text = f"exceeded {guard_s:.0f} s" if isinstance(err, TimeoutError) else first_error(err)
+                self.output.error(run_id, text, cell=asdict(cell), kind="error")
+                say(f"{where}: {text[:200]}")
+                if getattr(engine, "errored", False):
+                    why = last_error(self.output.log_text())
+                    raise EngineDied(f"the engine of {run_id} died in cell {place + 1}: {why or text}") from None
+                await asyncio.sleep(1.0)  # cancelled requests must leave the engine before the next cell
+                continue
+            record = (
+                common | self._cell_fields(cell, rate, seed, len(asks), started_at) | {"measured": outcome.measured}
+            )
+            self.output.record(record, ROW_COLUMNS, outcome.rows)
+            self._remember(record)
+            say(f"{where}: {summary(outcome.measured)}")
+
+    def _cell_fields(self, cell: Cell, rate: float, seed: int, n: int, started_at: str) -> dict[str, Any]:
+        if cell.kind == "closed":
+            load: dict[str, Any] = {"kind": "closed", "concurrency": cell.concurrency, "n_requests": n}
+        else:
+            load = {"kind": "poisson", "arrivals_per_s": rate, "duration_s": cell.duration_s}
+        spec = {k: v for k, v in asdict(cell).items() if k not in ("guard_s", "expected_s")}
+        return {
+            "load": load,
+            "lengths": cell.lengths,
+            "cell_id": cell.cell_id(),
+            "cell": spec,
+            "seed": seed,
+            "started_at": started_at,
+        }
+
+
+def first_error(err: BaseException) -> str:
+    """Return the first leaf of an exception group as one line."""
+    while isinstance(err, BaseExceptionGroup):
+        err = err.exceptions[0]
+    return f"{type(err).__name__}: {err}"
+
+
+def summary(m: dict[str, Any]) -> str:
+    tpot = f", TPOT p50 {1e3 * m['tpot_s']['p50']:.2f} ms" if "tpot_s" in m else ""
+    power = f", {m['board_power_w']['mean']:.0f} W" if "board_power_w" in m else ""
+    hits = f", {m['cached_prompt_frac']:.0%} cached" if m.get("cached_prompt_frac") else ""
+    return (
+        f"{m['n_requests']} requests in {m['duration_s']:.1f} s, {m['requests_per_s']:.2f}/s, "
+        f"{m['output_tokens_per_s']:.0f} tok/s, "
+        f"TTFT p50 {1e3 * m['ttft_s']['p50']:.0f} p99 {1e3 * m['ttft_s']['p99']:.0f} ms"
+        f"{tpot}{power}{hits}"
+    )
