@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from calibration.errors import CalibrationError, JobError
+
+if TYPE_CHECKING:
+    from calibration.jobs import Job
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,6 +31,13 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument("--known", action="append", help="a further file whose cells of this run need not run again")
         run.add_argument("--shared", action="store_true", help="let other runs append to OUT at the same time")
         run.add_argument("--deadline-unix", type=float, help="stop starting cells at this time")
+    live = commands.add_parser("run-endpoint", help="run the cells of one job against a running server")
+    live.add_argument("--endpoint", required=True, help="its URL, such as http://localhost:8000")
+    live.add_argument("--job", required=True, help="a JSON file with one job that describes what the server runs")
+    live.add_argument("--out", required=True, help="run records are appended here, one line a cell")
+    live.add_argument("--rows", help="one line a cell with its requests, gzipped when the name ends in .gz")
+    live.add_argument("--errors", help="errors and skipped cells (default OUT.errors)")
+    live.add_argument("--known", action="append", help="a further file whose cells of this run need not run again")
     many = commands.add_parser("run-many", help="run several jobs side by side on this host's GPUs")
     many.add_argument("--jobs", required=True, help="a JSON file with a list of jobs")
     many.add_argument(
@@ -63,19 +74,31 @@ def _import_raw(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_job(args: argparse.Namespace) -> int:
+def _one_job(path: str) -> Job:
     from calibration.jobs import read_jobs
 
-    jobs = read_jobs(args.job)
+    jobs = read_jobs(path)
     if len(jobs) != 1:
-        raise JobError(f"'{args.job}' holds {len(jobs)} jobs; use run-many, or a file with one")
-    if jobs[0].kind == "vllm":
+        raise JobError(f"'{path}' holds {len(jobs)} jobs; use run-many, or a file with one")
+    return jobs[0]
+
+
+def _run_endpoint(args: argparse.Namespace) -> int:
+    from calibration.http_runner import run_job
+
+    job = _one_job(args.job)
+    return run_job(job, args.out, endpoint=args.endpoint, rows=args.rows, errors=args.errors, known=args.known)
+
+
+def _run_job(args: argparse.Namespace) -> int:
+    job = _one_job(args.job)
+    if job.kind == "vllm":
         from calibration.vllm_runner import run_job
     else:
         from calibration.deepspeed_runner import run_job
 
     return run_job(
-        jobs[0],
+        job,
         args.out,
         rows=args.rows,
         errors=args.errors,
@@ -97,7 +120,13 @@ def _run_many(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     args = _parser().parse_args(argv)
-    commands = {"run-vllm": _run_job, "run-job": _run_job, "run-many": _run_many, "import-raw": _import_raw}
+    commands = {
+        "run-vllm": _run_job,
+        "run-job": _run_job,
+        "run-many": _run_many,
+        "import-raw": _import_raw,
+        "run-endpoint": _run_endpoint,
+    }
     try:
         return commands[args.command](args)
     except CalibrationError as err:
