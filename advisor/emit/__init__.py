@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from advisor.catalog import load_catalog
 from advisor.emit.compose import emit_compose
 from advisor.emit.kubernetes import emit_kubernetes
 from advisor.emit.launch import Launch
@@ -48,23 +49,25 @@ FILE_NAMES = {
 def emit(
     name: str,
     plan: Plan,
-    *,
     model: Model,
     cluster: Cluster,
     workload: Workload,
     slo: Slo,
-    facts: EngineFacts,
+    *,
+    facts: EngineFacts | None = None,
 ) -> str:
-    """Return the text of one artefact of a vLLM plan.
+    """Return the text of one artefact of a vLLM plan; `facts` default to the catalogue's for the plan's release.
 
     Raises:
-        UnknownName: no artefact has this name.
+        UnknownName: no artefact has this name, or the plan's release is not known.
         DomainError: the plan is not vLLM's, or it cannot be written as this artefact (the message says which can).
     """
     if name not in ARTEFACTS:
         raise UnknownName("artefact", name, ARTEFACTS, f"Artefacts: {', '.join(ARTEFACTS)}.")
     if plan.deployment.backend != "vllm" and name != "locust":
         raise DomainError(f"artefact '{name}' is for vLLM plans; this plan's backend is '{plan.deployment.backend}'")
+    if facts is None:
+        facts = EngineFacts.from_table(load_catalog().engine("vllm"), plan.deployment.engine_version)
     return ARTEFACTS[name](Launch(plan=plan, model=model, cluster=cluster, workload=workload, slo=slo, facts=facts))
 
 

@@ -14,8 +14,8 @@ WAITING_METRIC = "vllm_num_requests_waiting"
 
 
 def escape(arg: str) -> str:
-    """Return an argument that Kubernetes does not expand: '$(NAME)' is its variable syntax, '$$' its escape."""
-    return arg.replace("$(", "$$(")
+    """Return an argument that Kubernetes passes on unchanged: it expands '$(NAME)' and turns '$$' into '$'."""
+    return arg.replace("$", "$$")
 
 
 def pod_spec(launch: Launch, command: list[str], n_gpus: int, *, serves: bool = True) -> dict[str, Any]:

@@ -196,15 +196,13 @@ def test_locust_reads_the_script(make: Any, tmp_path: Path) -> None:
 def test_an_unknown_artefact_is_named_with_its_neighbour(make: Any) -> None:
     plan = make.launch()
     with pytest.raises(UnknownName, match="kubernetes"):
-        emit(
-            "kubernets",
-            plan.plan,
-            model=plan.model,
-            cluster=plan.cluster,
-            workload=plan.workload,
-            slo=plan.slo,
-            facts=plan.facts,
-        )
+        emit("kubernets", plan.plan, plan.model, plan.cluster, plan.workload, plan.slo)
+
+
+def test_the_catalogue_knows_the_plan_s_release(make: Any) -> None:
+    plan = make.launch(version="0.11.2")
+    text = emit("compose", plan.plan, plan.model, plan.cluster, plan.workload, plan.slo)
+    assert text == ARTEFACTS["compose"](plan)
 
 
 @pytest.mark.parametrize("name", ["compose", "nsys"])
@@ -221,9 +219,8 @@ def test_a_release_without_its_own_launcher_points_to_ray(make: Any, name: str) 
 
 def test_other_backends_have_no_vllm_artefact(make: Any) -> None:
     plan = make.launch(backend="deepspeed-autotp")
-    keywords = {"model": plan.model, "cluster": plan.cluster, "workload": plan.workload, "slo": plan.slo}
     with pytest.raises(DomainError, match="deepspeed-autotp"):
-        emit("compose", plan.plan, facts=plan.facts, **keywords)
+        emit("compose", plan.plan, plan.model, plan.cluster, plan.workload, plan.slo)
 
 
 def test_containers_for_other_vendors_are_refused_in_words(make: Any) -> None:
