@@ -28,6 +28,8 @@ Raw = dict[str, Any]
 
 GPU = "h100-sxm-80gb"
 H100_FLOPS_PER_S = 989.4e12
+H100_IDLE_W = 73.0
+"""Board power of our H100 with a driver loaded and no work (NVML, same host)."""
 H100_HOST_LINK_BYTES_PER_S = 64e9
 DIMENSIONS: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "1.3b": (2048, 24, 16, 16, 5504, 32000, False),
@@ -97,6 +99,17 @@ def _ids(points: Sequence[tuple[str, Raw, Raw]]) -> str:
     return "; ".join(dict.fromkeys(p[0] for p in points))
 
 
+def power_coefficient(points: Sequence[tuple[str, Raw, Raw]]) -> Coefficient:
+    """Return the share of the way from idle to the limit that the board drew in decode passes."""
+    shares = [
+        (p["power"]["energy_w"] - H100_IDLE_W) / (p["power"]["limit_w"] - H100_IDLE_W)
+        for _, _, p in points
+        if p.get("power")
+    ]
+    meaning = "board power while decoding, 0 = idle, 1 = limit"
+    return _coefficient(_spread(shares, least=0.1), "1", (0, 1), meaning, _ids(points))
+
+
 def eager_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return launch times, prefill efficiency and memory factors of the transformers eager path."""
     points = _points(raw, "ds_infer.py", mode="hf") + _points(raw, "ds_infer.py", mode="ds")
@@ -124,6 +137,7 @@ def eager_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
     context = [(p["mem"]["dev_used"] - p["mem"]["reserved"]) * GIB for _, _, p in points]
     source = _ids(points)
     return {
+        "eager_power_frac": power_coefficient(points),
         "eager_decode_launch_s_per_layer": _coefficient(
             _spread(decode), "s", (1e-5, 2e-2), "host time to launch one layer of a decode pass (transformers)", source
         ),
@@ -184,6 +198,7 @@ def inject_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
     workspace = (by_batch[big] - by_batch[small]) * GIB / ((big - small) * longest * points[0][1]["kv_bytes_per_token"])
     weights = points[0][2]["mem"]["alloc"] * GIB / (s.n_params * 2)
     return {
+        "inject_power_frac": power_coefficient(points),
         "inject_launch_s_per_layer": _coefficient(
             _spread(decode, least=0.1), "s", (1e-5, 5e-3), "time of one injected layer in a decode pass", source
         ),
@@ -242,6 +257,7 @@ def zero_coefficients(raw: Sequence[Raw], public: Raw) -> dict[str, Coefficient]
     cited = f"{public['sources']['zero-inference-2022']} (OPT-30B rows)"
     elsewhere = (host, min(float(np.median(shares)) * 0.9, host * 0.7), host * 1.15)
     return {
+        "zero_power_frac": power_coefficient(resident + streamed),
         "zero_hook_s_per_layer": _coefficient(
             _spread(hooks, least=0.2), "s", (1e-4, 5e-2), "host time of ZeRO-3's hooks in one layer", _ids(resident)
         ),

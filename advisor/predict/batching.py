@@ -34,6 +34,7 @@ class Served:
     duration_s: float
     mean_batch: float
     n_requests: int
+    busy_frac: float
 
 
 def sample_size(workload: Workload, batch: int) -> int:
@@ -100,7 +101,7 @@ def serve_static(
     ready = np.zeros(n) if arrivals is None else arrivals
     ttft, tpot, e2e = np.empty(n), np.empty(n), np.empty(n)
     started = 0
-    clock = 0.0
+    clock = busy = 0.0
     sizes = []
     known = min(clients, n) if arrivals is None else n
     while started < n:
@@ -121,6 +122,7 @@ def serve_static(
             freed = min(n, known + size)
             ready[known:freed] = end
             known = freed
+        busy += end - clock
         clock = end
         started = last
         sizes.append(size)
@@ -134,6 +136,7 @@ def serve_static(
         duration_s=clock,
         mean_batch=float(np.mean(sizes)),
         n_requests=n,
+        busy_frac=busy / clock if clock else 0.0,
     )
 
 
@@ -238,4 +241,5 @@ def serve_splitfuse(
         duration_s=clock,
         mean_batch=batches / busy if busy else 0.0,
         n_requests=len(served),
+        busy_frac=busy / clock if clock else 0.0,
     )

@@ -28,7 +28,7 @@ from advisor.predict.deepspeed_paths import (
     path_of,
     peak_lengths,
 )
-from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, rates_of
+from advisor.predict.deepspeed_step import TRANSFER_WIDENING, Rates, StepLaw, kv_bytes_per_token, rates_of
 from advisor.predict.shapes import shapes_of
 from advisor.schema import (
     Backend,
@@ -48,6 +48,11 @@ from advisor.schema import (
 
 STATISTICS = {"mean": None, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 SEED = 0
+POWER_PREFIX = {
+    "deepspeed-zero-inference": "zero",
+    "deepspeed-autotp": "eager",
+    "deepspeed-kernel-injection": "inject",
+}
 OFFLOADS: tuple[Literal["none", "cpu", "nvme"], ...] = ("none", "cpu", "nvme")
 
 
@@ -197,6 +202,7 @@ def _values(served: Served, workload: Workload, dp: int) -> tuple[dict[str, floa
         "output_tokens_per_s": rate * outputs_each,
         "total_tokens_per_s": rate * (outputs_each + prompts_each),
         "n_running_mean": served.mean_batch * dp,
+        "busy_frac": served.busy_frac,
     }
     return values, saturated
 
@@ -234,6 +240,21 @@ def _step_breakdown(law: StepLaw, workload: Workload, batch: float) -> Breakdown
     )
     total_s = sum(p.value for p in exposed)
     return Breakdown(name="decode_step_s", unit="s", total=total_s, parts=tuple(exposed))
+
+
+def _power(cluster: Cluster, d: Deployment, coefficients: CoefficientSet, busy_frac: float) -> Interval | None:
+    """Return board power of all GPUs: idle plus a measured share of the rest while busy; unknown for FastGen."""
+    share = coefficients.coefficients.get(f"{POWER_PREFIX.get(d.backend, '')}_power_frac")
+    if share is None:
+        return None
+    gpu, n = cluster.gpu, d.n_gpus
+    span = gpu.board_power_w - gpu.idle_power_w
+    widening = 1.0 if gpu.name == coefficients.gpu else TRANSFER_WIDENING
+
+    def board(frac: float) -> float:
+        return n * (gpu.idle_power_w + min(1.0, frac) * span * busy_frac)
+
+    return Interval(value=board(share.value), low=board(share.low / widening), high=board(share.high * widening))
 
 
 def _notes(
@@ -287,6 +308,7 @@ def predict_deepspeed(
         for r in (rates, fast, slow)
     ]
     error = rates["model_error_frac"]
+    busy = runs[0][0].pop("busy_frac")
     quantities: dict[str, Interval] = {}
     is_offered = not isinstance(workload.load, ClosedLoad)
     for name, value in runs[0][0].items():
@@ -305,6 +327,9 @@ def predict_deepspeed(
     quantities["kv_cache_tokens"] = Interval(value=tokens, low=tokens * 0.97, high=tokens * 1.03)
     host = host_bytes_per_gpu(shapes, cluster, deployment, rates)
     quantities["host_memory_bytes_per_gpu"] = Interval(value=host, low=host * 0.9, high=host * 1.1)
+    power = _power(cluster, deployment, coefficients, busy)
+    if power is not None:
+        quantities["board_power_w"] = power
     law = StepLaw(shapes, cluster, deployment, rates, is_transferred)
     batch = max(1.0, quantities["n_running_mean"].value / deployment.dp)
     return Prediction(
