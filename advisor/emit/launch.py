@@ -119,7 +119,17 @@ class Launch:
             )
 
 
+class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]
+    """A dumper that writes equal parts out instead of pointing from one to the other."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write an anchor."""
+        return True
+
+
 def dump_yaml(*documents: dict[str, Any]) -> str:
     """Return documents as YAML text; every string is quoted by the dumper where YAML needs it."""
-    text: str = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=False, width=10**6, explicit_start=True)
+    text: str = yaml.dump_all(
+        documents, Dumper=_PlainDumper, sort_keys=False, allow_unicode=False, width=10**6, explicit_start=True
+    )
     return text

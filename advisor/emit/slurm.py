@@ -26,7 +26,7 @@ def emit_slurm(launch: Launch) -> str:
     ]
     lines = ["#!/usr/bin/env bash", *(f"#SBATCH {directive}" for directive in directives)]
     header = launch.header(
-        f"SLURM: {launch.n_replicas} replicas of {nodes} nodes each",
+        f"SLURM: replicas x nodes of each: {launch.n_replicas} x {nodes}",
         "usage: sbatch slurm.sh; each replica prints its address to its log",
     )
     body = [

@@ -216,6 +216,11 @@ def launch_notes(deployment: Deployment, model: Model, gpu: Gpu, facts: EngineFa
         notes.append(("error", f"vLLM {facts.version} has no fp8 KV cache."))
     if deployment.speculative is not None:
         notes.append(("warning", "The plan assumes a draft model: add --speculative-config with yours."))
+    if deployment.n_nodes > 1 and facts.has_async_scheduling and not facts.schedules_async(executor="ray"):
+        text = (
+            f"With Ray, vLLM {facts.version} schedules each step after the one before; its own launcher overlaps them."
+        )
+        notes.append(("info", text))
     if not model.hf_id:
         notes.append(("warning", f"{model.name} has no hub id: put the path of its checkpoint in its place."))
     if model.is_gated:

@@ -50,6 +50,7 @@ def words(script: str) -> list[str]:
 
 
 def documents(text: str) -> list[dict[str, Any]]:
+    assert not re.search(r": [&*]id\d", text)
     return list(yaml.safe_load_all(text))
 
 

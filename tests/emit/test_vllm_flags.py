@@ -116,6 +116,9 @@ def test_several_nodes_and_experts(make: Any) -> None:
     wide = make.launch(tp=8, pp=2)
     two = wide.deployment.model_copy(update={"n_nodes": 2})
     assert "--distributed-executor-backend ray" in vllm_command(two, wide.model, wide.gpu, wide.facts)
+    assert "overlaps them" in " ".join(n.text for n in launch_notes(two, wide.model, wide.gpu, wide.facts))
+    newest = make.facts("0.33.0")
+    assert "overlaps them" not in " ".join(n.text for n in launch_notes(two, wide.model, wide.gpu, newest))
     experts = make.launch(of=make.moe_model(), tp=2, dp=4, ep=8)
     assert {"--enable-expert-parallel", "--data-parallel-size"} <= set(args(experts))
     with pytest.raises(DomainError, match="dense"):
