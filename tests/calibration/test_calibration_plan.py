@@ -1,0 +1,135 @@
+"""The plan against designs whose optimum is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from calibration.cells import Cell
+from calibration.errors import JobError
+from calibration.jobs import parse_job
+from calibration.plan import Knowledge, candidates, make_plan, table
+
+STARTS = [{"run_id": "one", "model": "llama-3.1-8b", "max_model_len": 4096, "max_num_seqs": 256}]
+
+
+class Line:
+    """ln(y) = a + b x, with x from -1 (concurrency 1) to 1 (concurrency 256)."""
+
+    names = ("a", "b")
+    prior_sd = np.array([10.0, 10.0])
+
+    def __init__(self, start_s=60.0, seconds=10.0):
+        self.begin, self.each = start_s, seconds
+
+    def x(self, cell):
+        return np.log2(cell.concurrency) / 4 - 1
+
+    def rows(self, start, cell):
+        return np.array([[1.0, self.x(cell)]]), np.array([0.02])
+
+    def seconds(self, start, cell):
+        return self.each
+
+    def start_s(self, start):
+        return self.begin
+
+
+def test_a_line_is_measured_at_its_ends():
+    # D-optimal design of a straight line on an interval: half of the points at either end (Fedorov 1972, ch. 2)
+    plan = make_plan(Line(), STARTS, 1, (60 + 8 * 10 + 1) / 60)
+    at = [s.cell.concurrency for s in plan.steps]
+    assert len(at) == 8
+    assert sorted(at) == [1] * 4 + [256] * 4
+    # least squares on those points: var(a) = noise^2 / n, var(b) the same, as x = -1 and 1
+    assert plan.sd_after == pytest.approx([0.02 / np.sqrt(8)] * 2, rel=1e-3)
+
+
+def test_covariance_is_that_of_least_squares():
+    rng = np.random.default_rng(1)
+    rows, noise, prior = rng.normal(size=(7, 4)), rng.uniform(0.1, 1, 7), rng.uniform(0.5, 2, 4)
+    known = Knowledge(prior)
+    gains = 0.0
+    for i in range(7):
+        gains += known.gain(rows[i : i + 1], noise[i : i + 1])
+        known.add(rows[i : i + 1], noise[i : i + 1])
+    precision = np.diag(prior**-2.0) + (rows / noise[:, None]).T @ (rows / noise[:, None])
+    assert known.covariance == pytest.approx(np.linalg.inv(precision), abs=1e-12)
+    # gains add up to the whole: ln det of the precision, before and after
+    whole = np.linalg.slogdet(precision)[1] + 2 * np.log(prior).sum()
+    assert gains == pytest.approx(whole)
+
+
+def test_greedy_choice_is_near_the_best_set_of_its_size():
+    rng = np.random.default_rng(3)
+    pool = rng.normal(size=(12, 3))
+
+    def gain(chosen):
+        return np.linalg.slogdet(np.eye(3) + pool[list(chosen)].T @ pool[list(chosen)])[1]
+
+    best = max(gain(c) for c in itertools.combinations(range(12), 4))
+    known, left, got = Knowledge(np.ones(3)), list(range(12)), 0.0
+    for _ in range(4):
+        i = max(left, key=lambda j: known.gain(pool[j : j + 1], np.ones(1)))
+        got += known.gain(pool[i : i + 1], np.ones(1))
+        known.add(pool[i : i + 1], np.ones(1))
+        left.remove(i)
+    assert (1 - 1 / np.e) * best <= got <= best + 1e-9
+
+
+class TwoStarts(Line):
+    """Start 'one' tells of a only, 'two' of b only."""
+
+    def rows(self, start, cell):
+        return np.array([[1.0, 0.0] if start["run_id"] == "one" else [0.0, 1.0]]), np.array([0.02])
+
+
+def two_starts():
+    return [STARTS[0], STARTS[0] | {"run_id": "two"}]
+
+
+def test_starts_run_side_by_side_and_inside_the_time():
+    plan = make_plan(TwoStarts(), two_starts(), 2, 2.0)
+    assert plan.opened == [0, 1] or plan.opened == [1, 0]
+    assert plan.wall_s <= 120
+    assert plan.gpu_s == pytest.approx(2 * 60 + 10 * len(plan.steps))
+    # one GPU: both starts one after the other, if both are worth their start
+    alone = make_plan(TwoStarts(), two_starts(), 1, 4.0)
+    assert len(alone.opened) == 2
+    assert alone.wall_s <= 240
+
+
+def test_a_start_that_does_not_fit_is_left_out():
+    starts = [STARTS[0] | {"run_id": "two", "tp": 4}, STARTS[0]]
+    plan = make_plan(TwoStarts(), [s | {"run_id": r} for s, r in zip(starts, ("two", "one"), strict=True)], 2, 2.0)
+    assert plan.opened == [1]
+    assert plan.sd_after[1] == 10  # nothing was learnt of what only the other start tells
+
+
+def test_a_plan_becomes_jobs_that_can_run():
+    plan = make_plan(Line(), STARTS, 1, 3.0)
+    (raw,) = plan.jobs()
+    job = parse_job(raw)
+    assert len(job.parsed_cells()) == len(plan.steps)
+    assert sum(c["expected_s"] for c in raw["cells"]) == pytest.approx(10.0 * len(plan.steps))
+    text = table(plan)
+    assert "1 engine start(s), 12 cells, about 3.0 min" in text
+    assert "closed 64/16 c1" in text
+
+
+def test_candidates_respect_the_engine():
+    assert all(c.prompt_tokens + c.output_tokens <= 300 and c.concurrency <= 64 for c in candidates(300, 64))
+    assert Cell("closed", 16384, 256, concurrency=1, n_requests=4) in candidates(32768, 256)
+
+
+@pytest.mark.parametrize(
+    ("starts", "gpus", "minutes", "says"),
+    [
+        ([], 1, 10, "no engine start"),
+        (STARTS, 1, 0.5, "too short"),
+        ([STARTS[0] | {"tp": 4}], 2, 10, "more than 2 GPU"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(starts, gpus, minutes, says):
+    with pytest.raises(JobError, match=says):
+        make_plan(Line(), starts, gpus, minutes)
