@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
+from advisor.fit.deepspeed_public import fastgen_coefficients, zero_inference_error
 from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_public import published_training_coefficients
 from advisor.predict.shapes import Shapes, shapes_of
@@ -289,72 +289,6 @@ def zero_coefficients(raw: Sequence[Raw], public: Raw) -> dict[str, Coefficient]
             _ids(streamed),
         ),
     }
-
-
-def fastgen_coefficients(public: Raw) -> tuple[dict[str, Coefficient], float, dict[str, float]]:
-    """Return FastGen's coefficients, the condition number and the median error of each group of rows."""
-    names = (
-        "fastgen_launch_s_per_layer",
-        "fastgen_gemm_eff",
-        "fastgen_kv_eff",
-        "allreduce_s",
-        "fastgen_host_s_per_seq",
-    )
-    lower, upper = (1e-5, 0.1, 0.2, 5e-6, 1e-7), (1e-3, 0.9, 1.3, 3e-4, 1e-3)
-    fixed = {"fastgen_weight_eff": 0.85, "allreduce_eff": 0.6}
-    rows = [r for r in public["rows"] if r["path"].startswith("fastgen")]
-    tuned = [r for r in rows if r["is_tuned"]]
-
-    def errors(x: Floats, some: Sequence[Raw]) -> Floats:
-        values = fixed | dict(zip(names, (float(v) for v in np.exp(x)), strict=True))
-        return np.array([fastgen_error(public, r, values) for r in some])
-
-    start = np.log([1.5e-4, 0.6, 1.0, 6e-5, 1e-4])
-    fit = least_squares(
-        lambda x: errors(x, tuned),
-        start,
-        bounds=(np.log(lower), np.log(upper)),
-        loss="soft_l1",
-        f_scale=0.1,
-        diff_step=0.02,
-    )
-    freedom = len(tuned) - len(names)
-    covariance = np.linalg.inv(fit.jac.T @ fit.jac) * float(np.sum(fit.fun**2)) / freedom
-    half = 1.7 * np.sqrt(np.diag(covariance))
-    cited = f"{public['sources']['fastgen']}; {public['sources']['argonne']}"
-    meanings = (
-        "launch gaps of one layer",
-        "share of the dense peak in a full pass",
-        "share of memory bandwidth in attention, cache counted once for every query head",
-        "fixed time of one all-reduce",
-        "host time of one sequence in one pass",
-    )
-    units = ("s", "1", "1", "s", "s")
-    found = {
-        n: Coefficient(
-            value=float(np.exp(v)),
-            low=max(lo, float(np.exp(v - h))),
-            high=min(up, float(np.exp(v + h))),
-            unit=u,
-            bounds=(lo, up),
-            meaning=m,
-            source=cited,
-            is_at_bound=bool(np.exp(v) < lo * 1.01 or np.exp(v) > up * 0.99),
-        )
-        for n, v, h, u, m, lo, up in zip(names, fit.x, half, units, meanings, lower, upper, strict=True)
-    }
-    kernels = "bound: kernel measurements of A100 and H100 weight streaming and NVLink all-reduce"
-    found["fastgen_weight_eff"] = _coefficient((0.85, 0.75, 0.92), "1", (0.2, 1), "share of memory bandwidth", kernels)
-    found["allreduce_eff"] = _coefficient(
-        (0.6, 0.4, 0.8), "1", (0.05, 1), "share of the GPU link in an all-reduce", kernels
-    )
-    groups: dict[str, list[float]] = {}
-    fitted = {r["group"] for r in tuned}
-    for r, e in zip(rows, errors(fit.x, rows), strict=True):
-        kind = "tuned" if r["is_tuned"] else "same curve" if r["group"] in fitted else "held out"
-        groups.setdefault(f"{kind}: {r['group']}", []).append(abs(float(e)))
-    condition = float(np.linalg.cond(fit.jac))
-    return found, condition, {g: round(float(np.median(e)), 3) for g, e in groups.items()}
 
 
 def estimate(raw: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:

@@ -1,20 +1,23 @@
-"""Predicted against published: one row of data/golden/deepspeed_public.json through the inference laws."""
+"""FastGen coefficients from published figures; errors of the inference laws on data/golden/deepspeed_public.json."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
 from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
 from advisor.predict.batching import serve_splitfuse
 from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, weight_bytes_of
 from advisor.predict.shapes import Shapes, shapes_of
-from advisor.schema import Cluster, Deployment, Gpu, Model, Source
+from advisor.schema import Cluster, Coefficient, Deployment, Gpu, Model, Source
 
 Raw = dict[str, Any]
+Floats = NDArray[np.float64]
 
 FASTGEN_BUDGET_TOKENS = 768
 FASTGEN_MAX_SEQS = 512
@@ -113,3 +116,77 @@ def zero_inference_error(
     decode = float(overlapped_s(stream, 2 * shapes.n_params * batch / peak)) + kv_s
     total = prefill + decode * (output - 1)
     return math.log(batch * output / total / row["tokens_per_s_per_gpu"])
+
+
+def fastgen_coefficients(public: Raw) -> tuple[dict[str, Coefficient], float, dict[str, float]]:
+    """Return FastGen's coefficients, the condition number and the median error of each group of rows."""
+    names = (
+        "fastgen_launch_s_per_layer",
+        "fastgen_gemm_eff",
+        "fastgen_kv_eff",
+        "allreduce_s",
+        "fastgen_host_s_per_seq",
+    )
+    lower, upper = (1e-5, 0.1, 0.2, 5e-6, 1e-7), (1e-3, 0.9, 1.3, 3e-4, 1e-3)
+    fixed = {"fastgen_weight_eff": 0.85, "allreduce_eff": 0.6}
+    rows = [r for r in public["rows"] if r["path"].startswith("fastgen")]
+    tuned = [r for r in rows if r["is_tuned"]]
+
+    def errors(x: Floats, some: Sequence[Raw]) -> Floats:
+        values = fixed | dict(zip(names, (float(v) for v in np.exp(x)), strict=True))
+        return np.array([fastgen_error(public, r, values) for r in some])
+
+    start = np.log([1.5e-4, 0.6, 1.0, 6e-5, 1e-4])
+    fit = least_squares(
+        lambda x: errors(x, tuned),
+        start,
+        bounds=(np.log(lower), np.log(upper)),
+        loss="soft_l1",
+        f_scale=0.1,
+        diff_step=0.02,
+    )
+    freedom = len(tuned) - len(names)
+    covariance = np.linalg.inv(fit.jac.T @ fit.jac) * float(np.sum(fit.fun**2)) / freedom
+    half = 1.7 * np.sqrt(np.diag(covariance))
+    cited = f"{public['sources']['fastgen']}; {public['sources']['argonne']}"
+    meanings = (
+        "launch gaps of one layer",
+        "share of the dense peak in a full pass",
+        "share of memory bandwidth in attention, cache counted once for every query head",
+        "fixed time of one all-reduce",
+        "host time of one sequence in one pass",
+    )
+    units = ("s", "1", "1", "s", "s")
+    found = {
+        n: Coefficient(
+            value=float(np.exp(v)),
+            low=max(lo, float(np.exp(v - h))),
+            high=min(up, float(np.exp(v + h))),
+            unit=u,
+            bounds=(lo, up),
+            meaning=m,
+            source=cited,
+            is_at_bound=bool(np.exp(v) < lo * 1.01 or np.exp(v) > up * 0.99),
+        )
+        for n, v, h, u, m, lo, up in zip(names, fit.x, half, units, meanings, lower, upper, strict=True)
+    }
+    for name, value, low, high, meaning in (
+        ("fastgen_weight_eff", 0.85, 0.75, 0.92, "share of memory bandwidth that reads weights"),
+        ("allreduce_eff", 0.6, 0.4, 0.8, "share of the GPU link in an all-reduce"),
+    ):
+        found[name] = Coefficient(
+            value=value,
+            low=low,
+            high=high,
+            unit="1",
+            bounds=(0.05, 1),
+            meaning=meaning,
+            source="fixed in the fit: kernel measurements of A100 and H100 (aiconfigurator's published tables)",
+        )
+    groups: dict[str, list[float]] = {}
+    fitted = {r["group"] for r in tuned}
+    for r, e in zip(rows, errors(fit.x, rows), strict=True):
+        kind = "tuned" if r["is_tuned"] else "same curve" if r["group"] in fitted else "held out"
+        groups.setdefault(f"{kind}: {r['group']}", []).append(abs(float(e)))
+    condition = float(np.linalg.cond(fit.jac))
+    return found, condition, {g: round(float(np.median(e)), 3) for g, e in groups.items()}

@@ -1,0 +1,85 @@
+"""One GPU budget for online serving and offline work: what is needed, and who has which GPUs at which hour."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from advisor.schema.base import Fraction, Name, NonNegativeFloat, NonNegativeInt, Noun, PositiveFloat, PositiveInt
+from advisor.schema.provenance import Note
+
+HOURS = 24
+
+
+class OnlineNeed(Noun):
+    """The online side: requests a second by hour of day, and what one replica serves within its SLO."""
+
+    requests_per_s: tuple[NonNegativeFloat, ...] = Field(min_length=HOURS, max_length=HOURS, description="hour 0 to 23")
+    gpus_per_replica: PositiveInt
+    capacity_requests_per_s: PositiveFloat = Field(description="largest rate of one replica that meets the SLO")
+    headroom_frac: Fraction = Field(default=0.2, description="capacity kept free for bursts within an hour")
+    min_replicas: NonNegativeInt = Field(default=1, description="replicas that stay up at night")
+    board_power_w_per_gpu: NonNegativeFloat = Field(default=0.0, description="a serving GPU at its SLO capacity")
+    backend: Name = "vllm"
+
+
+class OfflineJob(Noun):
+    """Work with a deadline: a batch queue or a training job, in tokens, run by groups of GPUs."""
+
+    name: Name
+    kind: Literal["batch", "train"] = "batch"
+    backend: Name = Field(description="what runs it, such as deepspeed-zero-inference, deepspeed-train or vllm")
+    total_tokens: PositiveFloat = Field(description="tokens to process in all")
+    gpus_per_group: PositiveInt = Field(description="GPUs that work together; groups add up")
+    tokens_per_s_per_group: PositiveFloat
+    max_groups: PositiveInt = Field(default=10**6, description="groups that may run at once (1 = one training job)")
+    deadline_hour: PositiveInt = Field(default=HOURS, le=24 * 366, description="hours from the start of the plan")
+    board_power_w_per_gpu: NonNegativeFloat = 0.0
+
+
+class HourPlan(Noun):
+    """Who has which GPUs in one hour."""
+
+    hour: NonNegativeInt = Field(description="hours from the start of the plan")
+    n_replicas: NonNegativeInt
+    serving_gpus: NonNegativeInt
+    job_gpus: dict[str, NonNegativeInt]
+    idle_gpus: NonNegativeInt
+    job_tokens: dict[str, NonNegativeFloat] = Field(description="tokens done in this hour")
+    unserved_requests_per_s: NonNegativeFloat = Field(default=0.0, description="online load beyond the GPUs there")
+    energy_j: NonNegativeFloat = 0.0
+
+
+class MixedPlan(Noun):
+    """A schedule of one way to divide the budget, with what it costs and what it misses."""
+
+    mode: Literal["share", "split"]
+    n_gpus: NonNegativeInt
+    hours: tuple[HourPlan, ...]
+    finish_hour: dict[str, NonNegativeFloat | None] = Field(description="hour a job ends, null = not within the plan")
+    shortfall_tokens: dict[str, NonNegativeFloat] = Field(description="tokens not done by the deadline")
+    meets_all: bool
+    usd: NonNegativeFloat
+    energy_j: NonNegativeFloat
+    idle_gpu_hours: NonNegativeFloat
+    min_gpus: NonNegativeInt | None = Field(default=None, description="fewest GPUs with which this mode meets all")
+    notes: tuple[Note, ...] = ()
+
+
+class MixedAnswer(Noun):
+    """Both ways to divide one budget, and which is better."""
+
+    best: Literal["share", "split"]
+    why: tuple[str, ...]
+    plans: tuple[MixedPlan, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_best(self) -> MixedAnswer:
+        if self.best not in {p.mode for p in self.plans}:
+            raise ValueError("plans must contain the best mode")
+        return self
+
+    def plan(self, mode: Literal["share", "split"]) -> MixedPlan:
+        """Return the plan of one mode; KeyError when it is absent."""
+        return {p.mode: p for p in self.plans}[mode]
