@@ -147,18 +147,16 @@ def connect(host: str) -> tuple[http.client.HTTPConnection, str]:
     return connection, url.path.rstrip("/")
 
 
-def has_text(event: dict[str, Any]) -> bool:
-    """Return whether a streamed event carries generated text."""
-    choices = event.get("choices") or [{}]
-    return bool(choices[0].get("text") or choices[0].get("token_ids"))
-
-
 def read_stream(response: http.client.HTTPResponse) -> tuple[list[float], int, int | None]:
-    """Return (times of the events that carried text, completion tokens, prompt tokens) of one streamed answer."""
+    """Return (times of the events that carried tokens, completion tokens, prompt tokens) of one streamed answer.
+
+    vLLM sends an event for every step's tokens, also when their text is still empty (half a character). Other servers
+    may close with an empty event that only says why they stopped: it is left out when the token count says so.
+    """
     times: list[float] = []
     n_output: int | None = None
     n_prompt: int | None = None
-    is_done = False
+    is_done = has_bare_end = False
     while True:
         line = response.readline()
         if not line:
@@ -176,11 +174,14 @@ def read_stream(response: http.client.HTTPResponse) -> tuple[list[float], int, i
             raise Failure("not_sse", "an event of the stream is not JSON") from error
         if "error" in event:
             raise Failure("server", str(event["error"])[:200])
-        if has_text(event):
+        for choice in (event.get("choices") or [])[:1]:
             times.append(at)
+            has_bare_end = bool(choice.get("finish_reason")) and not choice.get("text")
         usage = event.get("usage") or {}
         n_output = usage.get("completion_tokens", n_output)
         n_prompt = usage.get("prompt_tokens", n_prompt)
+    if has_bare_end and n_output is not None and len(times) > n_output:
+        times.pop()
     if not times:
         raise Failure("empty", "the stream ended without a token")
     if not is_done:

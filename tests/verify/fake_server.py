@@ -82,9 +82,14 @@ class Server:
                 self.event(writer, json.dumps({"error": {"message": "out of memory"}}))
             for i in range(0 if options.mode in ("empty", "error") else n_output):
                 await asyncio.sleep(max(0.0, first + i * options.tpot_s - loop.time()))
-                self.event(writer, json.dumps({"choices": [{"text": f"token{i} "}]}))
+                # Half a character is a token without text.
+                text = "" if i % 3 == 1 else f"token{i} "
+                self.event(writer, json.dumps({"choices": [{"text": text, "finish_reason": None}]}))
                 if options.mode == "cut" and i == 2:
                     return
+        if options.closing_event:
+            await asyncio.sleep(5 * options.tpot_s)
+            self.event(writer, json.dumps({"choices": [{"text": "", "finish_reason": "length"}]}))
         usage = {"prompt_tokens": n_prompt, "completion_tokens": n_output}
         self.event(writer, json.dumps({"choices": [], "usage": usage}))
         self.event(writer, "[DONE]")
@@ -99,6 +104,7 @@ async def main() -> None:
     parser.add_argument("--slots", type=int, default=1000)
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--key", default="")
+    parser.add_argument("--closing-event", type=int, default=0)
     parser.add_argument("--mode", choices=MODES, default="ok")
     server = Server(parser.parse_args())
     listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)

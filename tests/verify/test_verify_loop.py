@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from advisor.schema import ClosedLoad, FixedLengths, PoissonLoad, RunRecord, Workload
-from advisor.verify import Progress, VerifyReport, verify, write_records
+from advisor.verify import Endpoint, Progress, VerifyReport, verify, write_records
+from advisor.verify.drive import drive
+from advisor.verify.measure import measured
 
 TTFT_S, PROMPT_S, TPOT_S = 0.04, 0.0005, 0.006
 PROMPT, OUTPUT = 100, 40
@@ -110,3 +112,14 @@ def test_a_closed_loop_saturates_the_server_s_slots(serve: Callable[..., str], m
     assert loaded.e2e_s.p50 == pytest.approx(2 * service_s, rel=0.06)
     assert loaded.tpot_s is not None
     assert loaded.tpot_s.mean == pytest.approx(0.005, rel=0.05)
+
+
+def test_an_empty_closing_event_is_no_token(serve: Callable[..., str]) -> None:
+    address = serve(ttft_s=0.02, tpot_s=0.01, closing_event=1)
+    workload = Workload(
+        lengths=FixedLengths(prompt_tokens=10, output_tokens=11), load=ClosedLoad(concurrency=1, n_requests=3)
+    )
+    answered, failed = drive(Endpoint(address, "org/model"), workload, vocab_size=1000, timeout_s=5)
+    assert not failed
+    assert [request.n_events for request in answered] == [11, 11, 11]
+    assert measured(answered).tpot_s.mean == pytest.approx(0.01, rel=0.05)  # type: ignore[union-attr]
