@@ -46,11 +46,49 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--deadline-s", type=float, default=540.0, help="all engines are stopped before this")
     many.add_argument("--gpus", help="GPU ids to use, with commas (default: all visible ones)")
     many.add_argument("--min-start-s", type=float, default=60.0, help="start no engine with less time left than this")
+    check = commands.add_parser("check", help="find noisy, throttled or contaminated records")
+    check.add_argument("files", nargs="+", help="files of run records")
+    check.add_argument("--notes", action="store_true", help="print notes, too")
+    bundle = commands.add_parser("bundle", help="build what a GPU host without a package registry needs")
+    bundle.add_argument("--out", required=True, help="folder for the bundle")
+    bundle.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        help="vllm (125 MB), deepspeed (5 MB) or fastgen (50 MB); this package always",
+    )
     raw = commands.add_parser("import-raw", help="turn lines of the first DeepSpeed scripts into run records")
     raw.add_argument("raw", help="a file of such lines")
     raw.add_argument("--out", required=True, help="run records are written here")
     raw.add_argument("--note", default="", help="what a reader must know of the circumstances; goes into each record")
     return parser
+
+
+def _bundle(args: argparse.Namespace) -> int:
+    from calibration.bundle import build
+
+    print(build(args.out, args.part))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from calibration import check
+
+    records, findings = [], []
+    for path in args.files:
+        more, wrong = check.read(path)
+        records += more
+        findings += wrong
+    findings += check.check_all(records)
+    for finding in sorted(findings, key=lambda f: check.SEVERITIES.index(f.severity)):
+        if finding.severity != "note" or args.notes:
+            print(finding)
+    for line in check.noise_floor(records):
+        print(line)
+    counts = [sum(f.severity == s for f in findings) for s in check.SEVERITIES]
+    starts = len({r["run_id"] for r in records})
+    print(f"{len(records)} records of {starts} starts: {counts[0]} bad, {counts[1]} doubtful, {counts[2]} notes")
+    return 1 if counts[0] else 0
 
 
 def _import_raw(args: argparse.Namespace) -> int:
@@ -124,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
         "run-vllm": _run_job,
         "run-job": _run_job,
         "run-many": _run_many,
+        "bundle": _bundle,
+        "check": _check,
         "import-raw": _import_raw,
         "run-endpoint": _run_endpoint,
     }
