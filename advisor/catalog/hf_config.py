@@ -124,6 +124,7 @@ def _build(
         d_ff=_d_ff(fields, family_name, family, d_model),
         vocab_size=vocab_size,
         max_context_tokens=context,
+        rope_scaling=_rope_scaling(fields),
         is_gated_mlp=family.is_gated_mlp,
         has_tied_embeddings=fields.boolean(
             "tie_word_embeddings", outer.boolean("tie_word_embeddings", family.has_tied_embeddings)
@@ -218,6 +219,13 @@ def _attention_biases(fields: Fields, family: Family) -> tuple[bool, bool]:
         return family.has_qkv_bias, family.has_output_bias
     switch = fields.boolean(family.qkv_bias_field, family.has_qkv_bias)
     return switch, switch if family.bias_field_covers_output else family.has_output_bias
+
+
+def _rope_scaling(fields: Fields) -> str:
+    """Return the kind of RoPE scaling, empty where positions are used as they are."""
+    rope = fields.section("rope_scaling")
+    kind = "" if rope is None else rope.text("rope_type", "type")
+    return "" if kind == "default" else kind[:40]
 
 
 def _context_tokens(fields: Fields, notes: list[Note]) -> int:
