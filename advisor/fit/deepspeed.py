@@ -1,7 +1,7 @@
 """Estimate data/fitted/deepspeed.json from our H100 records and a selection of published figures.
 
-Run ``python -m advisor.fit.deepspeed RAW.jsonl PUBLIC.json TRAINING.json OUT.json``: RAW is the output of the DeepSpeed
-calibration scripts (one line a case), the others are data/golden/deepspeed_public.json and training_public.json.
+Run ``python -m advisor.fit.deepspeed RUNS.jsonl PUBLIC.json TRAINING.json OUT.json`` with data/runs/deepspeed-*.jsonl,
+data/golden/deepspeed_public.json and data/golden/training_public.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_public import published_training_coefficients
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Coefficient, CoefficientSet, FitReport, Model, Source
-from advisor.units import GIB, MS
 
 Floats = NDArray[np.float64]
 Raw = dict[str, Any]
@@ -31,37 +30,25 @@ H100_FLOPS_PER_S = 989.4e12
 H100_IDLE_W = 73.0
 """Board power of our H100 with a driver loaded and no work (NVML, same host)."""
 H100_HOST_LINK_BYTES_PER_S = 64e9
-DIMENSIONS: dict[str, tuple[int, int, int, int, int, int, bool]] = {
-    "1.3b": (2048, 24, 16, 16, 5504, 32000, False),
-    "7b": (4096, 32, 32, 32, 11008, 32000, False),
-    "8b": (4096, 32, 32, 8, 14336, 128256, False),
-}
-"""Shapes that the calibration scripts build: d_model, layers, heads, KV heads, d_ff, vocabulary, tied embeddings."""
 
 
-def model_named(name: str) -> Model:
-    """Return the model that a calibration script builds under `name`."""
-    d, layers, heads, kv, ff, vocab, tied = DIMENSIONS[name]
+def model_of(record: Raw) -> Model:
+    """Return the architecture that a record's config.json describes (Llama shapes only, as our runs use)."""
+    config = record["hf_config"]
+    heads = config["num_attention_heads"]
     return Model(
-        name=name,
+        name=record["model"],
         family="llama",
-        n_layers=layers,
-        d_model=d,
+        n_layers=config["num_hidden_layers"],
+        d_model=config["hidden_size"],
         n_heads=heads,
-        n_kv_heads=kv,
-        d_head=d // heads,
-        d_ff=ff,
-        vocab_size=vocab,
-        max_context_tokens=8192,
-        has_tied_embeddings=tied,
+        n_kv_heads=config.get("num_key_value_heads", heads),
+        d_head=config.get("head_dim") or config["hidden_size"] // heads,
+        d_ff=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        max_context_tokens=config.get("max_position_embeddings", 8192),
+        has_tied_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
-
-
-def run_id(index: int, line: Raw) -> str:
-    """Return the name under which a raw line is cited."""
-    case = line["case"]
-    what = case.get("mode") or case.get("offload") or f"stage{case.get('stage', '')}"
-    return f"deepspeed-0.19.8_h100 line {index + 1} ({line['script']}, {case['model']}, {what})"
 
 
 def _forward_flops(shapes: Shapes, batch: int, prompt: int) -> float:
@@ -84,60 +71,63 @@ def _coefficient(
     return Coefficient(value=value, low=low, high=high, unit=unit, bounds=bounds, meaning=meaning, source=source)
 
 
-def _points(raw: Sequence[Raw], script: str, **case: Any) -> list[tuple[str, Raw, Raw]]:
-    """Return (run id, case line, point) of every point that ran in the cases that match."""
-    return [
-        (run_id(i, line), line, p)
-        for i, line in enumerate(raw)
-        if line["script"] == script and all(line["case"].get(k) == v for k, v in case.items())
-        for p in line.get("points", ())
-        if p.get("ok")
-    ]
+def _cells(records: Sequence[Raw], **wanted: Any) -> list[Raw]:
+    """Return the records whose fields have the wanted values."""
+    return [r for r in records if all(r.get(k) == v for k, v in wanted.items())]
 
 
-def _ids(points: Sequence[tuple[str, Raw, Raw]]) -> str:
-    return "; ".join(dict.fromkeys(p[0] for p in points))
+def _ids(cells: Sequence[Raw]) -> str:
+    return "; ".join(dict.fromkeys(r["run_id"] for r in cells))
 
 
-def power_coefficient(points: Sequence[tuple[str, Raw, Raw]]) -> Coefficient:
+def _size(record: Raw) -> tuple[int, int, int]:
+    """Return batch, prompt tokens and output tokens of a static batch."""
+    lengths = record["lengths"]
+    return record["load"]["batch_size"], lengths["prompt_tokens"], lengths["output_tokens"]
+
+
+def power_coefficient(cells: Sequence[Raw]) -> Coefficient:
     """Return the share of the way from idle to the limit that the board drew in decode passes."""
     shares = [
-        (p["power"]["energy_w"] - H100_IDLE_W) / (p["power"]["limit_w"] - H100_IDLE_W)
-        for _, _, p in points
-        if p.get("power")
+        (r["measured"]["board_power_w"]["mean"] - H100_IDLE_W) / (r["power_limit_w_per_gpu"] - H100_IDLE_W)
+        for r in cells
+        if r["measured"].get("board_power_w")
     ]
     meaning = "board power while decoding, 0 = idle, 1 = limit"
-    return _coefficient(_spread(shares, least=0.1), "1", (0, 1), meaning, _ids(points))
+    return _coefficient(_spread(shares, least=0.1), "1", (0, 1), meaning, _ids(cells))
 
 
-def eager_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
+def prefill_eff(cells: Sequence[Raw], least_tokens: int) -> list[float]:
+    """Return the share of the peak of each prompt pass of at least `least_tokens`."""
+    found = []
+    for r in cells:
+        batch, prompt, _ = _size(r)
+        if batch * prompt >= least_tokens:
+            flops = _forward_flops(shapes_of(model_of(r)), batch, prompt)
+            found.append(flops / r["measured"]["prefill_s"] / H100_FLOPS_PER_S)
+    return found
+
+
+def eager_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return launch times, prefill efficiency and memory factors of the transformers eager path."""
-    points = _points(raw, "ds_infer.py", mode="hf") + _points(raw, "ds_infer.py", mode="ds")
-    shapes = {n: shapes_of(model_named(n)) for n in DIMENSIONS}
-    sizes = [shapes[line["case"]["model"]] for _, line, _ in points]
-    decode = [p["decode_ms"] * MS / s.n_layers for (_, _, p), s in zip(points, sizes, strict=True)]
-    small = [
-        p["prefill_ms"] * MS / s.n_layers
-        for (_, _, p), s in zip(points, sizes, strict=True)
-        if p["batch"] * p["prompt"] <= 1024
-    ]
-    large = [
-        _forward_flops(s, p["batch"], p["prompt"]) / (p["prefill_ms"] * MS) / H100_FLOPS_PER_S
-        for (_, _, p), s in zip(points, sizes, strict=True)
-        if p["batch"] * p["prompt"] >= 4096
-    ]
-    kv, tokens, extra = [], [], []
-    for (_, line, p), s in zip(points, sizes, strict=True):
-        held = p["batch"] * (p["prompt"] + p["gen"]) * line["kv_bytes_per_token"]
-        kv.append(held)
-        tokens.append(p["batch"] * p["prompt"] * s.d_model)
-        extra.append(p["mem"]["reserved"] * GIB - s.n_params * 2 - held)
-    design = np.column_stack([kv, tokens])
-    (copies, activation), *_ = np.linalg.lstsq(design, np.asarray(extra), rcond=None)
-    context = [(p["mem"]["dev_used"] - p["mem"]["reserved"]) * GIB for _, _, p in points]
-    source = _ids(points)
+    cells = _cells(records, mode="eager") + _cells(records, mode="autotp")
+    decode, small, held, work, extra, context = [], [], [], [], [], []
+    for r in cells:
+        s, m = shapes_of(model_of(r)), r["measured"]
+        batch, prompt, output = _size(r)
+        decode.append(m["decode_step_s"] / s.n_layers)
+        if batch * prompt <= 1024:
+            small.append(m["prefill_s"] / s.n_layers)
+        cache = batch * (prompt + output) * s.kv_elements_per_token_layer * s.n_layers * 2
+        held.append(cache)
+        work.append(batch * prompt * s.d_model)
+        extra.append(m["reserved_bytes"] - s.n_params * 2 - cache)
+        context.append(m["device_used_bytes"] - m["reserved_bytes"])
+    (copies, activation), *_ = np.linalg.lstsq(np.column_stack([held, work]), np.asarray(extra), rcond=None)
+    source = _ids(cells)
+    unseen = "bound: not visible in our host-bound runs; kernel measurements of H100 weight streaming give 0.75 to 0.92"
     return {
-        "eager_power_frac": power_coefficient(points),
+        "eager_power_frac": power_coefficient(cells),
         "eager_decode_launch_s_per_layer": _coefficient(
             _spread(decode), "s", (1e-5, 2e-2), "host time to launch one layer of a decode pass (transformers)", source
         ),
@@ -145,21 +135,13 @@ def eager_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
             _spread(small), "s", (1e-5, 2e-2), "host time to launch one layer of a prompt pass (transformers)", source
         ),
         "eager_gemm_eff": _coefficient(
-            _spread(large), "1", (0.05, 1), "share of the dense peak in a large prompt pass", source
+            _spread(prefill_eff(cells, 4096)), "1", (0.05, 1), "share of the dense peak in a large prompt pass", source
         ),
         "eager_weight_eff": _coefficient(
-            (0.8, 0.6, 0.95),
-            "1",
-            (0.2, 1),
-            "share of memory bandwidth that reads weights",
-            "bound: not visible in our host-bound runs; kernel measurements of H100 weight streaming give 0.75-0.92",
+            (0.8, 0.6, 0.95), "1", (0.2, 1), "share of memory bandwidth that reads weights", unseen
         ),
         "eager_kv_eff": _coefficient(
-            (0.7, 0.4, 0.9),
-            "1",
-            (0.1, 1),
-            "share of memory bandwidth that moves the cache",
-            "bound: not visible in our host-bound runs",
+            (0.7, 0.4, 0.9), "1", (0.1, 1), "share of memory bandwidth that moves the cache", unseen
         ),
         "eager_kv_copy_frac": _coefficient(
             _spread([float(copies)], least=0.15),
@@ -181,29 +163,25 @@ def eager_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
     }
 
 
-def inject_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
+def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return the coefficients of kernel injection driven by hand (it fails as normally used)."""
-    points = _points(raw, "ds_infer.py", mode="inject-manual")
-    s = shapes_of(model_named("7b"))
-    decode = [p["decode_ms"] * MS / s.n_layers for _, _, p in points]
-    large = [
-        _forward_flops(s, p["batch"], p["prompt"]) / (p["prefill_ms"] * MS) / H100_FLOPS_PER_S
-        for _, _, p in points
-        if p["batch"] * p["prompt"] >= 1024
-    ]
-    source = _ids(points)
-    longest = max(line["case"]["prompts"][-1] + line["case"]["gen"] for _, line, _ in points)
-    by_batch = {p["batch"]: p["mem"]["dev_used"] - p["mem"]["reserved"] for _, _, p in points}
+    cells = _cells(records, mode="kernel-injection")
+    s = shapes_of(model_of(cells[0]))
+    decode = [r["measured"]["decode_step_s"] / s.n_layers for r in cells]
+    source = _ids(cells)
+    longest = max(sum(_size(r)[1:]) for r in cells)
+    token = s.kv_elements_per_token_layer * s.n_layers * 2
+    by_batch = {_size(r)[0]: r["measured"]["device_used_bytes"] - r["measured"]["reserved_bytes"] for r in cells}
     small, big = min(by_batch), max(by_batch)
-    workspace = (by_batch[big] - by_batch[small]) * GIB / ((big - small) * longest * points[0][1]["kv_bytes_per_token"])
-    weights = points[0][2]["mem"]["alloc"] * GIB / (s.n_params * 2)
+    workspace = (by_batch[big] - by_batch[small]) / ((big - small) * longest * token)
+    weights = cells[0]["measured"]["allocated_bytes"] / (s.n_params * 2)
     return {
-        "inject_power_frac": power_coefficient(points),
+        "inject_power_frac": power_coefficient(cells),
         "inject_launch_s_per_layer": _coefficient(
             _spread(decode, least=0.1), "s", (1e-5, 5e-3), "time of one injected layer in a decode pass", source
         ),
         "inject_gemm_eff": _coefficient(
-            _spread(large), "1", (0.05, 1), "share of the dense peak in a large prompt pass", source
+            _spread(prefill_eff(cells, 1024)), "1", (0.05, 1), "share of the dense peak in a large prompt pass", source
         ),
         "inject_weight_eff": _coefficient(
             (0.8, 0.5, 0.95),
@@ -232,27 +210,27 @@ def inject_coefficients(raw: Sequence[Raw]) -> dict[str, Coefficient]:
     }
 
 
-def zero_coefficients(raw: Sequence[Raw], public: Raw) -> dict[str, Coefficient]:
+def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coefficient]:
     """Return the coefficients of ZeRO-Inference: host time of the hooks, streaming rates, pinned host memory."""
-    layers = DIMENSIONS["7b"][1]
-    resident = _points(raw, "ds_zero_infer.py", offload="none")
-    streamed = _points(raw, "ds_zero_infer.py", offload="cpu")
-    hooks = [p["decode_ms"] * MS / layers for _, _, p in resident]
-    weights = shapes_of(model_named("7b")).n_params * 2
+    resident = _cells(records, engine="deepspeed-zero-inference", offload="none")
+    streamed = [r for r in _cells(records, engine="deepspeed-zero-inference") if r["offload"] != "none"]
+    s = shapes_of(model_of(resident[0]))
+    weights = s.n_params * 2
+    hooks = [r["measured"]["decode_step_s"] / s.n_layers for r in resident]
     shares = []
-    for _, _, p in streamed:
-        total = p["decode_ms"] * MS
-        alone = total * (1 - (float(np.median(hooks)) * layers / total) ** 6) ** (1 / 6)
+    for r in streamed:
+        total = r["measured"]["decode_step_s"]
+        alone = total * (1 - (float(np.median(hooks)) * s.n_layers / total) ** 6) ** (1 / 6)
         shares.append(weights / alone / H100_HOST_LINK_BYTES_PER_S)
-    pinned = [(p["mem"]["host_rss"] * GIB - resident[0][2]["mem"]["host_rss"] * GIB) / weights for _, _, p in streamed]
+    base = resident[0]["measured"]["host_rss_bytes"]
+    pinned = [(r["measured"]["host_rss_bytes"] - base) / weights for r in streamed]
     rows = [r for r in public["rows"] if r["path"] == "zero-inference" and r["is_tuned"]]
-    start = np.log([0.65, 0.6, 0.5])
 
     def residuals(x: Floats) -> Floats:
         host, gather, nvme = np.exp(x)
         return np.array([zero_inference_error(public, r, host=host, gather=gather, nvme=nvme) for r in rows])
 
-    fit = least_squares(residuals, start, bounds=(np.log([0.1, 0.05, 0.05]), np.log([1, 1, 1])))
+    fit = least_squares(residuals, np.log([0.65, 0.6, 0.5]), bounds=(np.log([0.1, 0.05, 0.05]), np.log([1, 1, 1])))
     host, gather, nvme = (float(v) for v in np.exp(fit.x))
     cited = f"{public['sources']['zero-inference-2022']} (OPT-30B rows)"
     elsewhere = (host, min(float(np.median(shares)) * 0.9, host * 0.7), host * 1.15)
@@ -291,11 +269,11 @@ def zero_coefficients(raw: Sequence[Raw], public: Raw) -> dict[str, Coefficient]
     }
 
 
-def estimate(raw: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
+def estimate(runs: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
     """Return every coefficient of the DeepSpeed predictions with interval, source and the errors of the fit."""
     fastgen, condition, errors = fastgen_coefficients(public)
-    found = eager_coefficients(raw) | inject_coefficients(raw) | zero_coefficients(raw, public) | fastgen
-    found |= training_coefficients(raw, {n: shapes_of(model_named(n)) for n in DIMENSIONS}, run_id)
+    found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
+    found |= training_coefficients(runs, model_of)
     published, training_errors = published_training_coefficients(training)
     found |= published
     held_out = [e for g, e in errors.items() if g.startswith("held out")]
@@ -307,7 +285,7 @@ def estimate(raw: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
     found["train_error_frac"] = _coefficient(
         (train_error, train_error / 2, 2 * train_error), "1", (0, 1), "error of the step-time law", "held-out groups"
     )
-    ids = tuple(run_id(i, line) for i, line in enumerate(raw) if line["ok"])
+    ids = tuple(dict.fromkeys(r["run_id"] for r in runs))
     return CoefficientSet(
         name="deepspeed",
         version=1,
@@ -317,7 +295,7 @@ def estimate(raw: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
         coefficients=found,
         report=FitReport(
             run_ids=ids,
-            n_cells=sum(len(line.get("points", [1])) for line in raw if line["ok"]),
+            n_cells=len(runs),
             n_coefficients=len(found),
             condition_number=condition,
             median_abs_error=errors | training_errors,
@@ -328,12 +306,12 @@ def estimate(raw: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the coefficient set that RAW, PUBLIC and TRAINING determine to OUT."""
-    raw_path, public_path, training_path, out_path = argv
-    raw = [json.loads(line) for line in Path(raw_path).read_text().splitlines() if line.strip()]
+    """Write the coefficient set that RUNS, PUBLIC and TRAINING determine to OUT."""
+    runs_path, public_path, training_path, out_path = argv
+    runs = [json.loads(line) for line in Path(runs_path).read_text().splitlines() if line.strip()]
     public = json.loads(Path(public_path).read_text())
     training = json.loads(Path(training_path).read_text())
-    Path(out_path).write_text(estimate(raw, public, training).model_dump_json(indent=1) + "\n")
+    Path(out_path).write_text(estimate(runs, public, training).model_dump_json(indent=1) + "\n")
 
 
 if __name__ == "__main__":

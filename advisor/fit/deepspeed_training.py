@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from advisor.laws.training import forward_flops, layer_activation_bytes
-from advisor.predict.shapes import Shapes
-from advisor.schema import Coefficient
-from advisor.units import GIB, MS
+from advisor.predict.shapes import Shapes, shapes_of
+from advisor.schema import Coefficient, Model
 
 Raw = dict[str, Any]
 H100_FLOPS_PER_S = 989.4e12
@@ -32,25 +31,23 @@ def _work(shapes: Shapes, tokens: int, length: int, n_layers: float, has_loss: b
     return flops, scores, moved + (LOGIT_BYTES * tokens * shapes.vocab_size if has_loss else 0.0)
 
 
-def compute_rows(raw: Sequence[Raw], shapes: dict[str, Shapes]) -> list[tuple[float, float, float]]:
+def compute_rows(records: Sequence[Raw], model_of: Callable[[Raw], Model]) -> list[tuple[float, float, float]]:
     """Return (matrix operations, bytes, seconds without attention) of every transformers pass that the GPU bounds."""
     rows = []
     at_peak = 1 / (ATTENTION_EFF * H100_FLOPS_PER_S)
-    for line in raw:
-        case = line["case"]
-        if not line["ok"]:
-            continue
-        s = shapes.get(case["model"])
-        if line["script"] == "ds_train_zero.py" and case["stage"] < 3 and "offload" not in case and s is not None:
-            flops, scores, moved = _work(s, case["mbs"] * case["seq"], case["seq"], s.n_layers, True)
-            rows.append((flops, moved, line["fwd_ms"] * MS - at_peak * scores))
-            if not case.get("ckpt"):
-                rows.append((2 * flops, 2 * moved, line["bwd_ms"] * MS - 2 * at_peak * scores))
-        if line["script"] == "ds_infer.py" and case["mode"] in ("hf", "ds") and s is not None:
-            for p in line["points"]:
-                if p.get("ok") and p["batch"] * p["prompt"] >= 8192:
-                    flops, scores, moved = _work(s, p["batch"] * p["prompt"], p["prompt"], s.n_layers, False)
-                    rows.append((flops, moved, p["prefill_ms"] * MS - at_peak * scores))
+    for r in records:
+        s, m = shapes_of(model_of(r)), r["measured"]
+        if r["engine"] == "deepspeed-zero-train" and r["zero_stage"] < 3:
+            length = r["sequence_length"]
+            flops, scores, moved = _work(s, r["micro_batch_size"] * length, length, s.n_layers, True)
+            rows.append((flops, moved, m["forward_s"] - at_peak * scores))
+            if not r["activation_checkpointing"] and r["offload"] == "none":
+                rows.append((2 * flops, 2 * moved, m["backward_s"] - 2 * at_peak * scores))
+        if r.get("mode") in ("eager", "autotp"):
+            batch, prompt = r["load"]["batch_size"], r["lengths"]["prompt_tokens"]
+            if batch * prompt >= 8192:
+                flops, scores, moved = _work(s, batch * prompt, prompt, s.n_layers, False)
+                rows.append((flops, moved, m["prefill_s"] - at_peak * scores))
     return rows
 
 
@@ -62,35 +59,26 @@ def two_rates(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]
     return 1 / float(inverse), float(passes)
 
 
-def training_coefficients(
-    raw: Sequence[Raw], shapes: dict[str, Shapes], run_id: Callable[[int, Raw], str]
-) -> dict[str, Coefficient]:
+def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Model]) -> dict[str, Coefficient]:
     """Return the coefficients of the training step: compute, optimizer, offload, memory slack."""
-    cases = [
-        (run_id(i, line), line) for i, line in enumerate(raw) if line["ok"] and line["script"] == "ds_train_zero.py"
-    ]
-    cited = "; ".join(name for name, _ in cases)
-    eff, passes = two_rates(compute_rows(raw, shapes))
-    plain = [line for _, line in cases if "offload" not in line["case"]]
-    offloaded = {line["case"]["offload"]: line for _, line in cases if "offload" in line["case"]}
-    adam = [line["opt_ms"] * MS * H100_BANDWIDTH_BYTES_PER_S / line["params"] for line in plain]
-    backward = (
-        float(np.median([x["bwd_ms"] for x in plain if x["case"]["stage"] < 3 and not x["case"].get("ckpt")])) * MS
-    )
-    opt = offloaded["opt"]
-    third = [x for _, x in cases if x["case"]["stage"] == 3]
-    layers = shapes["1.3b"].n_layers
-    hooks = [x["fwd_ms"] * MS / layers for x in third] + [
-        x["bwd_ms"] * MS / layers for x in third if "offload" not in x["case"]
-    ]
+    cells = [r for r in records if r["engine"] == "deepspeed-zero-train"]
+    cited = "; ".join(dict.fromkeys(r["run_id"] for r in cells))
+    eff, passes = two_rates(compute_rows(records, model_of))
+    plain = [r for r in cells if r["offload"] == "none"]
+    offloaded = [r for r in cells if r["offload"] != "none"]
+    adam = [r["measured"]["optimizer_s"] * H100_BANDWIDTH_BYTES_PER_S / r["n_params"] for r in plain]
+    kept = [r for r in plain if r["zero_stage"] < 3 and not r["activation_checkpointing"]]
+    backward = float(np.median([r["measured"]["backward_s"] for r in kept]))
+    opt = next(r for r in offloaded if r["zero_stage"] < 3)
+    third = [r for r in cells if r["zero_stage"] == 3]
+    hooks = [r["measured"]["forward_s"] / model_of(r).n_layers for r in third]
+    hooks += [r["measured"]["backward_s"] / model_of(r).n_layers for r in third if r["offload"] == "none"]
     host = 0.4 * H100_HOST_LINK_BYTES_PER_S
-    down = 2 * opt["params"] / (opt["bwd_ms"] * MS - backward) / H100_HOST_LINK_BYTES_PER_S
-    updates = [x["params"] / (x["opt_ms"] * MS - 2 * x["params"] / host) for x in offloaded.values()]
-    slack, context = [], []
-    for _, line in cases:
-        steady = line["mem"]["steady"]
-        slack.append(steady["reserved"] / steady["peak_alloc"] - 1)
-        context.append((steady["dev_used"] - steady["reserved"]) * GIB)
+    down = 2 * opt["n_params"] / (opt["measured"]["backward_s"] - backward) / H100_HOST_LINK_BYTES_PER_S
+    updates = [r["n_params"] / (r["measured"]["optimizer_s"] - 2 * r["n_params"] / host) for r in offloaded]
+    memory = [r["measured"] for r in cells]
+    slack = [m["reserved_bytes"] / m["peak_allocated_bytes"] - 1 for m in memory]
+    context = [m["device_used_bytes"] - m["reserved_bytes"] for m in memory]
 
     def made(value: float, low: float, high: float, unit: str, meaning: str, source: str = cited) -> Coefficient:
         return Coefficient(
