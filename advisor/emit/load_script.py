@@ -19,6 +19,7 @@ import os
 import random
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -105,6 +106,7 @@ class State:
         self.n_sent = self.n_done = self.n_failed_in_a_row = 0
         self.started: float | None = None
         self.results: Any = None
+        self.samples: dict[str, list[float]] = {"TTFT": [], "TPOT": [], "E2E": []}
 
     def prompt(self, n_tokens: int) -> list[int]:
         """Return token ids: the shared prefix, the part that an earlier turn left behind, fresh ones."""
@@ -256,6 +258,11 @@ def finish(user: Client, record: dict[str, Any], failure: Failure | None) -> Non
     """Write a request's line and stop the test when it was the last, or when nothing but failures come."""
     STATE.n_done += 1
     STATE.n_failed_in_a_row = STATE.n_failed_in_a_row + 1 if failure else 0
+    if failure is None:
+        STATE.samples["TTFT"].append(record["first_s"] - record["arrival_s"])
+        STATE.samples["E2E"].append(record["last_s"] - record["arrival_s"])
+        if record["output_tokens"] > 1:
+            STATE.samples["TPOT"].append((record["last_s"] - record["first_s"]) / (record["output_tokens"] - 1))
     if STATE.results is not None:
         STATE.results.write(json.dumps(record) + "\n")
         STATE.results.flush()
@@ -317,8 +324,22 @@ def open_results(environment: Any, **_: Any) -> None:
         STATE.results = open(path, "w", encoding="utf-8")  # noqa: SIM115
 
 
+def summary() -> str:
+    """Return a table of the latencies that Locust's own table does not know."""
+    lines = ["", f"{'[ms]':<6}{'mean':>10}{'p50':>10}{'p90':>10}{'p95':>10}{'p99':>10}"]
+    for name, values in STATE.samples.items():
+        if values:
+            ordered = sorted(values)
+            # The smallest value that at least this share of the requests does not exceed.
+            ranked = [ordered[max(0, math.ceil(q * len(ordered)) - 1)] for q in (0.5, 0.9, 0.95, 0.99)]
+            cells = [sum(ordered) / len(ordered), *ranked]
+            lines.append(f"{name:<6}" + "".join(f"{1000 * cell:>10.2f}" for cell in cells))
+    return "\n".join([*lines, ""])
+
+
 def close_results(environment: Any, **_: Any) -> None:
-    """Close the result file."""
+    """Close the result file and print the latencies."""
+    sys.stdout.write(summary())
     if STATE.results is not None:
         STATE.results.close()
         STATE.results = None
