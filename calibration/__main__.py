@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     live.add_argument("--rows", help="one line a cell with its requests, gzipped when the name ends in .gz")
     live.add_argument("--errors", help="errors and skipped cells (default OUT.errors)")
     live.add_argument("--known", action="append", help="a further file whose cells of this run need not run again")
-    many = commands.add_parser("run-many", help="run several jobs side by side on this host's GPUs")
+    many = commands.add_parser("run-many", aliases=["run"], help="run several jobs side by side on this host's GPUs")
     many.add_argument("--jobs", required=True, help="a JSON file with a list of jobs")
     many.add_argument(
         "--out-dir", required=True, help="folder for records.jsonl, rows.jsonl.gz, errors.jsonl, logs.txt"
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         "run-vllm": _run_job,
         "run-job": _run_job,
         "run-many": _run_many,
+        "run": _run_many,
         "bundle": _bundle,
         "check": _check,
         "import-raw": _import_raw,

@@ -33,6 +33,8 @@ STOP_GRACE_S = 4.0
 END_MARGIN_S = 10.0  # kept before the deadline to stop engines and write the tails of the logs
 MIN_START_S = 60.0  # less time than this is not worth an engine start
 PORT_STEP = 200
+BAR_WIDTH = 20
+CELL_LINE = re.compile(r"\S+ \d+/\d+[ :]")  # what runners say when a cell is over, well or not
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,6 +46,15 @@ def host_gpus(chosen: str | None = None) -> list[str]:
     if not ids:
         raise EngineMissing("no GPU is visible here (CUDA_VISIBLE_DEVICES is empty)")
     return ids
+
+
+def n_cells(job: Job) -> int:
+    """Return how many cells a job has."""
+    if job.kind == "vllm":
+        return len(job.cells)
+    from calibration.deepspeed_runner import check_cells
+
+    return len(check_cells(job))
 
 
 def free_port(start: int) -> int:
@@ -109,6 +120,8 @@ class Orchestrator:
         name = re.sub(r"[^A-Za-z0-9]+", "-", str(self.out_dir.resolve())).strip("-")[-80:]
         self.work = Path(tempfile.gettempdir()) / f"calibration-{os.getuid()}-{name}"
         self.work.mkdir(parents=True, exist_ok=True)
+        self.n_cells = max(1, sum(n_cells(j) for j in self.jobs))
+        self.n_done = 0
         self.lines: queue.Queue[str] = queue.Queue()
         self.port = random.Random(os.getpid()).randrange(21000, 38000)
 
@@ -118,8 +131,11 @@ class Orchestrator:
         return self.began + self.deadline_s - END_MARGIN_S
 
     def tell(self, text: str) -> None:
-        """Print one line with the seconds since the start."""
-        line = f"[{time.time() - self.began:5.0f}s] {text}"
+        """Print one line with the seconds since the start and the share of the cells that are over."""
+        self.n_done += bool(CELL_LINE.match(text))
+        share = min(1.0, self.n_done / self.n_cells)
+        bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
+        line = f"[{time.time() - self.began:5.0f}s {bar} {self.n_done}/{self.n_cells}] {text}"
         with contextlib.suppress(OSError):
             self.say(line)
         with contextlib.suppress(OSError), open(self.out_dir / "progress.txt", "a") as file:
