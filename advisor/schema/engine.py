@@ -65,7 +65,8 @@ class EngineFacts(Noun):
     graph_coarse_from_tokens: int = Field(ge=0, description="from here graphs come in steps of 16, not 8; 0 = never")
     graph_adds_batch_limit: bool = Field(description="max_num_batched_tokens itself is captured when small enough")
     graph_adds_seqs_limit: bool = Field(description="max_num_seqs itself is captured when small enough")
-    reserves_graph_memory: bool = Field(description="graph memory is subtracted before the KV cache is sized")
+    reserves_graph_memory: bool = Field(description="runner V1 subtracts graph memory before it sizes the KV cache")
+    v2_reserves_graph_memory: bool = Field(description="runner V2 subtracts graph memory too")
     custom_all_reduce_limit_bytes: PositiveInt
     custom_all_reduce_worlds: tuple[PositiveInt, ...]
     custom_all_reduce_bytes: dict[str, dict[int, PositiveInt]] = Field(description="lower limits where multicast works")
@@ -190,6 +191,13 @@ class EngineFacts(Noun):
             "dense-or-listed": listed or not is_moe,
             "all": True,
         }[self.v2_runner_rule]
+
+    def subtracts_graph_memory(
+        self, *, architecture: str = "", is_moe: bool = False, is_quantized: bool = False
+    ) -> bool:
+        """Return whether the CUDA graphs' memory is taken off before the KV cache is sized, or comes on top of both."""
+        v2 = self.uses_v2_runner(architecture=architecture, is_moe=is_moe, is_quantized=is_quantized)
+        return self.v2_reserves_graph_memory if v2 else self.reserves_graph_memory
 
     def schedules_async(self, pp: int = 1, *, executor: str = "mp") -> bool:
         """Return whether the next step is scheduled while one runs; executor is mp, uni, ray or external_launcher."""

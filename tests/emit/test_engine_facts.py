@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,6 +133,42 @@ def test_all_reduce_limits(make: Any) -> None:
     assert make.facts("0.9.2").custom_all_reduce_max_bytes("9.0", 8) == 8 * mib
     assert facts.flashinfer_all_reduce_max_bytes("9.0", 2) == 0
     assert make.facts("0.33.0").flashinfer_all_reduce_max_bytes("9.0", 8) == mib // 2
+
+
+def test_the_start_up_records_tell_whether_graphs_are_subtracted(make: Any, root: Path) -> None:
+    """The engine's own figures: the KV cache is what the memory share leaves, with or without the graphs (0.5-1 GB)."""
+    starts: dict[str, dict[str, Any]] = {}
+    for path in sorted((root / "data" / "runs").glob("vllm-*.jsonl")):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            if (record.get("startup") or {}).get("cuda_graph_bytes"):
+                starts.setdefault(record["run_id"], record)
+    assert len(starts) >= 3
+    for record in starts.values():
+        startup, config = record["startup"], record["hf_config"]
+        facts = make.facts(record["engine_version"])
+        is_moe = bool(config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts"))
+        subtracts = facts.subtracts_graph_memory(architecture=config["architectures"][0], is_moe=is_moe)
+        left = record["gpu_memory_utilization"] * startup["device_memory_bytes"]
+        left -= startup["weights_bytes"] + startup["peak_activation_bytes"] + startup["non_torch_bytes"]
+        graphs = startup["cuda_graph_bytes"]
+        # What is reserved is an estimate made before the capture, so the nearer of the two is looked for.
+        gap_with, gap_without = abs(left - graphs - startup["kv_cache_bytes"]), abs(left - startup["kv_cache_bytes"])
+        assert (gap_with < gap_without) == subtracts, record["run_id"]
+
+
+@pytest.mark.parametrize(
+    ("version", "architecture", "is_moe", "subtracts"),
+    [
+        ("0.18.1", "LlamaForCausalLM", False, False),
+        ("0.20.2", "LlamaForCausalLM", False, True),
+        ("0.26.0", "LlamaForCausalLM", False, False),
+        ("0.26.0", "MixtralForCausalLM", True, True),
+        ("0.33.0", "LlamaForCausalLM", False, True),
+    ],
+)
+def test_graph_memory(make: Any, version: str, architecture: str, is_moe: bool, subtracts: bool) -> None:
+    assert make.facts(version).subtracts_graph_memory(architecture=architecture, is_moe=is_moe) == subtracts
 
 
 @given(st.lists(st.integers(0, 99), min_size=2, max_size=4))
