@@ -1,0 +1,120 @@
+"""Static batches and SplitFuse: invariants, and hand-computed queues."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.predict.batching import Served, sample_arrivals, sample_lengths, serve_splitfuse, serve_static
+from advisor.schema import ClosedLoad, FixedLengths, GammaLoad, LognormalLengths, PoissonLoad, TraceLoad, Workload
+
+
+def static(prompts: list[int], outputs: list[int], *, batch: int, clients: int = 0, arrivals: object = None) -> Served:
+    return serve_static(
+        np.array(prompts),
+        np.array(outputs),
+        arrivals=None if arrivals is None else np.asarray(arrivals, dtype=float),
+        clients=clients,
+        batch=batch,
+        prefill_s=lambda n, p: 1.0,
+        decode_s=lambda n, c: 0.1,
+    )
+
+
+def splitfuse(prompts: list[int], outputs: list[int], *, clients: int, budget: int = 8, kv: float = 1e9) -> Served:
+    return serve_splitfuse(
+        np.array(prompts),
+        np.array(outputs),
+        arrivals=None,
+        clients=clients,
+        budget_tokens=budget,
+        max_seqs=64,
+        kv_tokens=kv,
+        step_s=lambda prefill, decodes, context: 1.0,
+    )
+
+
+def test_a_batch_ends_with_its_longest_answer() -> None:
+    served = static([10, 10], [3, 11], batch=2, clients=2)
+    assert served.duration_s == pytest.approx(1.0 + 0.1 * 10)
+    assert list(served.e2e_s) == pytest.approx([2.0, 2.0])
+    assert list(served.ttft_s) == pytest.approx([1.0, 1.0])
+
+
+def test_who_arrives_during_a_batch_waits_for_its_end() -> None:
+    # first at 0 alone until 2.0; the next two (0.5, 1.5) go together then
+    served = static([1] * 3, [11] * 3, batch=8, arrivals=[0.0, 0.5, 1.5])
+    assert list(served.ttft_s) == pytest.approx([1.0, 2.5, 1.5])
+    assert served.duration_s == pytest.approx(4.0)
+
+
+@given(
+    outputs=st.lists(st.integers(1, 50), min_size=10, max_size=60),
+    batch=st.integers(1, 16),
+    clients=st.integers(1, 40),
+)
+def test_every_request_is_served_once_and_the_clock_is_the_sum_of_batches(
+    outputs: list[int], batch: int, clients: int
+) -> None:
+    served = static([4] * len(outputs), outputs, batch=batch, clients=clients)
+    assert served.n_requests == len(outputs)
+    assert served.n_output_tokens == sum(outputs)
+    assert served.busy_frac == pytest.approx(1.0)
+    assert (served.e2e_s >= served.ttft_s - 1e-9).all()
+
+
+def test_splitfuse_by_hand() -> None:
+    # budget 8: prompt of 10 takes 8 + 2; then the first token; two more steps of decode
+    served = splitfuse([10], [3], clients=1)
+    assert served.duration_s == pytest.approx(4.0)
+    assert served.ttft_s[0] == pytest.approx(2.0)
+    # a second prompt shares the second step: 2 + 6 tokens fit the budget
+    both = splitfuse([10, 6], [3, 3], clients=2)
+    assert list(both.ttft_s) == pytest.approx([2.0, 2.0])
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=5, max_size=40),
+    clients=st.integers(1, 20),
+    kv=st.integers(80, 2000),
+)
+def test_splitfuse_serves_all_even_when_the_cache_overflows(
+    lengths: list[tuple[int, int]], clients: int, kv: int
+) -> None:
+    prompts, outputs = [list(x) for x in zip(*lengths, strict=True)]
+    served = splitfuse(prompts, outputs, clients=clients, kv=float(kv))
+    assert served.n_requests == len(lengths)
+    assert served.n_output_tokens == sum(outputs)
+    assert (served.e2e_s > 0).all()
+    assert (served.tpot_s[np.isfinite(served.tpot_s)] >= 0).all()
+
+
+def test_a_full_cache_costs_time() -> None:
+    roomy, tight = (splitfuse([30] * 20, [30] * 20, clients=10, budget=64, kv=kv) for kv in (1e9, 130.0))
+    assert tight.duration_s > 1.5 * roomy.duration_s
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        PoissonLoad(arrivals_per_s=5.0),
+        GammaLoad(arrivals_per_s=5.0, cv=2.0),
+        TraceLoad(arrival_s=tuple(float(i) / 5 for i in range(50))),
+    ],
+)
+def test_samples_have_the_asked_rate_and_replicas_share_it(load: object) -> None:
+    workload = Workload(lengths=FixedLengths(prompt_tokens=1, output_tokens=1), load=load)
+    for share in (1.0, 0.5):
+        times = sample_arrivals(workload, 3000, share, np.random.default_rng(0))
+        assert len(times) / times[-1] == pytest.approx(5.0 * share, rel=0.12)
+        assert (np.diff(times) >= 0).all()
+
+
+def test_lognormal_samples_keep_the_mean() -> None:
+    lengths = LognormalLengths(prompt_tokens_mean=500, output_tokens_mean=100, sigma=0.8)
+    workload = Workload(lengths=lengths, load=ClosedLoad(concurrency=1))
+    prompts, outputs = sample_lengths(workload, 40_000, np.random.default_rng(0))
+    assert prompts.mean() == pytest.approx(500, rel=0.03)
+    assert outputs.mean() == pytest.approx(100, rel=0.03)

@@ -1,0 +1,263 @@
+"""DeepSpeed's inference paths against our records, published figures and hard rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advisor.catalog import load_catalog
+from advisor.errors import DomainError
+from advisor.fit.deepspeed import model_of
+from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
+from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
+from advisor.predict.deepspeed_paths import memory_breakdown
+from advisor.predict.deepspeed_step import rates_of
+from advisor.predict.shapes import shapes_of
+from advisor.schema import (
+    ClosedLoad,
+    Cluster,
+    Deployment,
+    FixedLengths,
+    LognormalLengths,
+    Model,
+    PoissonLoad,
+    Prediction,
+    Workload,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+CATALOG = load_catalog()
+COEFFICIENTS = CATALOG.coefficients("deepspeed")
+RECORDS = [json.loads(x) for x in (ROOT / "data/runs/deepspeed-0.19.8_h100.jsonl").read_text().splitlines()]
+PUBLIC = json.loads((ROOT / "data/golden/deepspeed_public.json").read_text())
+H100 = Cluster(gpu=CATALOG.gpu("h100-sxm-80gb"), gpus_per_node=8)
+BACKENDS = {"eager": "deepspeed-autotp", "autotp": "deepspeed-autotp", "kernel-injection": "deepspeed-kernel-injection"}
+
+
+def workload(prompt: int = 512, output: int = 128, *, clients: int = 8, rate: float = 0.0) -> Workload:
+    load = PoissonLoad(arrivals_per_s=rate) if rate else ClosedLoad(concurrency=clients)
+    return Workload(lengths=FixedLengths(prompt_tokens=prompt, output_tokens=output), load=load)
+
+
+def one(backend: str, **settings: Any) -> Deployment:
+    settings = {"model": "llama-2-7b", "gpu": "h100-sxm-80gb", "static_batch": 8} | settings
+    if backend == "deepspeed-kernel-injection":
+        settings |= {"weight_dtype": "fp16", "kv_dtype": "fp16"}
+    return Deployment.model_validate({"backend": backend, "engine_version": "0.19.8"} | settings)
+
+
+def predicted(deployment: Deployment, traffic: Workload, cluster: Cluster = H100) -> Prediction:
+    return predict_deepspeed(CATALOG.model(deployment.model)[0], cluster, deployment, traffic, COEFFICIENTS)
+
+
+def inference_records() -> list[dict[str, Any]]:
+    return [r for r in RECORDS if r.get("mode") or r["engine"] == "deepspeed-zero-inference"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    inference_records(),
+    ids=lambda r: f"{r['run_id'].split('__')[2]}-{r['load']['batch_size']}x{r['lengths']['prompt_tokens']}",
+)
+def test_measured_passes_lie_in_the_interval(record: dict[str, Any]) -> None:
+    batch, lengths = record["load"]["batch_size"], record["lengths"]
+    backend = BACKENDS.get(record.get("mode", ""), "deepspeed-zero-inference")
+    offload = "cpu" if record.get("offload") == "parameters" else "none"
+    d = one(backend, static_batch=batch, offload=offload, model=record["model"])
+    traffic = workload(lengths["prompt_tokens"], lengths["output_tokens"], clients=batch)
+    p = predict_deepspeed(model_of(record), H100, d, traffic, COEFFICIENTS)
+    step, first = p.quantities["tpot_p50_s"], p.quantities["ttft_p50_s"]
+    assert step.low <= record["measured"]["decode_step_s"] <= step.high
+    # host-bound prompt passes on a shared host scatter by half
+    assert first.value == pytest.approx(record["measured"]["prefill_s"], rel=0.55)
+
+
+def test_the_median_error_on_our_records_is_below_fifteen_percent() -> None:
+    errors = []
+    for record in inference_records():
+        batch, lengths = record["load"]["batch_size"], record["lengths"]
+        backend = BACKENDS.get(record.get("mode", ""), "deepspeed-zero-inference")
+        offload = "cpu" if record.get("offload") == "parameters" else "none"
+        d = one(backend, static_batch=batch, offload=offload, model=record["model"])
+        p = predict_deepspeed(
+            model_of(record),
+            H100,
+            d,
+            workload(lengths["prompt_tokens"], lengths["output_tokens"], clients=batch),
+            COEFFICIENTS,
+        )
+        errors.append(abs(p["tpot_p50_s"] / record["measured"]["decode_step_s"] - 1))
+        errors.append(abs(p["ttft_p50_s"] / record["measured"]["prefill_s"] - 1))
+    assert np.median(errors) < 0.15
+
+
+@pytest.mark.parametrize(
+    "record",
+    [r for r in inference_records() if r.get("mode") in ("eager", "autotp")],
+    ids=lambda r: f"{r['model']}-{r['load']['batch_size']}x{r['lengths']['prompt_tokens']}",
+)
+def test_memory_matches_the_device_s_use(record: dict[str, Any]) -> None:
+    shapes = shapes_of(model_of(record))
+    lengths = record["lengths"]
+    d = one("deepspeed-autotp", static_batch=record["load"]["batch_size"])
+    rates = rates_of(COEFFICIENTS, "h100-sxm-80gb")[0]
+    memory = memory_breakdown(shapes, H100, d, rates, (lengths["prompt_tokens"], lengths["output_tokens"]))
+    assert memory.total == pytest.approx(record["measured"]["device_used_bytes"], rel=0.06)
+
+
+def test_what_ran_out_of_memory_is_infeasible() -> None:
+    # our run: 7B, batch 32, 2048 prompt tokens on 80 GB: CUDA out of memory
+    d = one("deepspeed-autotp", static_batch=32)
+    fault = feasible_deepspeed(CATALOG.model("llama-2-7b")[0], H100, d, workload(2048, 24), COEFFICIENTS)
+    assert fault is not None
+    assert "static batch of 32 needs" in fault[0]
+    batch = int(fault[1].removeprefix("static batch "))
+    fits = d.model_copy(update={"static_batch": batch})
+    assert feasible_deepspeed(CATALOG.model("llama-2-7b")[0], H100, fits, workload(2048, 24), COEFFICIENTS) is None
+
+
+VALUES = {name: c.value for name, c in COEFFICIENTS.coefficients.items()}
+HELD_OUT = [r for r in PUBLIC["rows"] if not r["is_tuned"]]
+
+
+def test_fastgen_is_within_fifteen_percent_of_published_figures_it_was_not_fitted_on() -> None:
+    rows = [r for r in HELD_OUT if r["path"].startswith("fastgen")]
+    errors = [abs(fastgen_error(PUBLIC, r, VALUES)) for r in rows]
+    assert len(errors) > 30
+    assert np.median(errors) < 0.10
+    other_gpus = [abs(fastgen_error(PUBLIC, r, VALUES)) for r in rows if r["gpu"] in ("H100-80GB", "A6000")]
+    assert np.median(other_gpus) < 0.10
+
+
+def test_zero_inference_is_within_fifteen_percent_of_published_v100_figures() -> None:
+    rates = {
+        "host": VALUES["host_stream_eff_elsewhere"],
+        "gather": VALUES["zero_gather_eff"],
+        "nvme": VALUES["nvme_eff"],
+    }
+    rows = [r for r in HELD_OUT if r["path"] == "zero-inference" and r["gpu"] == "V100-32GB"]
+    errors = [abs(zero_inference_error(PUBLIC, r, **rates)) for r in rows]
+    assert len(errors) >= 10
+    assert np.median(errors) < 0.15
+
+
+def test_the_direction_of_each_published_pair_is_right() -> None:
+    # zero_inference_a6000: 4-bit weights from the host beat 16-bit ones with the cache on the host, for every model
+    rates = {
+        "host": VALUES["host_stream_eff_elsewhere"],
+        "gather": VALUES["zero_gather_eff"],
+        "nvme": VALUES["nvme_eff"],
+    }
+    rows = [r for r in PUBLIC["rows"] if r["gpu"] == "A6000" and r["path"] == "zero-inference"]
+
+    def ours(r: dict[str, Any]) -> float:
+        return float(np.exp(zero_inference_error(PUBLIC, r, **rates))) * r["tokens_per_s_per_gpu"]
+
+    for model in ("OPT-30B", "OPT-66B", "OPT-175B", "LLAMA2-70B"):
+        quantised = [r for r in rows if r["model"] == model and r["weight_bits"] == 4 and not r["is_kv_on_host"]]
+        plain = [r for r in rows if r["model"] == model and r["weight_bits"] == 16]
+        assert quantised[0]["tokens_per_s_per_gpu"] > plain[0]["tokens_per_s_per_gpu"]
+        assert ours(quantised[0]) > ours(plain[0])
+
+
+def test_parts_sum_and_intervals_hold_the_value() -> None:
+    for d in deepspeed_deployments(CATALOG.model("llama-2-7b")[0], H100, batches=(8,)):
+        if feasible_deepspeed(CATALOG.model("llama-2-7b")[0], H100, d, workload(), COEFFICIENTS):
+            continue
+        p = predicted(d, workload())
+        for b in p.breakdowns:
+            assert sum(x.value for x in b.parts) == pytest.approx(b.total, rel=1e-9)
+        for name, q in p.quantities.items():
+            assert q.low <= q.value * (1 + 1e-9), name
+            assert q.value <= q.high * (1 + 1e-9), name
+        assert p["ttft_p50_s"] <= p["ttft_p99_s"]
+        assert p["memory_bytes_per_gpu"] <= H100.gpu.device_memory_bytes
+
+
+def test_an_overload_is_called_saturated_and_throughput_is_the_capacity() -> None:
+    d = one("deepspeed-kernel-injection", dp=1)
+    light, heavy = predicted(d, workload(rate=0.5)), predicted(d, workload(rate=100.0))
+    assert not light.is_saturated
+    assert light["requests_per_s"] == 0.5
+    assert heavy.is_saturated
+    assert heavy["requests_per_s"] < 20
+
+
+def test_offload_streams_every_weight_in_every_pass() -> None:
+    p = predicted(one("deepspeed-zero-inference", offload="cpu", dp=1), workload(128, 8))
+    weights = shapes_of(CATALOG.model("llama-2-7b")[0]).n_params * 2
+    assert p["tpot_p50_s"] > weights / H100.gpu.host_link_bytes_per_s
+    assert p["host_memory_bytes_per_gpu"] > weights
+
+
+def test_longer_answers_in_a_batch_make_all_wait() -> None:
+    spread = Workload(
+        lengths=LognormalLengths(prompt_tokens_mean=256, output_tokens_mean=128, sigma=0.8),
+        load=ClosedLoad(concurrency=8),
+    )
+    d = one("deepspeed-kernel-injection")
+    assert predicted(d, spread)["requests_per_s"] < 0.7 * predicted(d, workload(256, 128))["requests_per_s"]
+
+
+REFUSALS = [
+    ("llama-3.1-8b", "deepspeed-fastgen", {}, "scaled RoPE"),
+    ("llama-3.2-3b", "deepspeed-fastgen", {}, "scaled RoPE"),
+    ("qwen3-8b", "deepspeed-fastgen", {}, "no policy for model type 'qwen3'"),
+    ("llama-3-8b", "deepspeed-kernel-injection", {}, "grouped-query"),
+    ("llama-2-7b", "deepspeed-autotp", {"tp": 3}, "does not divide 32 KV heads"),
+    ("llama-2-7b", "deepspeed-autotp", {"pp": 2}, "no pipeline"),
+    ("llama-2-7b", "deepspeed-autotp", {"weight_dtype": "awq-int4"}, "does not load awq-int4"),
+    ("llama-2-7b", "deepspeed-zero-inference", {"tp": 2}, "does not split a layer"),
+    ("llama-2-70b", "deepspeed-autotp", {"static_batch": 1}, "needs 1"),
+    ("llama-2-7b", "deepspeed-autotp", {"dp": 16}, "16 GPUs asked"),
+]
+
+
+@pytest.mark.parametrize(("model", "backend", "settings", "says"), REFUSALS)
+def test_refusals_name_the_rule_and_a_way_out(model: str, backend: str, settings: dict[str, Any], says: str) -> None:
+    d = one(backend, model=model, **settings)
+    fault = feasible_deepspeed(CATALOG.model(model)[0], H100, d, workload(128, 64), COEFFICIENTS)
+    assert fault is not None
+    assert says in fault[0]
+    assert fault[1]
+    with pytest.raises(DomainError, match="nearest that fits"):
+        predicted(d, workload(128, 64))
+
+
+def test_a_v100_has_no_fastgen_kernels_and_no_host_memory_means_no_offload() -> None:
+    model = CATALOG.model("llama-2-7b")[0]
+    v100 = Cluster(gpu=CATALOG.gpu("v100-sxm-32gb"), gpus_per_node=1, host_memory_bytes_per_gpu=4e9)
+    d = one("deepspeed-fastgen", gpu="v100-sxm-32gb", static_batch=0)
+    assert "sm_80" in feasible_deepspeed(model, v100, d, workload(128, 8), COEFFICIENTS)[0]  # type: ignore[index]
+    d = one("deepspeed-zero-inference", gpu="v100-sxm-32gb", offload="cpu", static_batch=1)
+    reason, nearest = feasible_deepspeed(model, v100, d, workload(128, 8), COEFFICIENTS)  # type: ignore[misc]
+    assert "host memory" in reason
+    assert "5 GPUs" in nearest
+
+
+def test_every_path_says_what_state_it_is_in() -> None:
+    p = predicted(one("deepspeed-fastgen", static_batch=0), workload())
+    assert any("unmaintained" in n.text for n in p.notes)
+    p = predicted(one("deepspeed-kernel-injection"), workload())
+    assert any("transformers 5" in n.text for n in p.notes)
+
+
+def test_other_gpus_get_wider_intervals_and_a_warning() -> None:
+    a100 = Cluster(gpu=CATALOG.gpu("a100-sxm-80gb"), gpus_per_node=8)
+    here = predicted(one("deepspeed-autotp"), workload())
+    there = predicted(one("deepspeed-autotp", gpu="a100-sxm-80gb"), workload(), a100)
+    width = [q.high / q.low for q in (p.quantities["tpot_p50_s"] for p in (here, there))]
+    assert width[1] > 1.5 * width[0]
+    assert any("scaled by datasheet" in n.text for n in there.notes)
+
+
+def test_enumeration_uses_all_gpus_with_legal_degrees() -> None:
+    model: Model = CATALOG.model("llama-2-70b")[0]
+    for d in deepspeed_deployments(model, H100):
+        assert d.n_gpus == 8
+        assert model.n_kv_heads % d.tp == 0
+        assert d.pp == 1
