@@ -9,7 +9,7 @@ from typing import Any
 
 from advisor.emit.launch import Launch
 from advisor.emit.names import comment, model_argument
-from advisor.schema import ClosedLoad, Workload
+from advisor.schema import ClosedLoad, Model, Workload
 
 _SCRIPT = "load_script.py"
 _PLACE = 'CONFIG: dict[str, Any] = json.loads("{}")'
@@ -42,7 +42,12 @@ def load_script(config: dict[str, Any], title: str) -> str:
     return script
 
 
+def locust_file(model: Model, workload: Workload) -> str:
+    """Return the Locust file of a workload for a server of this model, whatever engine runs it."""
+    config = load_config(workload, model_argument(model), model.vocab_size)
+    return load_script(config, f"workload {workload.name} for {model.name}")
+
+
 def emit_locust(launch: Launch) -> str:
     """Return the Locust file of the plan's workload."""
-    config = load_config(launch.workload, model_argument(launch.model), launch.model.vocab_size)
-    return load_script(config, f"workload {launch.workload.name} for {launch.model.name}")
+    return locust_file(launch.model, launch.workload)

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import check_jsonschema
 import jsonschema
@@ -19,8 +19,9 @@ import promql_parser
 import pytest
 import yaml
 
-from advisor.emit import ARTEFACTS, FILE_NAMES, Launch, emit
+from advisor.emit import ARTEFACTS, DEEPSPEED_ARTEFACTS, FILE_NAMES, Launch, artefacts_for, emit, file_name
 from advisor.errors import DomainError, UnknownName
+from advisor.schema import Backend
 
 COMPOSE_SCHEMA = Path(check_jsonschema.__file__).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
 KUBERNETES = "1.34"
@@ -66,7 +67,7 @@ def pod_is_valid(template: dict[str, Any]) -> None:
 
 
 def test_every_artefact_has_a_file_name() -> None:
-    assert set(FILE_NAMES) == set(ARTEFACTS)
+    assert set(FILE_NAMES) == {*ARTEFACTS, *DEEPSPEED_ARTEFACTS}
     assert len(set(FILE_NAMES.values())) == len(FILE_NAMES)
 
 
@@ -220,8 +221,28 @@ def test_a_release_without_its_own_launcher_points_to_ray(make: Any, name: str) 
 
 def test_other_backends_have_no_vllm_artefact(make: Any) -> None:
     plan = make.launch(backend="deepspeed-autotp")
-    with pytest.raises(DomainError, match="deepspeed-autotp"):
+    with pytest.raises(DomainError, match=r"deepspeed-autotp.*it has deepspeed, deepspeed-command"):
         emit("compose", plan.plan, plan.model, plan.cluster, plan.workload, plan.slo)
+
+
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_every_backend_has_the_artefacts_that_it_names(make: Any, backend: str) -> None:
+    plan = make.launch(backend=backend, version="0.26.0", static_batch=8, offload="cpu")
+    names = artefacts_for(backend)
+    assert names
+    for name in names:
+        text = emit(name, plan.plan, plan.model, plan.cluster, plan.workload, plan.slo)
+        if FILE_NAMES[name].endswith(".py"):
+            ast.parse(text)
+        elif FILE_NAMES[name].endswith(".sh"):
+            bash_accepts(text)
+        elif FILE_NAMES[name].endswith(".json"):
+            assert json.loads(text)["zero_optimization"]["stage"] == 3
+        else:
+            assert documents(text)
+    if backend not in ("vllm", "deepspeed-fastgen"):
+        command = emit("deepspeed-command", plan.plan, plan.model, plan.cluster, plan.workload, plan.slo)
+        assert file_name("deepspeed", plan.deployment) in shlex.split(command.splitlines()[1])
 
 
 def test_containers_for_other_vendors_are_refused_in_words(make: Any) -> None:
