@@ -28,7 +28,7 @@ Config = dict[str, Any]
 def _checked(deployment: Deployment) -> str:
     """Return the script of the deployment's backend, or raise for one that is not DeepSpeed's or not 16-bit."""
     if deployment.backend not in SCRIPT_NAMES:
-        raise UnknownName("DeepSpeed backend", deployment.backend, SCRIPT_NAMES)
+        raise UnknownName("DeepSpeed backend", deployment.backend, SCRIPT_NAMES, f"Known: {', '.join(SCRIPT_NAMES)}")
     if deployment.weight_dtype not in TORCH_DTYPES:
         raise DomainError(f"weight_dtype '{deployment.weight_dtype}' does not run in DeepSpeed here; use bf16 or fp16")
     return SCRIPT_NAMES[deployment.backend]
@@ -189,7 +189,7 @@ print(urllib.request.urlopen(request, timeout=600).read().decode())
 def inference_script(deployment: Deployment, model: Model) -> str:
     """Return the Python file that `command_for` names (for FastGen: a client of its server)."""
     _checked(deployment)
-    name = json.dumps(model_argument(model))
+    name = json.dumps(model_argument(model), ensure_ascii=False)
     dtype = TORCH_DTYPES[deployment.weight_dtype]
     title = comment(f"{deployment.backend}, {model.name}, DeepSpeed {deployment.engine_version}")
     if deployment.backend == "deepspeed-fastgen":

@@ -175,7 +175,7 @@ for step in range({steps}):
 
 def training_script(job: TrainJob, model: Model, *, gpus_per_node: int = 8) -> str:
     """Return the Python file that `training_command` names; for a pipeline, the module split."""
-    name = json.dumps(model_argument(model))
+    name = json.dumps(model_argument(model), ensure_ascii=False)
     title = comment(f"DeepSpeed training of {model.name}: ZeRO stage {job.zero_stage}, {job.n_gpus} GPUs")
     command = comment(training_command(job, model, gpus_per_node=gpus_per_node), 300)
     if job.pp > 1:

@@ -241,7 +241,7 @@ def _risks(
 
 
 def fewest_gpus(need: OnlineNeed, jobs: Sequence[OfflineJob], mode: Mode, *, highest: int = 4096) -> int | None:
-    """Return the fewest GPUs with which a mode serves all hours and meets all deadlines, None above `highest`."""
+    """Return the fewest GPUs that hold the peak with its headroom and meet all deadlines, None above `highest`."""
     low = max(1, max(replicas_needed(need, h) for h in range(HOURS)) * need.gpus_per_replica)
     if low > highest or not schedule(highest, need, jobs, mode).meets_all:
         return None
