@@ -49,6 +49,22 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="find noisy, throttled or contaminated records")
     check.add_argument("files", nargs="+", help="files of run records")
     check.add_argument("--notes", action="store_true", help="print notes, too")
+    plan = commands.add_parser("plan", help="choose the cells that tell most about the coefficients")
+    plan.add_argument(
+        "--model", action="append", required=True, help="a name in calibration/models.py; repeat for more"
+    )
+    plan.add_argument("--gpu", default="h100-sxm-80gb", help="catalogue name of the GPU")
+    plan.add_argument("--gpus", type=int, default=1, help="GPUs of the host")
+    plan.add_argument("--minutes", type=float, default=10.0, help="wall time, engine starts included")
+    plan.add_argument(
+        "--tp", default="", help="tensor-parallel degrees to choose from, with commas (default: 1, 2, 4 ...)"
+    )
+    plan.add_argument("--quantization", default="none", help="none, fp8 or both with a comma")
+    plan.add_argument("--max-model-len", type=int, default=16384, help="longest sequence of the engines")
+    plan.add_argument(
+        "--design", default="advisor.fit:serving_design", help="MODULE:FUNCTION that makes the law's design"
+    )
+    plan.add_argument("--out", help="write the jobs here, for run-many")
     bundle = commands.add_parser("bundle", help="build what a GPU host without a package registry needs")
     bundle.add_argument("--out", required=True, help="folder for the bundle")
     bundle.add_argument(
@@ -62,6 +78,26 @@ def _parser() -> argparse.ArgumentParser:
     raw.add_argument("--out", required=True, help="run records are written here")
     raw.add_argument("--note", default="", help="what a reader must know of the circumstances; goes into each record")
     return parser
+
+
+def _plan(args: argparse.Namespace) -> int:
+    import json
+
+    from calibration.jobs import parse_job
+    from calibration.plan import make_plan, starts_for, table
+    from calibration.plan_model import load_design
+
+    starts = starts_for(args.model, args.gpus, args.tp, args.quantization, args.max_model_len)
+    plan = make_plan(load_design(args.design, args.gpu), starts, args.gpus, args.minutes)
+    print(table(plan))
+    if args.out:
+        jobs = plan.jobs()
+        for job in jobs:
+            parse_job(job)
+        with open(args.out, "w", encoding="utf-8") as file:
+            json.dump(jobs, file, indent=1)
+        print(f"jobs written to '{args.out}': python -m calibration run --jobs {args.out} --out-dir results")
+    return 0
 
 
 def _bundle(args: argparse.Namespace) -> int:
@@ -163,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         "run-job": _run_job,
         "run-many": _run_many,
         "run": _run_many,
+        "plan": _plan,
         "bundle": _bundle,
         "check": _check,
         "import-raw": _import_raw,

@@ -42,7 +42,6 @@ REQUIRED = {
     "micro": ("what",),
 }
 FAILED_RANK_GRACE_S = 8.0
-IDLE_S = 0.7
 
 
 def check_cells(job: Job) -> list[dict[str, Any]]:
@@ -87,7 +86,7 @@ class Host:
         gpus = Gpus(n_gpus)
         gpus.wait_free()
         fields = gpus.describe()
-        idle = PowerMeter.over(gpus, IDLE_S)
+        idle = PowerMeter.over(gpus)
         fields["idle_power_w"] = idle and idle["mean"]
         meter = PowerMeter(gpus)
         meter.start()

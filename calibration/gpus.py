@@ -39,6 +39,7 @@ CATALOGUE = {
 }
 FIELD_POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT, driver 535 and later
 SAMPLE_S = 0.015
+IDLE_S = float(os.environ.get("CALIBRATION_IDLE_S") or 0.7)  # how long the idle power is sampled
 # nvmlClocksEventReasons bits
 THROTTLE_BITS = {"power_cap": 0x4, "hw_slowdown": 0x8 | 0x80, "thermal": 0x20 | 0x40}
 
@@ -151,7 +152,7 @@ class PowerMeter(threading.Thread):
         self.is_instant = self._instant(gpus.handles[0]) is not None
 
     @classmethod
-    def over(cls, gpus: Gpus, seconds: float) -> dict[str, Any] | None:
+    def over(cls, gpus: Gpus, seconds: float = IDLE_S) -> dict[str, Any] | None:
         """Return the board power over the next `seconds`."""
         meter, start = cls(gpus), time.perf_counter()
         meter.start()

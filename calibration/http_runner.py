@@ -25,7 +25,6 @@ from calibration.session import Run, first_error
 
 CONNECT_LIMIT_S = 15.0
 MAX_LINE_BYTES = 4_000_000
-IDLE_S = 0.7
 
 
 class Server:
@@ -216,7 +215,7 @@ def _host(job: Job) -> tuple[dict[str, Any], PowerMeter | None]:
         return {"gpu": str(named)}, None
     host = gpus.describe()
     # the server is up already: its GPUs idle with its memory loaded, which is not the idle of a free GPU
-    idle = PowerMeter.over(gpus, IDLE_S)
+    idle = PowerMeter.over(gpus)
     host["loaded_idle_power_w"] = idle and idle["mean"]
     meter = PowerMeter(gpus)
     meter.start()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from calibration.cells import Cell, default_requests
 from calibration.errors import JobError
+from calibration.models import resolve
 
 Floats = NDArray[np.float64]
 LOOKAHEAD_CELLS = 6  # cells that speak for an engine start that is not open yet
@@ -96,6 +97,35 @@ def candidates(max_model_len: int, max_num_seqs: int) -> list[Cell]:
         for output in OUTPUTS
         for c in CONCURRENCIES
         if prompt + output <= max_model_len and c <= max_num_seqs
+    ]
+
+
+def starts_for(
+    models: Sequence[str], n_gpus: int, tp: str, quantization: str, max_model_len: int
+) -> list[dict[str, Any]]:
+    """Return the engine starts to choose from: every model at every degree and precision that fits on the GPUs.
+
+    tp, quantization : lists with commas; without `tp`, the powers of two up to `n_gpus`
+    """
+    try:
+        degrees = [int(t) for t in tp.split(",")] if tp else [2**i for i in range(10) if 2**i <= n_gpus]
+    except ValueError:
+        raise JobError(f"tp '{tp}' is not a list of whole numbers with commas") from None
+    kinds = [q.strip() for q in quantization.split(",")]
+    if unknown := [q for q in kinds if q not in ("none", "fp8")]:
+        raise JobError(f"quantization '{unknown[0]}' is not none or fp8; AWQ models have names of their own")
+    return [
+        {
+            "run_id": f"{model}-{'bf16' if kind == 'none' else kind}-tp{degree}",
+            "model": model,
+            "tp": degree,
+            "quantization": None if kind == "none" else kind,
+            "max_model_len": min(max_model_len, int(resolve(model)[1].get("max_position_embeddings", max_model_len))),
+            "max_num_seqs": 256,
+        }
+        for model in models
+        for degree in degrees
+        for kind in kinds
     ]
 
 

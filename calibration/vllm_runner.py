@@ -24,7 +24,6 @@ from calibration.output import Output, prepare_env
 from calibration.session import Run, first_error
 
 SHUTDOWN_LIMIT_S = 15.0
-IDLE_S = 0.7
 RECORDED_ENV = (
     "VLLM_USE",
     "VLLM_ATT",
@@ -202,7 +201,7 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
     from vllm.v1.engine.async_llm import AsyncLLM
 
     _, config = models.resolve(job.model)
-    idle = PowerMeter.over(gpus, IDLE_S)  # ends before the engine forks: no lock of NVML may be held then
+    idle = PowerMeter.over(gpus)  # ends before the engine forks: no lock of NVML may be held then
     host["idle_power_w"] = idle and idle["mean"]
     host["idle_sm_clock_mhz"] = idle and idle.get("sm_clock_mhz")
     with tempfile.TemporaryDirectory(prefix="calibration-model-") as folder:

@@ -14,7 +14,7 @@ FAKE_SITE = Path(__file__).with_name("fake_site")
 
 def fake_env(tmp, **more):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FAKE_", "CUDA_VISIBLE"))}
-    env |= {"PYTHONPATH": f"{FAKE_SITE}{os.pathsep}{ROOT}", "TMPDIR": str(tmp)}
+    env |= {"PYTHONPATH": f"{FAKE_SITE}{os.pathsep}{ROOT}", "TMPDIR": str(tmp), "CALIBRATION_IDLE_S": "0.1"}
     return env | more
 
 

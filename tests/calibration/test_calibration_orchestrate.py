@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CELLS = ["c,64,8,2,8", "p,64,8,0.5,0.5"]
-SLOW = {"kind": "closed", "prompt_tokens": 64, "output_tokens": 2000, "concurrency": 1, "n_requests": 4}
+SLOW = {"kind": "closed", "prompt_tokens": 64, "output_tokens": 2000, "concurrency": 1, "n_requests": 2}
 
 
 def job(name, **more):
@@ -73,7 +73,7 @@ def test_one_bad_start_leaves_the_others_alone(run, write, lines, tmp_path):
 @pytest.mark.parametrize("own_session", [1, 2])
 def test_a_hung_engine_is_killed_with_its_children_at_its_limit(run, write, lines, tmp_path, own_session):
     before = sleepers()
-    jobs = [job("a", limit_s=2, env={"FAKE_ENGINE": f"hang,child={own_session}"}), job("b")]
+    jobs = [job("a", limit_s=1, env={"FAKE_ENGINE": f"hang,child={own_session}"}), job("b")]
     out = tmp_path / "out"
     args = ("run-many", "--jobs", write(jobs), "--out-dir", out, "--gpus", "0", "--deadline-s", 40, "--min-start-s", 1)
     status, text = run(*args)
@@ -88,7 +88,7 @@ def test_the_deadline_stops_everything_with_the_records_in_place(run, write, lin
     jobs = [job("a", cells=["c,64,8,2,8", SLOW]), job("late")]
     out = tmp_path / "out"
     began = time.monotonic()
-    args = ("run-many", "--jobs", write(jobs), "--out-dir", out, "--gpus", "0", "--deadline-s", 16, "--min-start-s", 5)
+    args = ("run-many", "--jobs", write(jobs), "--out-dir", out, "--gpus", "0", "--deadline-s", 16, "--min-start-s", 3)
     status, text = run(*args)
     assert time.monotonic() - began < 18
     assert status == 1
@@ -98,7 +98,7 @@ def test_the_deadline_stops_everything_with_the_records_in_place(run, write, lin
 
 
 def test_kill_9_of_the_orchestrator_ends_its_engines_and_a_rerun_resumes(command, run, write, lines, tmp_path):
-    jobs = write([job("a", cells=["c,64,8,2,8", {**SLOW, "output_tokens": 500}, "c,65,8,2,8"])])
+    jobs = write([job("a", cells=["c,64,8,2,8", {**SLOW, "output_tokens": 300}, "c,65,8,2,8"])])
     out = tmp_path / "out"
     args = ("run-many", "--jobs", jobs, "--out-dir", out, "--deadline-s", 60, "--min-start-s", 1)
     first = command(*args)

@@ -8,7 +8,8 @@ import pytest
 from calibration.cells import Cell
 from calibration.errors import JobError
 from calibration.jobs import parse_job
-from calibration.plan import Knowledge, candidates, make_plan, table
+from calibration.plan import Knowledge, candidates, make_plan, starts_for, table
+from calibration.plan_model import FiniteDifferences, load_design
 
 STARTS = [{"run_id": "one", "model": "llama-3.1-8b", "max_model_len": 4096, "max_num_seqs": 256}]
 
@@ -133,3 +134,37 @@ def test_candidates_respect_the_engine():
 def test_what_cannot_be_planned_is_said(starts, gpus, minutes, says):
     with pytest.raises(JobError, match=says):
         make_plan(Line(), starts, gpus, minutes)
+
+
+def law(coefficients, start, cell):
+    """A step law by hand: t = a + b * concurrency, throughput its inverse."""
+    step = coefficients["fixed_s"] + coefficients["seq_s"] * cell.concurrency
+    return {
+        "tpot_p50_s": step,
+        "requests_per_s": cell.concurrency / (step * cell.output_tokens),
+        "duration_s": 20 * step,
+    }
+
+
+def test_finite_differences_are_the_derivatives():
+    design = FiniteDifferences(law, {"fixed_s": 0.006, "seq_s": 1e-4}, {"fixed_s": 0.3, "seq_s": 0.5})
+    rows, noise = design.rows(STARTS[0], Cell("closed", 64, 16, concurrency=60, n_requests=60))
+    # d ln t / d ln a = a / t: both terms are 6 ms, so one half each; throughput is the inverse of t
+    assert rows == pytest.approx(np.array([[0.5, 0.5], [-0.5, -0.5]]), abs=1e-4)
+    assert noise == pytest.approx([0.01, 0.01])
+    plan = make_plan(design, STARTS, 1, 3.0)
+    assert {s.cell.concurrency for s in plan.steps} == {1, 256}  # where one term or the other rules
+    assert (plan.sd_after < 0.02).all()
+
+
+def test_starts_to_choose_from():
+    starts = starts_for(["llama-3.1-8b", "llama-2-7b"], 4, "", "none,fp8", 16384)
+    assert len(starts) == 2 * 3 * 2
+    assert {s["tp"] for s in starts} == {1, 2, 4}
+    assert {s["max_model_len"] for s in starts if s["model"] == "llama-2-7b"} == {4096}
+    with pytest.raises(JobError, match="tp 'x' is not a list"):
+        starts_for(["llama-3.1-8b"], 1, "x", "none", 4096)
+    with pytest.raises(JobError, match="quantization 'int3'"):
+        starts_for(["llama-3.1-8b"], 1, "", "int3", 4096)
+    with pytest.raises(JobError, match="no design 'nowhere:none'"):
+        load_design("nowhere:none", "h100-sxm-80gb")
