@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.schema import ClosedLoad, ConstantLoad, FixedLengths, GammaLoad, LognormalLengths, TraceLoad, Workload
+from advisor.predict.traffic import arrival_times
+from advisor.schema import ClosedLoad, TraceLoad, Workload
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -46,23 +47,6 @@ def sample_size(workload: Workload, batch: int) -> int:
     return int(min(wanted, MAX_SAMPLE))
 
 
-def sample_lengths(workload: Workload, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Return prompt and output tokens of `n` requests."""
-    lengths = workload.lengths
-    if isinstance(lengths, FixedLengths):
-        return np.full(n, lengths.prompt_tokens), np.full(n, lengths.output_tokens)
-    if isinstance(lengths, LognormalLengths):
-
-        def draw(mean: float, clip: tuple[int, int]) -> Ints:
-            mu = np.log(mean) - lengths.sigma**2 / 2
-            return np.clip(rng.lognormal(mu, lengths.sigma, n), *clip).astype(np.int64)
-
-        prompts = draw(lengths.prompt_tokens_mean, lengths.prompt_clip)
-        return prompts, draw(lengths.output_tokens_mean, lengths.output_clip)
-    index = np.arange(n) % len(lengths.prompt_tokens)
-    return np.asarray(lengths.prompt_tokens)[index], np.asarray(lengths.output_tokens)[index]
-
-
 def sample_arrivals(workload: Workload, n: int, share: float, rng: np.random.Generator) -> Floats:
     """Return `n` arrival times [s] of one replica that receives `share` of an open load."""
     load = workload.load
@@ -74,11 +58,8 @@ def sample_arrivals(workload: Workload, n: int, share: float, rng: np.random.Gen
         stride = max(1, round(1 / share))
         index = np.arange(n) * stride
         return np.asarray(times[index % len(times)] + index // len(times) * period)
-    rate = load.arrivals_per_s * share
-    if isinstance(load, ConstantLoad):
-        return np.arange(n) / rate
-    cv = load.cv if isinstance(load, GammaLoad) else 1.0
-    return np.asarray(np.cumsum(rng.gamma(1 / cv**2, cv**2 / rate, n)))
+    thinned = {"arrivals_per_s": load.arrivals_per_s * share, "n_requests": n, "duration_s": None}
+    return arrival_times(load.model_copy(update=thinned), rng)
 
 
 def serve_static(

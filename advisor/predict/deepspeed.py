@@ -11,7 +11,6 @@ from advisor.errors import DomainError
 from advisor.predict.batching import (
     Served,
     sample_arrivals,
-    sample_lengths,
     sample_size,
     serve_splitfuse,
     serve_static,
@@ -30,6 +29,7 @@ from advisor.predict.deepspeed_paths import (
 )
 from advisor.predict.deepspeed_step import TRANSFER_WIDENING, Rates, StepLaw, kv_bytes_per_token, rates_of
 from advisor.predict.shapes import shapes_of
+from advisor.predict.traffic import draw_lengths
 from advisor.schema import (
     Backend,
     Breakdown,
@@ -136,7 +136,7 @@ def _replay(
     if isinstance(load, ClosedLoad):
         n = max(60, min(n, 6 * clients + 40))
     rng = np.random.default_rng(SEED)
-    prompts, outputs = sample_lengths(workload, n, rng)
+    prompts, outputs = draw_lengths(workload.lengths, n, rng)
     arrivals = None if isinstance(load, ClosedLoad) else sample_arrivals(workload, n, 1 / d.dp, rng)
     shapes = shapes_of(model)
     law = StepLaw(shapes, cluster, d, rates, is_transferred, float(np.mean(prompts)))
@@ -210,7 +210,7 @@ def _values(served: Served, workload: Workload, dp: int) -> tuple[dict[str, floa
 def _step_breakdown(law: StepLaw, workload: Workload, batch: float) -> Breakdown:
     """Return one decode pass taken apart; what hides behind the longest activity is not counted again."""
     rng = np.random.default_rng(SEED)
-    prompts, outputs = sample_lengths(workload, 200, rng)
+    prompts, outputs = draw_lengths(workload.lengths, 200, rng)
     context = float(np.mean(prompts) + np.mean(outputs) / 2)
     step = law.parts(0, batch, batch * context, 0)
     exposed: list[Part] = []

@@ -8,9 +8,9 @@ import numpy as np
 
 from advisor.errors import UnknownName
 from advisor.laws.offload import gathered_params
-from advisor.predict.batching import sample_lengths
 from advisor.predict.deepspeed_step import Rates, kv_bytes_per_token, weight_bytes_of
 from advisor.predict.shapes import Shapes, shapes_of
+from advisor.predict.traffic import draw_lengths
 from advisor.schema import Backend, Breakdown, Cluster, Deployment, Model, Note, Part, Workload
 from advisor.units import GB, format_bytes
 
@@ -119,7 +119,7 @@ def path_of(backend: str) -> Path:
 
 def peak_lengths(workload: Workload, max_model_len: int) -> tuple[int, int]:
     """Return the 99 % quantiles of prompt and output tokens, what a padded static batch must hold."""
-    prompts, outputs = sample_lengths(workload, 2000, np.random.default_rng(0))
+    prompts, outputs = draw_lengths(workload.lengths, 2000, np.random.default_rng(0))
     prompt = min(int(np.quantile(prompts, 0.99)), max_model_len)
     return prompt, min(int(np.quantile(outputs, 0.99)), max(1, max_model_len - prompt))
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.predict.batching import Served, sample_arrivals, sample_lengths, serve_splitfuse, serve_static
+from advisor.predict.batching import Served, sample_arrivals, serve_splitfuse, serve_static
+from advisor.predict.traffic import draw_lengths
 from advisor.schema import ClosedLoad, FixedLengths, GammaLoad, LognormalLengths, PoissonLoad, TraceLoad, Workload
 
 
@@ -115,6 +116,6 @@ def test_samples_have_the_asked_rate_and_replicas_share_it(load: object) -> None
 def test_lognormal_samples_keep_the_mean() -> None:
     lengths = LognormalLengths(prompt_tokens_mean=500, output_tokens_mean=100, sigma=0.8)
     workload = Workload(lengths=lengths, load=ClosedLoad(concurrency=1))
-    prompts, outputs = sample_lengths(workload, 40_000, np.random.default_rng(0))
+    prompts, outputs = draw_lengths(workload.lengths, 40_000, np.random.default_rng(0))
     assert prompts.mean() == pytest.approx(500, rel=0.03)
     assert outputs.mean() == pytest.approx(100, rel=0.03)
