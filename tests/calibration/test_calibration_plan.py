@@ -1,13 +1,15 @@
 """The plan against designs whose optimum is known."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from calibration.cells import Cell
 from calibration.errors import JobError
-from calibration.jobs import parse_job
+from calibration.jobs import parse_job, read_jobs
+from calibration.orchestrate import n_cells
 from calibration.plan import Knowledge, candidates, make_plan, starts_for, table
 from calibration.plan_model import FiniteDifferences, load_design
 
@@ -172,3 +174,13 @@ def test_starts_to_choose_from():
         starts_for(["llama-3.1-8b"], 1, "", "int3", 4096)
     with pytest.raises(JobError, match="no design 'nowhere:none'"):
         load_design("nowhere:none", "h100-sxm-80gb")
+
+
+def test_ready_made_job_sets_are_sound():
+    sets = sorted((Path(__file__).resolve().parents[2] / "calibration" / "job_sets").glob("*.json"))
+    assert len(sets) >= 4
+    for path in sets:
+        for job in read_jobs(str(path)):
+            assert n_cells(job) >= 2
+            if job.kind == "vllm":
+                assert job.limit_s >= job.budget_s + 120  # time for the start
