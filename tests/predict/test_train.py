@@ -63,6 +63,13 @@ def test_step_times_lie_in_the_interval(record: dict[str, Any]) -> None:
     assert memory.low * 0.95 <= record["measured"]["device_used_bytes"] <= memory.high * 1.05
 
 
+@pytest.mark.parametrize("record", TRAINED, ids=lambda r: r["run_id"].split("__")[2])
+def test_board_power_is_near_the_meter(record: dict[str, Any]) -> None:
+    p = predict_train(model_of(record), H100, job_of(record), COEFFICIENTS)
+    assert p["board_power_w"] == pytest.approx(record["measured"]["board_power_w"]["mean"], rel=0.2)
+    assert p["energy_j_per_token"] == pytest.approx(p["board_power_w"] * p["step_s"] / 8192)
+
+
 def test_the_median_step_error_on_our_records_is_below_six_percent() -> None:
     errors = [
         abs(predict_train(model_of(r), H100, job_of(r), COEFFICIENTS)["step_s"] / r["measured"]["step_s"] - 1)
