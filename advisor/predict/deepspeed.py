@@ -82,7 +82,8 @@ def deepspeed_deployments(
     uses all GPUs as ranks of one job.
     """
     length = max_model_len or min(model.max_context_tokens, 4096)
-    dtype: Literal["bf16", "fp16"] = "fp16" if model.native_dtype == "fp16" else "bf16"
+    has_bf16 = "bf16" in cluster.gpu.peak_flops_per_s
+    dtype: Literal["bf16", "fp16"] = "fp16" if model.native_dtype == "fp16" or not has_bf16 else "bf16"
     degrees = [
         t
         for t in range(1, min(cluster.gpus_per_node, model.n_kv_heads) + 1)

@@ -55,6 +55,10 @@ TOP_LEVEL = frozenset(
         "timers",
         "dataloader_drop_last",
         "dump_state",
+        "disable_python_gc",
+        "gradient_allreduce_op",
+        "managed_gradient_accumulation",
+        "vocabulary_size",
         "disable_allgather",
         "use_data_before_expert_parallelism",
     ]

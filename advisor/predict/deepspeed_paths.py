@@ -199,6 +199,8 @@ def _unsupported(model: Model, cluster: Cluster, d: Deployment) -> tuple[str, st
         return f"{d.backend} has no latent attention", "deepspeed-autotp or vllm"
     if d.weight_dtype not in ("bf16", "fp16"):
         return f"{d.backend} does not load {d.weight_dtype} checkpoints", "bf16 or fp16"
+    if d.weight_dtype == "bf16" and "bf16" not in cluster.gpu.peak_flops_per_s:
+        return f"{cluster.gpu.label} has no bf16", "fp16"
     if model.quantization is not None:
         return f"{d.backend} does not load {model.quantization.method} checkpoints", "the 16-bit checkpoint"
     if d.kv_dtype == "fp8":

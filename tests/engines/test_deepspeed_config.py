@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from typing import Any
 from unittest import mock
 
@@ -131,3 +133,19 @@ def test_the_estimators_are_the_ones_that_our_law_repeats() -> None:
         7e9, 131e6, num_gpus_per_node=4, cpu_offload=False, cpu_offload_params=False
     )
     assert three == pytest.approx(estimator_bytes(7e9, 4, 3, largest_layer_params=131e6), rel=1e-9)
+
+
+def test_our_list_of_top_level_keys_holds_every_key_that_the_parser_reads() -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed not installed")
+    from deepspeed.runtime import config as module
+    from deepspeed.runtime import constants
+
+    from advisor.predict.deepspeed_config import REMOVED, TOP_LEVEL
+
+    source = inspect.getsource(module)
+    names = set(re.findall(r"(?:get_scalar_param\(|get_dict_param\(|get_list_param\()param_dict, ([A-Z_]+)", source))
+    names |= set(re.findall(r"if ([A-Z_]+) in param_dict", source))
+    keys = {getattr(module, n, getattr(constants, n, None)) for n in names}
+    assert len(keys) > 15
+    inner = {"dtype", "log_level", "lower_precision_safe_modules"}  # read from sub-blocks with the same helper
+    assert {k for k in keys if isinstance(k, str)} - inner <= TOP_LEVEL | set(REMOVED)

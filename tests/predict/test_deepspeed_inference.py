@@ -231,9 +231,14 @@ def test_refusals_name_the_rule_and_a_way_out(model: str, backend: str, settings
 def test_a_v100_has_no_fastgen_kernels_and_no_host_memory_means_no_offload() -> None:
     model = CATALOG.model("llama-2-7b")[0]
     v100 = Cluster(gpu=CATALOG.gpu("v100-sxm-32gb"), gpus_per_node=1, host_memory_bytes_per_gpu=4e9)
-    d = one("deepspeed-fastgen", gpu="v100-sxm-32gb", static_batch=0)
+    assert feasible_deepspeed(model, v100, one("deepspeed-autotp", gpu="v100-sxm-32gb"), workload(), COEFFICIENTS) == (
+        f"{v100.gpu.label} has no bf16",
+        "fp16",
+    )
+    assert {d.weight_dtype for d in deepspeed_deployments(model, v100)} == {"fp16"}
+    d = one("deepspeed-fastgen", gpu="v100-sxm-32gb", static_batch=0, weight_dtype="fp16")
     assert "sm_80" in feasible_deepspeed(model, v100, d, workload(128, 8), COEFFICIENTS)[0]  # type: ignore[index]
-    d = one("deepspeed-zero-inference", gpu="v100-sxm-32gb", offload="cpu", static_batch=1)
+    d = one("deepspeed-zero-inference", gpu="v100-sxm-32gb", offload="cpu", static_batch=1, weight_dtype="fp16")
     reason, nearest = feasible_deepspeed(model, v100, d, workload(128, 8), COEFFICIENTS)  # type: ignore[misc]
     assert "host memory" in reason
     assert "5 GPUs" in nearest
