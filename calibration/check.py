@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ CONFIG = (
     "weight_bits",
     "activation_checkpointing",
 )
-COMPARED = {
+COMPARED: dict[str, Callable[[Record], float | None]] = {
     "requests_per_s": lambda m: m.get("requests_per_s"),
     "tpot_s.p50": lambda m: (m.get("tpot_s") or {}).get("p50"),
     "ttft_s.p50": lambda m: (m.get("ttft_s") or {}).get("p50"),

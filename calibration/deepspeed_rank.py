@@ -53,7 +53,7 @@ class Mark:
 
     def seconds_to(self, later: Mark) -> float:
         """Return the seconds from this mark to a later one; both must have happened."""
-        return self.at.elapsed_time(later.at) / 1e3 if self.is_event else later.at - self.at
+        return float(self.at.elapsed_time(later.at) / 1e3 if self.is_event else later.at - self.at)
 
 
 def median(values: list[float]) -> float:

@@ -30,7 +30,7 @@ WORK = {
     "deepspeed-pipe-train": ("calibration.deepspeed_train", "pipe_train", False),
     "deepspeed-inference": ("calibration.deepspeed_infer", "inference", False),
     "deepspeed-zero-inference": ("calibration.deepspeed_infer", "zero_inference", False),
-    "deepspeed-fastgen": ("calibration.deepspeed_infer", "fastgen", False),
+    "deepspeed-fastgen": ("calibration.deepspeed_fastgen", "fastgen", False),
     "micro": ("calibration.micro", "micro", False),
 }
 REQUIRED = {
@@ -53,7 +53,8 @@ def check_cells(job: Job) -> list[dict[str, Any]]:
         cells = default_cells(job.gpus_needed)
     if not cells:
         raise JobError(f"job '{job.run_id}': it has no cells")
-    named, seen = [], {}
+    named: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
     for cell in cells:
         if not isinstance(cell, dict):
             raise JobError(f"job '{job.run_id}': a cell of kind {job.kind} must be an object")

@@ -131,7 +131,8 @@ def zero_train(case: Fields, cells: list[Fields], out: Out) -> None:
     steps = rank.gathered(steps)[0]
 
     rank.reset_peak()
-    starts, marks = [], []
+    starts: list[Mark] = []
+    marks: list[tuple[Mark, ...]] = []
     begin = time.perf_counter()
     for i in range(steps):
         starts.append(Mark())
@@ -140,7 +141,7 @@ def zero_train(case: Fields, cells: list[Fields], out: Out) -> None:
     rank.sync()
     end = time.perf_counter()
     times = [a.seconds_to(b) for a, b in itertools.pairwise(starts)]
-    parts = [
+    parts: list[list[float]] = [
         [sum(x[k].seconds_to(x[k + 1]) for x in marks[i * gas : (i + 1) * gas]) for i in range(steps)] for k in range(3)
     ]
     tokens = micro * seq * gas * (torch.distributed.get_world_size() // tp)
@@ -332,7 +333,8 @@ def pipe_train(case: Fields, cells: list[Fields], out: Out) -> None:
         rank.sync()
         rank.reset_peak()
         log.clear()
-        marks, begin = [], time.perf_counter()
+        marks: list[Mark] = []
+        begin = time.perf_counter()
         for _ in range(n_steps):
             marks.append(Mark())
             engine.train_batch(data_iter=data)
