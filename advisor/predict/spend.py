@@ -1,0 +1,280 @@
+"""What a deployment draws: activity of its GPUs, board power with its parts, power limits.
+
+The caller that has a simulation (or the closed form) does three things::
+
+    activity = activity_of(stages, work, duration_s, deployment.weight_dtype, n_replicas=dp)
+    interval, breakdown = board_power(activity, gpu, catalog.coefficients("power"), n_gpus)
+    watts = power_parts(activity, gpu, catalog.coefficients("power"))["total"]      # arrays in, arrays out
+
+`coefficients` is the set of data/fitted/power.json. A name is looked up for the card, then for its architecture, then
+in general (`compute_bf16_frac__a100-sxm-80gb`, `compute_bf16_frac__ampere`, `compute_bf16_frac`); shares are of the
+dynamic range (board limit - idle), which is how a card that nobody measured gets its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.errors import DomainError
+from advisor.laws.expert import expected_experts
+from advisor.laws.power import (
+    board_power_w,
+    compute_power_w,
+    link_power_w,
+    memory_power_w,
+    node_power_w,
+    power_limited_run,
+)
+from advisor.predict.engine import Work
+from advisor.predict.step import FOUR_BIT, StepCost
+from advisor.schema import Breakdown, CoefficientSet, Gpu, Interval, Part
+
+Real = Any  # float or NDArray[np.float64], as in advisor.predict.step
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What one GPU does a second, averaged over wall time and over the GPUs of a plan; numbers or arrays.
+
+    flops_per_s      : useful operations by kind: bf16 (fp16 too), fp8 (int8 too), int4 (4-bit weights), attention
+    bytes_per_s      : read from and written to device memory
+    link_bytes_per_s : sent to other GPUs
+    busy_frac        : share of the time in which a step runs
+    """
+
+    flops_per_s: Mapping[str, Real] = field(default_factory=dict)
+    bytes_per_s: Real = 0.0
+    link_bytes_per_s: Real = 0.0
+    busy_frac: Real = 1.0
+
+
+def kind_of(weight_dtype: str) -> str:
+    """Return the kind of arithmetic that a weight format runs in, a key of `Activity.flops_per_s`."""
+    if weight_dtype in FOUR_BIT:
+        return "int4"
+    return "fp8" if weight_dtype in ("fp8", "int8") else "bf16"
+
+
+def activity_of(
+    stages: Sequence[StepCost], work: Work, duration_s: Real, weight_dtype: str, *, n_replicas: int = 1
+) -> Activity:
+    """Return the mean activity of a GPU while `work` was done in `duration_s`.
+
+    stages       : one `StepCost` a pipeline stage; a stage holds the share of one GPU of its tensor-parallel group
+    work         : totals of all replicas (`Simulation.work` summed, or the closed form's rates with duration 1)
+    weight_dtype : of the deployment; the LM head is bf16 whatever the format of the other weights
+    n_replicas   : data-parallel replicas that shared the work
+    """
+    kind = kind_of(weight_dtype)
+    share = 1.0 / (len(stages) * n_replicas * duration_s)
+    flops: dict[str, Real] = {"bf16": 0.0, "attention": 0.0}
+    flops.setdefault(kind, 0.0)
+    moved: Real = 0.0
+    sent: Real = 0.0
+    per_step = work.tokens / np.maximum(work.n_steps, 1e-12)
+    for stage in stages:
+        pairs, context = stage.seen(work.tokens, work.pairs, work.sampled, work.context_tokens)
+        flops[kind] = flops[kind] + work.tokens * (stage.flops_per_token + stage.expert_flops_per_token) * share
+        flops["bf16"] = flops["bf16"] + work.sampled * stage.head_flops_per_seq * share
+        flops["attention"] = flops["attention"] + pairs * stage.flops_per_pair * share
+        touched: Real = 0.0
+        if stage.n_experts:
+            touched = expected_experts(per_step, stage.n_experts, stage.n_experts_per_token) / stage.n_experts
+        weights = stage.weight_bytes + stage.head_bytes + touched * stage.expert_bytes
+        cache = (context + work.tokens) * stage.kv_bytes_per_context_token
+        rest = work.tokens * stage.elementwise_bytes_per_token
+        moved = moved + (work.n_steps * weights + cache + rest) * share
+        sent = sent + work.tokens * stage.all_reduce_bytes_per_token * share
+    busy = np.minimum(1.0, work.busy_s / (n_replicas * duration_s))
+    return Activity(flops, moved, sent, busy)
+
+
+def power_coefficient(coefficients: CoefficientSet, name: str, gpu: Gpu) -> float:
+    """Return a coefficient for a card: its own, its architecture's, or the general one."""
+    table = coefficients.coefficients
+    for key in (f"{name}__{gpu.name}", f"{name}__{gpu.family}"):
+        if key in table:
+            return table[key].value
+    return table[name].value
+
+
+def peak_of(gpu: Gpu, kind: str) -> float:
+    """Return the dense peak of a kind of arithmetic [FLOP/s]; formats that a card lacks run in bf16."""
+    peaks = gpu.peak_flops_per_s
+    half = peaks.get("bf16") or peaks["fp16"]
+    return (peaks.get("fp8") or peaks.get("int8") or half) if kind == "fp8" else half
+
+
+def demand_parts(activity: Activity, gpu: Gpu, coefficients: CoefficientSet) -> dict[str, Real]:
+    """Return what compute, memory and link would draw at the nominal clock [W per GPU]."""
+    span_w = gpu.board_power_w - gpu.idle_power_w
+
+    def share(name: str) -> float:
+        return power_coefficient(coefficients, name, gpu)
+
+    compute: Real = 0.0
+    for kind, rate in activity.flops_per_s.items():
+        frac = share(f"compute_{'bf16' if kind == 'attention' else kind}_frac")
+        compute = compute + compute_power_w(rate, frac * span_w / peak_of(gpu, kind))
+    used = np.minimum(activity.bytes_per_s / gpu.memory_bandwidth_bytes_per_s, 1.0)
+    return {
+        "compute": compute,
+        "memory": memory_power_w(used, share("memory_frac") * span_w, share("memory_exponent")),
+        "link": link_power_w(activity.link_bytes_per_s, share("link_j_per_byte")),
+    }
+
+
+def power_parts(
+    activity: Activity, gpu: Gpu, coefficients: CoefficientSet, *, limit_w: float | None = None
+) -> dict[str, Real]:
+    """Return idle, compute, memory, link and total board power of one GPU [W]; the first four sum to the last.
+
+    limit_w : power limit, the board's own by default; near it all dynamic parts shrink by the same factor
+
+    Raises DomainError for a limit at or below the idle power or above the board's.
+    """
+    limit = _limit(gpu, limit_w)
+    demand = demand_parts(activity, gpu, coefficients)
+    whole = demand["compute"] + demand["memory"] + demand["link"]
+    total = board_power_w(whole, gpu.idle_power_w, limit, power_coefficient(coefficients, "cap_sharpness", gpu))
+    kept = (total - gpu.idle_power_w) / np.maximum(whole, 1e-12)
+    parts: dict[str, Real] = {"idle": gpu.idle_power_w + 0.0 * total}
+    parts |= {name: value * kept for name, value in demand.items()}
+    parts["total"] = parts["idle"] + parts["compute"] + parts["memory"] + parts["link"]
+    return parts
+
+
+def board_power(
+    activity: Activity, gpu: Gpu, coefficients: CoefficientSet, n_gpus: int = 1, *, limit_w: float | None = None
+) -> tuple[Interval, Breakdown]:
+    """Return the board power of `n_gpus` equally loaded GPUs with its 90 % interval, and its parts [W].
+
+    The interval is the spread of the law on engine starts (or public tables) that were not in its fit, kept between
+    idle power and the limit. Raises DomainError for a limit that the board cannot have.
+    """
+    parts = {k: float(v) * n_gpus for k, v in power_parts(activity, gpu, coefficients, limit_w=limit_w).items()}
+    error = power_coefficient(coefficients, "error_frac", gpu)
+    total = parts.pop("total")
+    floor, ceiling = gpu.idle_power_w * n_gpus, _limit(gpu, limit_w) * n_gpus
+    interval = Interval(
+        value=total,
+        low=min(total, max(floor, total * (1.0 - error))),
+        high=max(total, min(ceiling, total * (1.0 + error))),
+    )
+    why = {
+        "idle": "boards with a driver and no work",
+        "compute": "matrix and attention arithmetic",
+        "memory": "weights, KV cache and activations to and from device memory",
+        "link": "messages between GPUs",
+    }
+    listed = tuple(Part(name=name, value=value, why=why[name]) for name, value in parts.items())
+    return interval, Breakdown(name="board power", unit="W", total=total, parts=listed)
+
+
+@dataclass(frozen=True)
+class LimitCurve:
+    """A card under a series of power limits; arrays of equal length, ascending limits."""
+
+    limit_w: NDArray[np.float64]
+    clock_frac: NDArray[np.float64]
+    speed_frac: NDArray[np.float64]
+    power_w: NDArray[np.float64]
+    energy_frac: NDArray[np.float64]
+    best_limit_w: float
+
+
+def power_limit_curve(
+    activity: Activity,
+    gpu: Gpu,
+    coefficients: CoefficientSet,
+    *,
+    compute_frac: float,
+    limits_w: Sequence[float] | None = None,
+    slowest_speed_frac: float = 0.0,
+    other_w: float = 0.0,
+) -> LimitCurve:
+    """Return speed, power and energy per token of a saturated card under lower power limits.
+
+    activity           : at the default limit, while the GPU is busy
+    compute_frac       : share of the step time that scales with the clock (linear, prefill attention: `TERMS`)
+    limits_w           : default: 25 limits from 40 % of the board's to all of it
+    slowest_speed_frac : the best limit must leave at least this speed, relative to the default limit
+    other_w            : power beside the board, per GPU, that runs on while the card is slower (`node_power_w`)
+
+    `speed_frac` and `energy_frac` (J per token) are relative to the default limit; `best_limit_w` has the smallest
+    energy per token. The fitted clock exponent comes from clocks between 0.72 and 1 of the nominal one; limits that ask
+    for less are an extrapolation. Raises DomainError for shares outside [0, 1] and for limits the board cannot have.
+    """
+    if not 0.0 <= compute_frac <= 1.0 or not 0.0 <= slowest_speed_frac <= 1.0:
+        raise DomainError("compute_frac and slowest_speed_frac are shares and must lie between 0 and 1")
+    wanted = sorted(limits_w) if limits_w is not None else np.linspace(0.4, 1.0, 25) * gpu.board_power_w
+    limits = np.asarray([_limit(gpu, float(w)) for w in wanted], dtype=np.float64)
+    parts = demand_parts(activity, gpu, coefficients)
+    exponent = power_coefficient(coefficients, "clock_exponent", gpu)
+    compute_w, memory_w = float(parts["compute"]), float(parts["memory"] + parts["link"])
+    clock, speed, power = power_limited_run(
+        np.append(limits, gpu.board_power_w),
+        idle_w=gpu.idle_power_w,
+        compute_w=compute_w,
+        memory_w=memory_w,
+        memory_exponent=power_coefficient(coefficients, "memory_exponent", gpu),
+        compute_frac=compute_frac,
+        clock_exponent=exponent,
+    )
+    energy = (power + other_w) / speed
+    speed_frac, energy_frac = speed[:-1] / speed[-1], energy[:-1] / energy[-1]
+    allowed = np.where(speed_frac >= slowest_speed_frac - 1e-9, energy_frac, np.inf)
+    best = float(limits[int(np.argmin(allowed))]) if np.isfinite(allowed).any() else gpu.board_power_w
+    return LimitCurve(limits, clock[:-1], speed_frac, power[:-1], energy_frac, best)
+
+
+def node_power(board: Interval, n_gpus: int, coefficients: CoefficientSet) -> Interval:
+    """Return the power at the plugs of the nodes that hold `n_gpus` GPUs [W], with its 90 % interval."""
+    rest = coefficients.coefficients["node_other_w_per_gpu"]
+    return Interval(
+        value=float(node_power_w(board.value, n_gpus, rest.value)),
+        low=float(node_power_w(board.low, n_gpus, rest.low)),
+        high=float(node_power_w(board.high, n_gpus, rest.high)),
+    )
+
+
+def prefill_energy_frac(stages: Sequence[StepCost], work: Work, prompt_tokens: float, parts: Breakdown) -> float:
+    """Return the share of the energy that prompts caused; decoding caused the rest.
+
+    Compute power is split by operations, memory power by bytes (a step's weights belong to the prompt when it carries
+    one), idle power like the dynamic rest. An attribution, not a measurement: both run in the same steps.
+    """
+    decode = work.tokens - prompt_tokens
+    compute_prefill = compute_all = bytes_prefill = bytes_all = 0.0
+    for stage in stages:
+        per_token = stage.flops_per_token + stage.expert_flops_per_token
+        pairs = work.pairs * stage.flops_per_pair
+        compute_prefill += prompt_tokens * per_token + pairs
+        compute_all += work.tokens * per_token + pairs + work.sampled * stage.head_flops_per_seq
+        weights = stage.weight_bytes + stage.head_bytes + stage.expert_bytes
+        written = stage.kv_bytes_per_context_token + stage.elementwise_bytes_per_token
+        bytes_prefill += work.prefill_steps * weights + prompt_tokens * written
+        read = work.context_tokens * stage.kv_bytes_per_context_token
+        bytes_all += work.n_steps * weights + (prompt_tokens + max(decode, 0.0)) * written + read
+    watts = {part.name: part.value for part in parts.parts}
+    dynamic = watts["compute"] + watts["memory"]
+    if dynamic <= 0.0:
+        return 0.0
+    compute_share = compute_prefill / compute_all if compute_all else 0.0
+    memory_share = bytes_prefill / bytes_all if bytes_all else 0.0
+    return float(min(1.0, (watts["compute"] * compute_share + watts["memory"] * memory_share) / dynamic))
+
+
+def _limit(gpu: Gpu, limit_w: float | None) -> float:
+    limit = gpu.board_power_w if limit_w is None else limit_w
+    if not gpu.idle_power_w < limit <= gpu.board_power_w:
+        raise DomainError(
+            f"power limit {limit:.0f} W must lie above the idle power ({gpu.idle_power_w:.0f} W) and at most at the "
+            f"board's limit ({gpu.board_power_w:.0f} W) of {gpu.name}"
+        )
+    return limit
