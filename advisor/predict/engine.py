@@ -54,6 +54,8 @@ class EngineLimits:
     kv_block_tokens: int = 16
     n_in_flight: int = 2
     pp: int = 1
+    blocks_on_launch: bool = False
+    core_s: float = 1e-3
     reserves_full_prompt: bool = True
     graph_sizes: tuple[int, ...] = ()
     tokens_per_step: float = 1.0
@@ -131,6 +133,7 @@ class Engine:
         self.in_flight: deque[_Step] = deque()
         self.stage_free_s = [0.0] * limits.pp
         self.launch_free_s = 0.0
+        self.power_ratio = [0.0] * limits.pp
         self.group_ready_s = [0.0] * limits.pp
         self.groups = [_Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
         self.step_number = 0
@@ -171,6 +174,7 @@ class Engine:
             step = in_flight.popleft()
             if step.end_s > self.now_s:
                 self.now_s = step.end_s
+            step.end_s = self.now_s
             finished = self._process(step)
             if finished:
                 return finished
@@ -356,16 +360,20 @@ class Engine:
         busy_s = 0.0
         end_s = ready_s
         for k, stage in enumerate(self.stages):
-            host_end_s = launch_s + stage.host_s(n_prefill, n_sampled)
+            host_end_s = launch_s + stage.host_s(n_prefill, n_tokens, n_sampled)
             terms = stage.terms(n_prefill, pairs, n_padded, context, n_sampled)
             begin_s = max(ready_s, self.stage_free_s[k])
-            end_s = max(begin_s + sum(terms), host_end_s)
+            full_s = sum(terms)
+            ratio = stage.power_ratio(full_s, n_prefill + n_tokens, pairs, context, n_sampled)
+            self._heat(stage, k, 0.0, begin_s - self.stage_free_s[k])
+            gpu_s = full_s * stage.stretch(self._heat(stage, k, ratio, full_s))
+            end_s = max(begin_s + gpu_s, host_end_s)
             if k == 0:
                 self.launch_free_s = host_end_s
             self.stage_free_s[k] = end_s
             ready_s = end_s + self.send_s
             busy_s += end_s - begin_s
-            self.work.add_terms(terms, 1.0)
+            self.work.add_terms(terms, gpu_s / full_s)
         self.group_ready_s[slot] = ready_s
         if n_decode:
             start_s = group.last_end_s if group.steps else begin_s
@@ -380,8 +388,14 @@ class Engine:
         self.in_flight.append(_Step(end_s, firsts, finished))
         if self.sample_every_s:
             self._sample(end_s)
-        if len(self.in_flight) < limits.n_in_flight:
-            self.now_s = max(self.now_s, self.launch_free_s)
+        self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
+
+    def _heat(self, stage: StepCost, k: int, ratio: float, seconds: float) -> float:
+        """Let stage k draw `ratio` of its power limit for `seconds`; return the average that the limiter sees."""
+        old = self.power_ratio[k]
+        new = ratio + (old - ratio) * math.exp(-max(seconds, 0.0) / stage.throttle_s)
+        self.power_ratio[k] = new
+        return 0.5 * (old + new)
 
     def _decode_once(self, group: _Group) -> list[Sequence_]:
         finished: list[Sequence_] = []
@@ -466,6 +480,7 @@ class Engine:
         else:
             self.itl.append((first_s, last_s, float(n * m)))
         end_s = end_of(m)
+        self._heat(stage, 0, float(stage.power_ratio(first_s, n_tokens, 0.0, first_context, n)), end_s - start_s)
         group.steps += m
         group.context += per_step * m
         group.last_end_s = end_s

@@ -17,8 +17,9 @@ BYTES_PER_WEIGHT: dict[str, float] = {
     "fp16": 2.0,
     "fp8": 1.0,
     "int8": 1.0,
-    # 4 bits + one 16-bit scale and one 4-bit zero point for each group of 128 (AWQ/GPTQ checkpoints' layout)
-    "awq-int4": 0.5 + (2 + 0.5) / 128,
+    # 4 bits + scales and zero points of each group of 128 as vLLM keeps them after repacking: 4.6 bytes a group, from
+    # the start-up figure of run vllm-0.26.0 8b-awq (the checkpoint itself has 2.5: a 16-bit scale, a 4-bit zero)
+    "awq-int4": 0.5 + 4.6 / 128,
     "gptq-int4": 0.5 + (2 + 0.5) / 128,
     # 4 bits + one 8-bit scale for each block of 32 (OCP Microscaling v1.0)
     "mxfp4": 0.5 + 1 / 32,
@@ -50,6 +51,7 @@ class Shapes:
     position_params: int
     attention_matrix_params: int
     mlp_matrix_params: int
+    down_frac: float
     router_params: int
     other_params: int
     expert_params: int
@@ -185,6 +187,7 @@ def shapes_of(model: Model) -> Shapes:
         position_params=model.n_learned_positions * model.d_model,
         attention_matrix_params=attention,
         mlp_matrix_params=mlp,
+        down_frac=1 / 3 if model.is_gated_mlp else 1 / 2,
         router_params=router,
         other_params=other,
         expert_params=expert,

@@ -37,12 +37,32 @@ TERMS = (
 
 FOUR_BIT = ("awq-int4", "gptq-int4", "mxfp4")
 
+TILE_ROWS = 128
+TILE_COLUMNS = 256
+"""Output tile of the large matrix kernels on tensor-core GPUs (CUTLASS 3 default for Hopper: 128 x 256 x 64)."""
+
+DEFAULT_SMS = 132
+"""Streaming multiprocessors of an H100/H200 SXM, for cards whose number the catalogue does not give."""
+
+ROW_QUANTUM = 64
+"""Rows that a matrix instruction group computes at least (wgmma, m64); other tokens are padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has."""
+
+    flops_per_token: float
+    weight_bytes: float
+    n_column_tiles: int
+
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Work and rates of one pipeline stage on one GPU of the tensor-parallel group; SI units."""
 
     n_layers: int
+    gemms: tuple[Gemm, ...]
     flops_per_token: Real
     weight_bytes: Real
     expert_flops_per_token: Real
@@ -73,9 +93,18 @@ class StepCost:
     seq_s: Real
     sharpness: float
     pair_ramp_tokens: float
+    n_sms: float
+    wave_frac: float
+    joules_per_flop: Real
+    joules_per_byte: Real
+    dynamic_power_w: Real
+    clock_exponent: float
+    throttle_s: float
     host_step_s: Real
-    host_prefill_s: Real
+    host_graph_s: Real
+    host_eager_s: Real
     host_seq_s: Real
+    graph_tokens: int
     window_tokens: float = 0.0
     window_frac: float = 0.0
 
@@ -91,11 +120,18 @@ class StepCost:
         n_sampled : sequences that get a token in this step
         """
         n_tokens = n_prefill + n_decode
-        linear = smooth_max(
-            n_tokens * (self.flops_per_token / self.gemm_flops_per_s),
-            self.weight_bytes / self.stream_bytes_per_s,
-            self.sharpness,
-        )
+        linear = 0.0 * n_tokens
+        padded = n_tokens + self.wave_frac * (-(-n_tokens // ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
+        row_tiles = -(-n_tokens // TILE_ROWS)
+        for gemm in self.gemms:
+            waves = row_tiles * (gemm.n_column_tiles / self.n_sms)
+            # below one wave kernels split the sum instead, so that no processor idles
+            idle = self.wave_frac * (-(-waves // 1.0) - waves) * (waves >= 1.0) / (waves + 1e-9)
+            linear = linear + smooth_max(
+                padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
+                gemm.weight_bytes / self.stream_bytes_per_s,
+                self.sharpness,
+            )
         experts = 0.0 * n_tokens
         if self.n_experts:
             touched = expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
@@ -134,18 +170,42 @@ class StepCost:
         context = n_context - larger_of(n_context - n_decode * window, 0.0 * n_context) * frac
         return pairs, context
 
+    def power_ratio(self, seconds: Real, n_tokens: Real, n_pairs: Real, n_context: Real, n_sampled: Real) -> Real:
+        """Return the power of a step at full clock over what the board's limit leaves above idle.
+
+        Above 1 the board lowers its clock; not at once but as its average over some tenths of a second demands.
+        """
+        matrix, attention = self.flops(n_tokens, n_pairs, n_sampled)
+        n_bytes = self.weight_bytes + self.head_bytes + n_context * self.kv_bytes_per_context_token
+        if self.n_experts:
+            touched = expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
+            n_bytes = n_bytes + touched * self.expert_bytes
+        energy = (matrix + attention) * self.joules_per_flop + n_bytes * self.joules_per_byte
+        return energy / (seconds * self.dynamic_power_w)
+
+    def stretch(self, power_ratio: Real) -> Real:
+        """Return by how much a power demand stretches time, >= 1: voltage falls with the clock, so a root of it."""
+        return larger_of(power_ratio, 1.0 + 0.0 * power_ratio) ** self.clock_exponent
+
     def seconds(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
-        """Return the GPU time of one step [s]: the sum of `terms`."""
+        """Return the GPU time of one step at full clock [s]: the sum of `terms`."""
         return sum(self.terms(n_prefill, n_pairs, n_decode, n_context, n_sampled))
 
-    def host_s(self, n_prefill: Real, n_sampled: Real) -> Real:
-        """Return the time that the host needs to launch the step [s]; steps with prefill run piecewise graphs."""
-        return self.host_step_s + (n_prefill > 0) * self.host_prefill_s + n_sampled * self.host_seq_s
+    def host_s(self, n_prefill: Real, n_decode: Real, n_sampled: Real) -> Real:
+        """Return the time that the host needs to launch the step [s].
+
+        Decode steps replay one full CUDA graph; steps with prompt tokens launch each layer apart: a graph a layer up to
+        the largest captured size, every kernel by itself above it.
+        """
+        is_large = n_prefill + n_decode > self.graph_tokens
+        is_mixed = n_prefill > 0
+        layers = is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
+        return self.host_step_s + layers + n_sampled * self.host_seq_s
 
     def decode_s(self, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the time of a pure decode step, host-bound where the GPU is faster than its launch [s]."""
         gpu = self.seconds(0.0 * n_decode, 0.0 * n_decode, n_decode, n_context, n_sampled)
-        return larger_of(gpu, self.host_s(0.0 * n_decode, n_sampled))
+        return larger_of(gpu, self.host_s(0.0 * n_decode, n_decode, n_sampled))
 
     def flops(self, n_tokens: Real, n_pairs: Real, n_sampled: Real) -> tuple[Real, Real]:
         """Return the useful operations of matrices and of attention, for activity and MFU."""
@@ -182,6 +242,29 @@ def graph_batch(n_decode: NDArray[np.int64] | int, max_num_seqs: int) -> NDArray
     return np.where(padded > largest, n, padded)
 
 
+def gemms_of(shapes: Shapes, tp: int, share: float, weight_byte: float) -> tuple[Gemm, ...]:
+    """Return the matrices of a stage that holds `share` of the layers: query-key-value, output, up (and gate), down.
+
+    Column tiles follow the output width on one rank; what the four do not cover (latent attention's extra factors) is
+    spread over them, so that work and bytes are exact.
+    """
+    n_dense = shapes.n_layers - shapes.n_moe_layers or shapes.n_layers
+    up = shapes.mlp_matrix_params * (1.0 - shapes.down_frac)
+    qkv = (shapes.n_heads + 2 * shapes.n_kv_heads) * shapes.d_head
+    qkv_frac = qkv / (qkv + shapes.n_heads * shapes.d_attention_value)
+    parts = [
+        (shapes.attention_matrix_params * qkv_frac, qkv / tp),
+        (shapes.attention_matrix_params * (1.0 - qkv_frac), shapes.d_model),
+        (up, up / n_dense / shapes.d_model / tp),
+        (shapes.mlp_matrix_params - up, shapes.d_model),
+    ]
+    return tuple(
+        Gemm(2.0 * params * share / tp, params * weight_byte * share / tp, max(1, -int(-width // TILE_COLUMNS)))
+        for params, width in parts
+        if params > 0
+    )
+
+
 def step_cost(
     shapes: Shapes, gpu: Gpu, deployment: Deployment, coefficients: Mapping[str, float], stage: int = 0
 ) -> StepCost:
@@ -212,11 +295,12 @@ def step_cost(
     d_attention = shapes.n_heads * (shapes.d_head + shapes.d_attention_value) / tp
     passes = 4 * shapes.d_model + 3 * shapes.d_ff / tp + d_attention
     link = gpu.link_bytes_per_s
-    eager = c["eager_layer_s"] if deployment.enforce_eager else 0.0
+    joules_per_flop = c["joules_per_flop"] * (half_peak / peak if kind == "fp8" else 1.0) ** c["fp8_energy_exponent"]
     layer_s = c["layer_s"] + {"fp8": c["fp8_layer_s"], "int4": 0.0, "bf16": 0.0}[kind]
     layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
     return StepCost(
         n_layers=n_layers,
+        gemms=gemms_of(shapes, tp, share, weight_byte),
         flops_per_token=2.0 * shapes.matrix_params * share / tp,
         weight_bytes=shapes.matrix_params * weight_byte * share / tp + shapes.router_params * 2.0 * share,
         expert_flops_per_token=2.0
@@ -248,13 +332,22 @@ def step_cost(
         all_reduce_latency_s=c["all_reduce_s"],
         all_reduce_switch_bytes=c["all_reduce_switch_bytes"],
         all_reduce_large_latency_s=c["all_reduce_large_s"],
-        fixed_s=c["step_s"] / pp + n_layers * (layer_s + eager),
+        fixed_s=c["step_s"] / pp + n_layers * layer_s,
         seq_s=c["seq_s"] if is_last else 0.0,
-        sharpness=c["sharpness"],
+        sharpness=c["sharpness_int4"] if kind == "int4" else c["sharpness"],
+        throttle_s=c["throttle_s"],
         pair_ramp_tokens=c["pair_ramp_tokens"],
+        n_sms=float(gpu.n_sms or DEFAULT_SMS),
+        wave_frac=c["wave_frac"],
+        joules_per_flop=joules_per_flop,
+        joules_per_byte=c["joules_per_byte"],
+        dynamic_power_w=gpu.board_power_w - gpu.idle_power_w,
+        clock_exponent=c["clock_exponent"],
         host_step_s=c["host_step_s"],
-        host_prefill_s=c["host_layer_s"] * n_layers,
+        host_graph_s=c["host_graph_layer_s"] * n_layers,
+        host_eager_s=c["host_eager_layer_s"] * n_layers * (c["host_tp_factor"] if tp > 1 else 1.0),
         host_seq_s=c["host_seq_s"],
+        graph_tokens=0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512),
         window_tokens=float(shapes.sliding_window_tokens),
         window_frac=shapes.n_sliding_layers / shapes.n_layers,
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from advisor.schema.base import Name, NonNegativeFloat, Noun, PositiveFloat, PositiveInt
+from advisor.schema.base import Name, NonNegativeFloat, NonNegativeInt, Noun, PositiveFloat, PositiveInt
 from advisor.schema.provenance import Source
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4"]
@@ -30,6 +30,7 @@ class Gpu(Noun):
     link: Literal["nvlink", "pcie", "xgmi"] = Field(description="how GPUs of one node talk to each other")
     link_bytes_per_s: PositiveFloat = Field(description="one direction, per GPU, within a node")
     host_link_bytes_per_s: PositiveFloat = Field(description="one direction, host to GPU (PCIe or C2C)")
+    n_sms: NonNegativeInt = Field(default=0, le=4096, description="streaming multiprocessors or CUs, 0 = unknown")
     max_gpus_per_node: PositiveInt = Field(default=8, le=1024)
     sources: tuple[Source, ...] = Field(min_length=1)
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from advisor.schema.base import NonNegativeFloat, NonNegativeInt, Noun, PositiveFloat, PositiveInt
-from advisor.schema.deployment import Backend, WeightDtype
+from advisor.schema.deployment import Backend, KvDtype, WeightDtype
 from advisor.schema.workload import MAX_TOKENS, PrefixSharing, Slo
 
 Objective = Literal["cost", "latency", "throughput", "energy"]
@@ -20,7 +20,9 @@ class Request(Noun):
     Give either `rate` (open loop, requests/s) or `concurrency` (closed loop); with neither, the preset's load is used.
     """
 
-    model: str = Field(min_length=1, max_length=4096, description="catalogue name, hub id, short name or config.json path")
+    model: str = Field(
+        min_length=1, max_length=4096, description="catalogue name, hub id, short name or config.json path"
+    )
     gpus: str = Field(min_length=1, max_length=400, description="'8xA100', '2x8xH100', '4xL40S'; commas compare pools")
     task: Task = "serve"
     workload: str = Field(default="chat", description="preset: chat, rag, summarise, code, agent, batch")
@@ -36,6 +38,7 @@ class Request(Noun):
     weight_dtypes: tuple[WeightDtype, ...] = Field(
         default=(), description="allowed weight formats; empty = the checkpoint's own (no quality change)"
     )
+    kv_dtypes: tuple[KvDtype, ...] = Field(default=(), description="allowed KV-cache formats; empty = the engine's own")
     max_model_len: PositiveInt | None = Field(default=None, le=10**9)
     engine_version: str = "0.26.0"
     price_usd_per_gpu_h: PositiveFloat | None = None

@@ -1,0 +1,165 @@
+"""Memory of one GPU of a vLLM deployment: what start-up takes and how many KV blocks are left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advisor.laws.kv import kv_heads_per_rank, n_kv_blocks
+from advisor.laws.memory import forward_peak_bytes, graph_bytes, head_peak_bytes
+from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, shapes_of
+from advisor.predict.step import stage_layers
+from advisor.schema import Breakdown, Deployment, EngineFacts, Gpu, Model, Part
+from advisor.units import format_bytes
+
+NON_TORCH_BYTES = 241e6
+"""CUDA context growth during profiling, one GPU: start-up of runs vllm-0.26.0 1b, 8b, 14b, 32b (0.236-0.241 GB)."""
+
+NON_TORCH_GROUP_BYTES = 70e6
+"""The same with tensor or pipeline parallelism, where NCCL starts before the profile: 70b-tp4, 32b-tp2, 14b-pp2."""
+
+GRAPH_BYTES_PER_LAYER_SIZE = 0.42e6
+"""CUDA graph memory a layer and captured size: mean of our starts (0.36 to 0.49 MB)."""
+
+MLA_ENTRY_ALIGN = 640
+"""Elements that one cached MLA token of one layer occupies: 576 padded (vllm_kv_startup_logs, row KV40 and its notes)."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on the fullest GPU of a replica, and the cache that one replica can hold."""
+
+    weights_bytes: float
+    activation_bytes: float
+    non_torch_bytes: float
+    graph_bytes: float
+    counted_graph_bytes: float
+    kv_block_bytes: float
+    n_kv_blocks: int
+    kv_cache_tokens: int
+    budget_bytes: float
+    device_bytes: float
+    is_ok: bool
+    reason: str = ""
+    nearest: str = ""
+
+    @property
+    def kv_pool_bytes(self) -> float:
+        """Return the bytes of all KV blocks."""
+        return self.n_kv_blocks * self.kv_block_bytes
+
+    @property
+    def used_bytes(self) -> float:
+        """Return what the engine occupies in all, CUDA graphs included."""
+        return (
+            self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.graph_bytes + self.kv_pool_bytes
+        )
+
+    def breakdown(self) -> Breakdown:
+        """Return the parts of `device_bytes`, the free rest among them."""
+        parts = (
+            Part(name="weights", value=self.weights_bytes, why="exact parameter count, split over ranks"),
+            Part(name="activations", value=self.activation_bytes, why="peak of a full batch"),
+            Part(name="CUDA context", value=self.non_torch_bytes, why="measured at start-up"),
+            Part(name="CUDA graphs", value=self.graph_bytes, why="captured batch sizes, outside the budget"),
+            Part(name="KV cache", value=self.kv_pool_bytes, why=f"{self.n_kv_blocks} blocks"),
+            Part(name="free", value=self.device_bytes - self.used_bytes, why="not given to the engine"),
+        )
+        return Breakdown(name="memory per GPU", unit="bytes", total=self.device_bytes, parts=parts)
+
+
+def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
+    """Return the weights on the fullest rank [bytes]: matrices in the plan's format, the rest in 16 bit."""
+    s = shapes_of(model)
+    tp, pp = deployment.tp, deployment.pp
+    per_weight = BYTES_PER_WEIGHT[deployment.weight_dtype]
+    expert_ranks = max(tp, min(deployment.ep, tp * deployment.dp))
+    layers = stage_layers(s.n_layers, pp)
+    kv_copies = tp * int(kv_heads_per_rank(s.n_kv_heads, tp)) / s.n_kv_heads if not s.is_mla else 1.0
+    kv_frac = 0.0 if s.is_mla else 2 * s.n_kv_heads / (2 * s.n_kv_heads + 2 * s.n_heads)
+    attention = s.attention_matrix_params * (1.0 + kv_frac * (kv_copies - 1.0)) / tp
+    matrices = (attention + s.mlp_matrix_params / tp + s.all_expert_params / expert_ranks) * per_weight
+    matrices += (s.router_params + s.other_params) * 2.0
+    table = 2.0 * s.padded_vocab(tp) * s.d_model / tp
+    rest = s.rotary_bytes + 2.0 * s.position_params
+    ends = [table + 2.0 * s.position_params, table if s.has_own_head or pp > 1 else 0.0]
+    stages = [matrices * n / s.n_layers for n in layers]
+    stages[0] += ends[0]
+    stages[-1] += ends[1]
+    return max(stages) + rest - 2.0 * s.position_params
+
+
+def block_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
+    """Return the bytes of one KV block on the rank with the most layers; sliding windows do not shrink a block."""
+    s = shapes_of(model)
+    per_element = BYTES_PER_KV[deployment.kv_dtype]
+    if s.is_mla:
+        elements: float = max(s.kv_elements_per_token_layer, MLA_ENTRY_ALIGN)
+    else:
+        elements = s.kv_elements_per_token_layer / s.n_kv_heads * int(kv_heads_per_rank(s.n_kv_heads, deployment.tp))
+    return elements * per_element * max(stage_layers(s.n_layers, deployment.pp)) * deployment.kv_block_tokens
+
+
+def window_saving(model: Model, n_tokens: float) -> float:
+    """Return the share of a sequence's cache that sliding-window layers free, for a context of `n_tokens`."""
+    s = shapes_of(model)
+    if not s.n_sliding_layers or n_tokens <= s.sliding_window_tokens:
+        return 0.0
+    return s.n_sliding_layers / s.n_layers * (1.0 - s.sliding_window_tokens / n_tokens)
+
+
+def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts | None = None) -> Footprint:
+    """Return the memory of one GPU; never raises for a plan that does not fit: `is_ok`, `reason`, `nearest` say so."""
+    s = shapes_of(model)
+    tp, pp = deployment.tp, deployment.pp
+    weights = weights_bytes_per_gpu(model, deployment)
+    tokens = float(deployment.max_num_batched_tokens)
+    activation = max(
+        forward_peak_bytes(tokens, s.d_model, s.d_ff / tp),
+        head_peak_bytes(tokens, s.d_model, 2.0 * s.padded_vocab(tp) * s.d_model / tp),
+    )
+    non_torch = NON_TORCH_BYTES if tp * pp == 1 else NON_TORCH_GROUP_BYTES
+    sizes = facts.graph_capture_sizes(deployment.max_num_seqs, deployment.max_num_batched_tokens) if facts else ()
+    n_graphs = 0 if deployment.enforce_eager else (len(sizes) if facts else 51)
+    graphs = float(graph_bytes(float(max(stage_layers(s.n_layers, pp))), n_graphs, GRAPH_BYTES_PER_LAYER_SIZE))
+    is_counted = facts is not None and facts.subtracts_graph_memory(
+        architecture=model.architecture, is_moe=model.moe is not None, is_quantized=deployment.weight_dtype != "bf16"
+    )
+    counted = graphs if is_counted else 0.0
+    budget = deployment.gpu_memory_utilization * gpu.device_memory_bytes
+    pool = budget - weights - activation - non_torch - counted
+    block = block_bytes_per_gpu(model, deployment)
+    blocks = deployment.n_kv_blocks or int(n_kv_blocks(pool, block))
+    if deployment.n_kv_blocks == 0 and blocks > 0 and pp > 1:
+        blocks = int(blocks)
+    tokens_held = blocks * deployment.kv_block_tokens
+    saving = window_saving(model, deployment.max_model_len)
+    capacity = int(tokens_held / (1.0 - saving)) if saving else tokens_held
+    reason = nearest = ""
+    if pool <= 0:
+        reason = (
+            f"weights {format_bytes(weights)} + activations {format_bytes(activation)} exceed the "
+            f"{format_bytes(budget)} that vLLM may use on a {gpu.label}"
+        )
+        share = (weights + activation + non_torch) / budget
+        nearest = f"{max(tp * pp + 1, int(tp * pp * share * 1.1) + 1)} GPUs a replica, or weights in fewer bits"
+    elif capacity < deployment.max_model_len:
+        reason = f"the KV cache holds {capacity} tokens, less than one sequence of {deployment.max_model_len}"
+        nearest = f"--max-model-len {max(capacity // 16 * 16, 0)}"
+    elif weights + activation + non_torch + graphs + blocks * block > gpu.device_memory_bytes:
+        reason = "CUDA graphs do not fit beside the memory budget"
+        nearest = f"--gpu-memory-utilization {1 - graphs / gpu.device_memory_bytes:.2f}"
+    return Footprint(
+        weights_bytes=weights,
+        activation_bytes=activation,
+        non_torch_bytes=non_torch,
+        graph_bytes=graphs,
+        counted_graph_bytes=counted,
+        kv_block_bytes=block,
+        n_kv_blocks=max(0, blocks),
+        kv_cache_tokens=max(0, capacity),
+        budget_bytes=budget,
+        device_bytes=gpu.device_memory_bytes,
+        is_ok=not reason,
+        reason=reason,
+        nearest=nearest,
+    )
