@@ -48,6 +48,10 @@ from advisor.schema import (
 
 STATISTICS = {"mean": None, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 SEED = 0
+LONGEST_REPLAY_STEPS = 40_000
+"""Engine steps of one replay; very long prompts shorten the sample instead."""
+DEEP_QUEUE = 0.25
+"""Share of the sample above which waiting clients fill it: then rates come from the drained queue."""
 POWER_PREFIX = {
     "deepspeed-zero-inference": "zero",
     "deepspeed-autotp": "eager",
@@ -137,6 +141,9 @@ def _replay(
     if isinstance(load, ClosedLoad):
         n = max(60, min(n, 6 * clients + 40))
     rng = np.random.default_rng(SEED)
+    if d.backend == "deepspeed-fastgen":
+        some, _ = draw_lengths(workload.lengths, 100, np.random.default_rng(SEED))
+        n = max(10, min(n, int(LONGEST_REPLAY_STEPS / (float(np.mean(some)) / SPLITFUSE_TOKENS + 4))))
     prompts, outputs = draw_lengths(workload.lengths, n, rng)
     arrivals = None if isinstance(load, ClosedLoad) else sample_arrivals(workload, n, 1 / d.dp, rng)
     shapes = shapes_of(model)
@@ -188,12 +195,17 @@ def _values(served: Served, workload: Workload, dp: int) -> tuple[dict[str, floa
     values = dict(_statistics(served))
     load = workload.load
     saturated = _is_saturated(served, workload, 1 / dp)
-    n = len(served.e2e_s)
     outputs_each = served.n_output_tokens / max(1, served.n_requests)
     prompts_each = served.n_prompt_tokens / max(1, served.n_requests)
     if isinstance(load, ClosedLoad):
-        clients = min(load.concurrency, max(1, n) * dp)
-        rate = clients / values["e2e_mean_s"]
+        clients = -(-load.concurrency // dp)
+        if clients <= DEEP_QUEUE * served.n_requests:
+            rate = min(load.concurrency, clients * dp) / values["e2e_mean_s"]
+        else:
+            # more clients than the sample holds: the drained sample gives the capacity, Little's law the wait
+            rate = served.n_requests / served.duration_s * dp
+            wait = max(0.0, load.concurrency / rate - values["e2e_mean_s"])
+            values |= {k: v + wait for k, v in values.items() if k.startswith(("ttft_", "e2e_"))}
     elif saturated:
         rate = served.n_requests / served.duration_s * dp
     else:
