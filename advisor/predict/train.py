@@ -152,7 +152,8 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     forward = float(
         forward_flops(tokens, s.n_active_params, tokens * job.sequence_length / 2, s.n_heads * s.d_head, s.n_layers)
     )
-    useful = float(step_flops(forward))
+    frozen = 1 - sizes.n_trainable / sizes.n_params if job.lora_rank else 0.0
+    useful = float(step_flops(forward, frozen_frac=frozen))
     peak = half_peak_flops_per_s(cluster.gpu)
 
     def inverse(amount: float) -> Interval:
