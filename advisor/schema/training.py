@@ -71,3 +71,38 @@ class TrainPrediction(Noun):
     def __getitem__(self, name: str) -> float:
         """Return the value of a quantity by its name."""
         return self.quantities[name].value
+
+
+class TrainPlan(Noun):
+    """One job that fits, what is predicted of it, and what to run."""
+
+    rank: int
+    job: TrainJob
+    prediction: TrainPrediction
+    usd_per_h: float
+    usd_per_million_tokens: float
+    command: str = Field(description="launch line; it names the script and ds_config.json")
+    reasons: tuple[str, ...] = ()
+
+
+class TrainRejected(Noun):
+    """Jobs that cannot run for one reason, and the nearest number that would."""
+
+    job: TrainJob
+    reason: str
+    nearest: str = ""
+    count: int = Field(default=1, description="how many jobs share this reason")
+
+
+class TrainAnswer(Noun):
+    """The answer to 'how do I train this model here': plans from best to worst, and why others cannot run."""
+
+    model: str
+    gpus: str
+    best: TrainPlan | None
+    plans: tuple[TrainPlan, ...]
+    rejected: tuple[TrainRejected, ...]
+    n_considered: int
+    why: tuple[str, ...] = ()
+    flips: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()

@@ -1,0 +1,246 @@
+"""How to train or fine-tune a model on a cluster with DeepSpeed: every legal job, the best first, and why."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from advisor.emit.deepspeed_training import training_command
+from advisor.errors import DomainError
+from advisor.predict.train import feasible_train, predict_train
+from advisor.schema import Cluster, CoefficientSet, Model, Note
+from advisor.schema.training import OffloadTarget, TrainAnswer, TrainJob, TrainPlan, TrainPrediction, TrainRejected
+from advisor.units import HOUR_S, MILLION, format_bytes, format_frac, format_rate, format_s, format_usd
+
+TrainObjective = Literal["throughput", "cost", "energy"]
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+DEGREES = (1, 2, 4, 8, 16)
+OFFLOADS: tuple[tuple[OffloadTarget, OffloadTarget], ...] = (
+    ("none", "none"),
+    ("cpu", "none"),
+    ("cpu", "cpu"),
+    ("nvme", "nvme"),
+)
+NEAR_FRAC = 0.03
+"""Plans within this share of the best are as good as it: then the simpler one comes first."""
+
+
+def training_jobs(
+    model: Model,
+    cluster: Cluster,
+    *,
+    global_batch: int,
+    sequence_length: int,
+    lora_rank: int = 0,
+    stack: Literal["transformers", "fused", "megatron"] = "transformers",
+    total_tokens: int = 0,
+) -> Iterator[TrainJob]:
+    """Yield every job that DeepSpeed would take on all GPUs and that divides the global batch exactly.
+
+    Pipelines only with stage 0 or 1, tensor parallelism inside a node, offloads by the stages that have them.
+    """
+    n = cluster.n_gpus
+    for tp, pp in itertools.product(DEGREES, DEGREES):
+        if n % (tp * pp) or tp > cluster.gpus_per_node or pp > model.n_layers:
+            continue
+        if model.n_heads % tp or model.d_ff % tp:
+            continue
+        dp = n // (tp * pp)
+        for stage, (optimizer, param) in itertools.product(range(4), OFFLOADS):
+            if (pp > 1 and (stage > 1 or optimizer != "none")) or (stage == 0 and optimizer != "none"):
+                continue
+            if stage < 3 and (param != "none" or optimizer == "nvme"):
+                continue
+            if "nvme" in (optimizer, param) and cluster.nvme_bytes_per_s <= 0:
+                continue
+            for micro, checkpointed in itertools.product(MICRO_BATCHES, (False, True)):
+                if global_batch % (micro * dp):
+                    continue
+                yield TrainJob(
+                    model=model.name,
+                    zero_stage=stage,
+                    offload_optimizer=optimizer,
+                    offload_param=param,
+                    micro_batch_size=micro,
+                    sequence_length=sequence_length,
+                    gradient_accumulation_steps=global_batch // (micro * dp),
+                    tp=tp,
+                    pp=pp,
+                    dp=dp,
+                    is_checkpointed=checkpointed,
+                    has_overlap=True if stage in (1, 2) and pp == 1 and dp > 1 else None,
+                    optimizer="fused-adam" if optimizer == "none" else "cpu-adam",
+                    stack=stack,
+                    lora_rank=lora_rank,
+                    total_tokens=total_tokens,
+                )
+
+
+def complexity(job: TrainJob) -> int:
+    """Return how much a job asks of its user: pipeline code, tensor split, offload, stage, in that order."""
+    offload = (job.offload_optimizer != "none") + (job.offload_param != "none") + 2 * (job.offload_param == "nvme")
+    return 8 * (job.pp > 1) + 4 * (job.tp > 1) + 2 * offload + (job.zero_stage == 3) + (job.zero_stage > 0)
+
+
+def _objective(prediction: TrainPrediction, objective: TrainObjective) -> float:
+    if objective == "energy":
+        return prediction["energy_j_per_token"]
+    return 1 / prediction["tokens_per_s"]
+
+
+def _label(job: TrainJob) -> str:
+    words = [f"ZeRO-{job.zero_stage}"]
+    if job.offload_param != "none":
+        words.append(f"optimizer and parameters on {job.offload_param}")
+    elif job.offload_optimizer != "none":
+        words.append(f"optimizer on {job.offload_optimizer}")
+    words.append(f"tp {job.tp} pp {job.pp} dp {job.dp}")
+    words.append(f"micro batch {job.micro_batch_size} x {job.gradient_accumulation_steps}")
+    if job.is_checkpointed:
+        words.append("checkpointing")
+    return ", ".join(words)
+
+
+def _rank(
+    found: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjective
+) -> list[tuple[TrainJob, TrainPrediction]]:
+    """Return plans by objective; among those near the best, simpler first, then the one with more memory left."""
+    ordered = sorted(found, key=lambda f: _objective(f[1], objective))
+    if not ordered:
+        return ordered
+    limit = _objective(ordered[0][1], objective) * (1 + NEAR_FRAC)
+    near = [f for f in ordered if _objective(f[1], objective) <= limit]
+    near.sort(key=lambda f: (complexity(f[0]), f[1]["allocated_bytes_per_gpu"]))
+    return near + ordered[len(near) :]
+
+
+def _reasons(job: TrainJob, prediction: TrainPrediction, cluster: Cluster) -> tuple[str, ...]:
+    q = prediction.quantities
+    step = q["step_s"]
+    rate, mfu = format_rate(prediction["tokens_per_s"], "tokens"), format_frac(prediction["mfu_frac"])
+    room = format_bytes(cluster.gpu.device_memory_bytes)
+    lines = [
+        f"a step of {job.train_batch_size} sequences takes {format_s(step.value)} ({format_s(step.low)} to"
+        f" {format_s(step.high)}): {rate}, {mfu} of the peak",
+        f"peak memory {format_bytes(prediction['allocated_bytes_per_gpu'])} of {room} a GPU",
+    ]
+    parts = {p.name: p.value for b in prediction.breakdowns if b.name == "step_s" for p in b.parts}
+    waiting = {k: v / step.value for k, v in parts.items() if k != "forward_backward" and v > 0.05 * step.value}
+    if waiting:
+        lines.append("not computing: " + ", ".join(f"{k.replace('_', ' ')} {v:.0%}" for k, v in waiting.items()))
+    return tuple(lines)
+
+
+def _flips(ranked: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjective) -> tuple[str, ...]:
+    """Say how far the best plan of each other kind is behind: what would have to change for it to win."""
+    best_job, best = ranked[0]
+    kinds: dict[str, Callable[[TrainJob], str]] = {
+        "ZeRO stage": lambda j: f"ZeRO-{j.zero_stage}",
+        "offload": lambda j: "offload" if j.offload_optimizer != "none" else "no offload",
+        "checkpointing": lambda j: "checkpointing" if j.is_checkpointed else "no checkpointing",
+        "pipeline": lambda j: "a pipeline" if j.pp > 1 else "no pipeline",
+        "tensor split": lambda j: "a tensor split" if j.tp > 1 else "no tensor split",
+    }
+    lines = []
+    for of in kinds.values():
+        seen = {of(best_job)}
+        for job, prediction in ranked[1:]:
+            if of(job) in seen:
+                continue
+            seen.add(of(job))
+            ratio = _objective(prediction, objective) / _objective(best, objective)
+            lines.append(f"best with {of(job)}: {ratio - 1:+.0%} ({_label(job)})")
+    return tuple(lines)
+
+
+def recommend_training(
+    model: Model,
+    cluster: Cluster,
+    coefficients: CoefficientSet,
+    *,
+    global_batch: int = 64,
+    sequence_length: int = 2048,
+    objective: TrainObjective = "throughput",
+    lora_rank: int = 0,
+    stack: Literal["transformers", "fused", "megatron"] = "transformers",
+    total_tokens: int = 0,
+    usd_per_gpu_h: float = 0.0,
+    max_plans: int = 10,
+) -> TrainAnswer:
+    """Return the best ways to train a model on all GPUs of a cluster, with what cannot run and why.
+
+    Raises DomainError when no job divides the global batch, naming the nearest batch that works.
+    """
+    if global_batch < 1 or sequence_length < 1:
+        raise DomainError(
+            f"global_batch and sequence_length must be positive, got {global_batch} and {sequence_length}"
+        )
+    if sequence_length > model.max_context_tokens:
+        raise DomainError(
+            f"sequence_length {sequence_length} exceeds the model's context; use at most {model.max_context_tokens}"
+        )
+    found: list[tuple[TrainJob, TrainPrediction]] = []
+    rejected: dict[tuple[str, int], TrainRejected] = {}
+    n = 0
+    jobs = training_jobs(
+        model,
+        cluster,
+        global_batch=global_batch,
+        sequence_length=sequence_length,
+        lora_rank=lora_rank,
+        stack=stack,
+        total_tokens=total_tokens,
+    )
+    for job in jobs:
+        n += 1
+        fault = feasible_train(model, cluster, job, coefficients)
+        if fault is None:
+            found.append((job, predict_train(model, cluster, job, coefficients)))
+            continue
+        # reasons that differ in their numbers only are one reason
+        key = (re.sub(r"[\d.,]+ ?[kMGT]?B?", "#", fault[0]), job.zero_stage)
+        known = rejected.get(key)
+        if known is None:
+            rejected[key] = TrainRejected(job=job, reason=fault[0], nearest=fault[1])
+        else:
+            rejected[key] = known.model_copy(update={"count": known.count + 1})
+    if n == 0:
+        nearest = -(-global_batch // cluster.n_gpus) * cluster.n_gpus
+        raise DomainError(f"no job divides a global batch of {global_batch} over {cluster.n_gpus} GPUs; use {nearest}")
+    ranked = _rank(found, objective)
+    plans = []
+    for rank, (job, prediction) in enumerate(ranked[:max_plans], start=1):
+        usd = usd_per_gpu_h * job.n_gpus
+        plans.append(
+            TrainPlan(
+                rank=rank,
+                job=job,
+                prediction=prediction,
+                usd_per_h=usd,
+                usd_per_million_tokens=usd / HOUR_S / prediction["tokens_per_s"] * MILLION,
+                command=training_command(job, model, gpus_per_node=cluster.gpus_per_node),
+                reasons=_reasons(job, prediction, cluster),
+            )
+        )
+    why: tuple[str, ...] = ()
+    notes: list[Note] = []
+    if plans:
+        why = (_label(plans[0].job), *plans[0].reasons)
+        if total_tokens and usd_per_gpu_h:
+            hours = plans[0].prediction["duration_s"] / HOUR_S
+            why += (f"{format_s(hours * HOUR_S)} and {format_usd(hours * plans[0].usd_per_h)} for all tokens",)
+        if any(p.job.pp > 1 for p in plans):
+            notes.append(Note(level="warning", text="a pipeline needs the model as a PipelineModule: own code"))
+    return TrainAnswer(
+        model=model.name,
+        gpus=f"{cluster.n_gpus} x {cluster.gpu.label}",
+        best=plans[0] if plans else None,
+        plans=tuple(plans),
+        rejected=tuple(sorted(rejected.values(), key=lambda r: -r.count)),
+        n_considered=n,
+        why=why,
+        flips=_flips(ranked, objective) if ranked else (),
+        notes=tuple(notes),
+    )
