@@ -274,6 +274,13 @@ def estimate(runs: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
     fastgen, condition, errors = fastgen_coefficients(public)
     found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
     found |= training_coefficients(runs, model_of)
+    inject = found["inject_power_frac"]
+    found["fastgen_power_frac"] = inject.model_copy(
+        update={
+            "high": 1.0,
+            "source": f"bound: no FastGen power is measured; injected kernels to the limit ({inject.source})",
+        }
+    )
     published, training_errors = published_training_coefficients(training)
     found |= published
     held_out = [e for g, e in errors.items() if g.startswith("held out")]

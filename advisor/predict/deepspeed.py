@@ -56,6 +56,7 @@ POWER_PREFIX = {
     "deepspeed-zero-inference": "zero",
     "deepspeed-autotp": "eager",
     "deepspeed-kernel-injection": "inject",
+    "deepspeed-fastgen": "fastgen",
 }
 OFFLOADS: tuple[Literal["none", "cpu", "nvme"], ...] = ("none", "cpu", "nvme")
 
@@ -255,11 +256,9 @@ def _step_breakdown(law: StepLaw, workload: Workload, batch: float) -> Breakdown
     return Breakdown(name="decode_step_s", unit="s", total=total_s, parts=tuple(exposed))
 
 
-def _power(cluster: Cluster, d: Deployment, coefficients: CoefficientSet, busy_frac: float) -> Interval | None:
-    """Return board power of all GPUs: idle plus a measured share of the rest while busy; unknown for FastGen."""
-    share = coefficients.coefficients.get(f"{POWER_PREFIX.get(d.backend, '')}_power_frac")
-    if share is None:
-        return None
+def _power(cluster: Cluster, d: Deployment, coefficients: CoefficientSet, busy_frac: float) -> Interval:
+    """Return board power of all GPUs: idle plus a measured share of the rest while busy (FastGen: a bound)."""
+    share = coefficients.coefficients[f"{POWER_PREFIX[d.backend]}_power_frac"]
     gpu, n = cluster.gpu, d.n_gpus
     span = gpu.board_power_w - gpu.idle_power_w
     widening = 1.0 if gpu.name == coefficients.gpu else TRANSFER_WIDENING
@@ -340,9 +339,7 @@ def predict_deepspeed(
     quantities["kv_cache_tokens"] = Interval(value=tokens, low=tokens * 0.97, high=tokens * 1.03)
     host = host_bytes_per_gpu(shapes, cluster, deployment, rates)
     quantities["host_memory_bytes_per_gpu"] = Interval(value=host, low=host * 0.9, high=host * 1.1)
-    power = _power(cluster, deployment, coefficients, busy)
-    if power is not None:
-        quantities["board_power_w"] = power
+    quantities["board_power_w"] = _power(cluster, deployment, coefficients, busy)
     law = StepLaw(shapes, cluster, deployment, rates, is_transferred)
     batch = max(1.0, quantities["n_running_mean"].value / deployment.dp)
     return Prediction(

@@ -76,6 +76,19 @@ def test_measured_passes_lie_in_the_interval(record: dict[str, Any]) -> None:
     assert first.value == pytest.approx(record["measured"]["prefill_s"], rel=0.55)
 
 
+def test_decode_power_is_near_the_meter() -> None:
+    errors = []
+    for record in inference_records():
+        batch, lengths = record["load"]["batch_size"], record["lengths"]
+        backend = BACKENDS.get(record.get("mode", ""), "deepspeed-zero-inference")
+        offload = "cpu" if record.get("offload") == "parameters" else "none"
+        d = one(backend, static_batch=batch, offload=offload, model=record["model"])
+        traffic = workload(lengths["prompt_tokens"], lengths["output_tokens"], clients=batch)
+        power = predict_deepspeed(model_of(record), H100, d, traffic, COEFFICIENTS).quantities["board_power_w"]
+        errors.append(abs(power.value / record["measured"]["board_power_w"]["mean"] - 1))
+    assert np.median(errors) < 0.2
+
+
 def test_the_median_error_on_our_records_is_below_fifteen_percent() -> None:
     errors = []
     for record in inference_records():
@@ -175,6 +188,7 @@ def test_parts_sum_and_intervals_hold_the_value() -> None:
             assert q.low <= q.value * (1 + 1e-9), name
             assert q.value <= q.high * (1 + 1e-9), name
         assert p["ttft_p50_s"] <= p["ttft_p99_s"]
+        assert d.n_gpus * H100.gpu.idle_power_w <= p["board_power_w"] <= d.n_gpus * H100.gpu.board_power_w
         assert p["memory_bytes_per_gpu"] <= H100.gpu.device_memory_bytes
 
 
