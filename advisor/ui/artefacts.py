@@ -1,0 +1,38 @@
+"""The files that start a plan: choose one, read it, download it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from advisor.schema import Plan
+from advisor.ui import call, state
+from advisor.ui.text import plain
+
+
+def artefacts(plan: Plan, request: dict[str, Any]) -> None:
+    """Show the command of a plan and, for vLLM, one of its artefacts to read and download."""
+    st.code(plan.command, language="bash", wrap_lines=True)
+    names = call.artefact_names(plan.backend)
+    if not names:
+        return
+    name = state.choice(
+        "file", "File to download", names, default=names[0], help="Each is written for its tool's own parser."
+    )
+    text, file_name, problem = call.artefact(name, plan, request)
+    if problem:
+        st.info(plain(problem))
+        return
+    st.download_button(
+        f"Download {file_name}",
+        text,
+        file_name,
+        "text/plain",
+        key="artefact",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+    with st.expander(f"Read {file_name}"):
+        language = {"yaml": "yaml", "py": "python", "sh": "bash"}.get(file_name.rsplit(".", 1)[-1], "text")
+        st.code(text, language=language)

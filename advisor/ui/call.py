@@ -1,0 +1,137 @@
+"""The only way from a page to the API: cached calls, and an error that becomes a sentence."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from advisor.catalog import load_catalog
+from advisor.catalog.files import data_root
+from advisor.emit import ARTEFACTS, FILE_NAMES, emit
+from advisor.emit.deepspeed_training import training_command, training_config, training_script
+from advisor.errors import AdvisorError, BadData
+from advisor.predict.train import feasible_train, predict_train
+from advisor.recommend.audit import audit as find_verdicts
+from advisor.schema import Cluster, CoefficientSet, Model, Plan, Recommendation, Request, first_error
+from advisor.schema.claims import AuditReport, ClaimsFile
+from advisor.schema.training import TrainJob, TrainPrediction
+from advisor.ui.text import plain
+from advisor.units import KIB, format_bytes
+
+ACCURACY = "accuracy"
+MAX_CLAIMS_BYTES = 128 * KIB
+MAX_ENTRIES = 256
+"""Answers kept in memory for all sessions together; one is some tens of kB."""
+
+
+def page(render: Callable[[], None]) -> Callable[[], None]:
+    """Return a page that shows an AdvisorError as its sentence and ends there."""
+
+    @wraps(render)
+    def guarded() -> None:
+        try:
+            render()
+        except AdvisorError as error:
+            st.error(plain(error))
+
+    return guarded
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing plans ...")
+def _answer(request_json: str) -> Recommendation:
+    from advisor.recommend import recommend as find
+
+    return find(Request.model_validate_json(request_json))
+
+
+def recommend(request: Request) -> Recommendation:
+    """Return the answer to a request, from the cache where the same was asked before."""
+    found: Recommendation = _answer(request.model_dump_json())
+    return found
+
+
+def card_limit(gpu: str) -> tuple[str, float]:
+    """Return what a card holds, with its name, to draw beside memory bars; raises UnknownName."""
+    card = load_catalog().gpu(gpu)
+    return f"{card.label}: {format_bytes(card.device_memory_bytes)}", card.device_memory_bytes
+
+
+def artefact_names(backend: str) -> tuple[str, ...]:
+    """Return the artefacts that a backend has."""
+    return tuple(ARTEFACTS) if backend == "vllm" else ()
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
+def _artefact(name: str, plan_json: str, request_json: str) -> tuple[str, str, str]:
+    plan, request = Plan.model_validate_json(plan_json), Request.model_validate_json(request_json)
+    catalog = load_catalog()
+    model = catalog.model(request.model)[0]
+    cluster = next(c for c in catalog.clusters(request.gpus).clusters if c.gpu.name == plan.deployment.gpu)
+    try:
+        text = emit(name, plan, model, cluster, catalog.workload(request.workload), request.slo)
+    except AdvisorError as error:
+        return "", FILE_NAMES[name], str(error)
+    return text, FILE_NAMES[name], ""
+
+
+def artefact(name: str, plan: Plan, request: dict[str, Any]) -> tuple[str, str, str]:
+    """Return (text, file name, "") of an artefact, or the sentence that says why the plan has none."""
+    return _artefact(name, plan.model_dump_json(), json.dumps(request))
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
+def _train(model_json: str, cluster_json: str, job_json: str) -> tuple[TrainPrediction, tuple[str, str] | None]:
+    model, cluster = Model.model_validate_json(model_json), Cluster.model_validate_json(cluster_json)
+    job, coefficients = TrainJob.model_validate_json(job_json), load_catalog().coefficients("deepspeed")
+    return predict_train(model, cluster, job, coefficients), feasible_train(model, cluster, job, coefficients)
+
+
+def train(model: Model, cluster: Cluster, job: TrainJob) -> tuple[TrainPrediction, tuple[str, str] | None]:
+    """Return the prediction of a training job, and (reason, what would fit) where its memory does not suffice."""
+    return _train(model.model_dump_json(), cluster.model_dump_json(), job.model_dump_json())
+
+
+def training_files(job: TrainJob, model: Model, cluster: Cluster) -> tuple[dict[str, Any], str, str]:
+    """Return (ds_config, launch line, script) of a training job."""
+    per_node = cluster.gpus_per_node
+    return (
+        training_config(job),
+        training_command(job, model, gpus_per_node=per_node),
+        training_script(job, model, gpus_per_node=per_node),
+    )
+
+
+@st.cache_data(max_entries=64, show_spinner="Judging the claims ...")
+def audit(claims_toml: str, where: str) -> AuditReport:
+    """Return the verdicts on a publication's claims; raises BadData for text that is no claims file."""
+    if len(claims_toml.encode()) > MAX_CLAIMS_BYTES:
+        raise BadData(where, f"a claims file has at most {MAX_CLAIMS_BYTES // KIB} KiB")
+    try:
+        claims = ClaimsFile.model_validate(tomllib.loads(claims_toml))
+    except tomllib.TOMLDecodeError as error:
+        raise BadData(where, f"not TOML: {error}") from None
+    except ValidationError as error:
+        raise BadData(where, first_error(error)) from None
+    return find_verdicts(claims, load_catalog())
+
+
+def claims_files() -> dict[str, str]:
+    """Return the texts of the claims files that come with the package, by title."""
+    return {p.stem: p.read_text(encoding="utf-8") for p in sorted((data_root() / "claims").glob("*.toml"))}
+
+
+def fitted_names() -> tuple[str, ...]:
+    """Return the engines that have fitted coefficients, vLLM first."""
+    names = sorted(p.stem for p in (data_root() / "fitted").glob("*.json") if p.stem != ACCURACY)
+    return tuple(sorted(names, key=lambda name: name != "vllm"))
+
+
+def coefficients(name: str) -> CoefficientSet:
+    """Return the fitted coefficients of an engine."""
+    return load_catalog().coefficients(name)

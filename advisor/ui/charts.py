@@ -1,0 +1,302 @@
+"""Charts: data in, a plotly Figure out; no I/O, no widget, and no number that its input did not hold.
+
+Axes stay in SI units; plotly's SI prefixes turn 0.05 s into 50 ms. Colours are Okabe and Ito's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from advisor.schema import Breakdown, Interval, Plan, Slo
+from advisor.ui.text import BACKENDS, label, part_name, plain_html, show, show_range
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#B8A300", "#7A4FBF", "#8B5A2B")
+SHAPES = ("circle", "square", "diamond", "cross", "triangle-up")
+BACKEND_STYLE = {name: (COLOURS[i], SHAPES[i]) for i, name in enumerate(BACKENDS)}
+GREY = "#7F858C"
+LOG_TICKS = [digit * 10.0**exponent for exponent in range(-6, 10) for digit in (1, 2, 5)]
+UNITS = {"s": "s", "bytes": "B", "W": "W", "w": "W", "J": "J", "j": "J"}
+
+
+def unit_of(name: str) -> str:
+    """Return the unit to print behind an axis number of a quantity."""
+    if name.startswith("usd"):
+        return "$/h" if name.endswith("_per_h") else "$"
+    if "_per_s" in name:
+        return "/s"
+    for word, unit in (("_s", "s"), ("_w", "W"), ("_bytes", "B")):
+        if name.endswith(word) or (f"{word}_" in name and word == "_bytes"):
+            return unit
+    return "J" if "_j" in name else ""
+
+
+def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
+    """Return the layout of the axis of a quantity: title with unit, SI prefixes, and dollars before the number."""
+    unit = unit_of(name)
+    made: dict[str, object] = {"title": {"text": f"{label(name)} [{unit}]" if unit else label(name)}}
+    if is_log:
+        return made | {"type": "log", "tickvals": LOG_TICKS, "ticktext": [_tick(name, v) for v in LOG_TICKS]}
+    if name.endswith("_frac"):
+        return made | {"tickformat": ".0%"}
+    if unit.startswith("$"):
+        return made | {"tickprefix": "$", "tickformat": ",~r"}
+    return made | {"tickformat": "~s", "ticksuffix": unit if unit in {"s", "B", "W", "J"} else ""}
+
+
+def _tick(name: str, value: float) -> str:
+    return re.sub(r"\.?0+(?=$| |/)", "", text) if "." in (text := show(name, value)) else text
+
+
+def _laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Figure:
+    figure.update_layout(
+        height=height,
+        margin={"l": 10, "r": 16, "t": 36, "b": 10},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "title": {"text": ""}},
+        hoverlabel={"align": "left"},
+        **layout,
+    )
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def plan_name(plan: Plan) -> str:
+    """Return a plan in a few words: parallel degrees, format, batch limits."""
+    d = plan.deployment
+    words = [f"TP {d.tp}", *([f"PP {d.pp}"] if d.pp > 1 else []), f"DP {d.dp}", d.weight_dtype]
+    if d.offload != "none":
+        words.append(f"offload {d.offload}")
+    if d.static_batch:
+        words.append(f"batch {d.static_batch}")
+    return f"{BACKENDS.get(plan.backend, plan.backend)} · {d.gpu} · {' · '.join(words)}"
+
+
+def _whiskers(intervals: Sequence[Interval]) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [i.high - i.value for i in intervals],
+        "arrayminus": [i.value - i.low for i in intervals],
+        "thickness": 1,
+        "width": 2,
+    }
+
+
+def pareto(plans: Sequence[Plan], x: str, y: str, slo: Slo) -> go.Figure:
+    """Return the cloud of plans, one colour and shape a backend, with 90 % intervals, the front and the targets.
+
+    x, y : names of quantities of the predictions, or 'usd_per_h'; plans that lack one are left out.
+    """
+
+    def at(plan: Plan, name: str) -> Interval | None:
+        if name == "usd_per_h":
+            return Interval(value=plan.usd_per_h, low=plan.usd_per_h, high=plan.usd_per_h)
+        return plan.prediction.quantities.get(name)
+
+    figure = go.Figure()
+    for backend, (colour, shape) in BACKEND_STYLE.items():
+        points = [
+            (p, a, b)
+            for p in plans
+            if p.backend == backend and (a := at(p, x)) is not None and (b := at(p, y)) is not None
+        ]
+        if not points:
+            continue
+        energy = "energy_j_per_output_token"
+        hover = [
+            f"<b>{plain_html(plan_name(p))}</b>"
+            f"<br>{label(x)} {show(x, a.value)} ({show_range(x, a)})"
+            f"<br>{label(y)} {show(y, b.value)} ({show_range(y, b)})"
+            + (f"<br>{label(energy)} {show(energy, e.value)}" if (e := p.prediction.quantities.get(energy)) else "")
+            + f"<br>{'keeps' if p.meets_slo else 'misses'} the targets"
+            for p, a, b in points
+        ]
+        figure.add_scatter(
+            x=[a.value for _, a, _ in points],
+            y=[b.value for _, _, b in points],
+            error_x=_whiskers([a for _, a, _ in points]),
+            error_y=_whiskers([b for _, _, b in points]),
+            mode="markers",
+            name=BACKENDS[backend],
+            marker={
+                "color": colour,
+                "symbol": [shape if p.meets_slo else f"{shape}-open" for p, _, _ in points],
+                "size": [13 if p.is_pareto else 9 for p, _, _ in points],
+                "line": {"width": 1.5, "color": colour},
+            },
+            opacity=0.9,
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    for target in slo.targets:
+        name = f"{target.name}_s"
+        bound = f"{target.metric.upper()} {target.statistic.upper()} at most {show('s', target.max_s)}"
+        if name == y:
+            figure.add_hline(
+                y=target.max_s, line={"dash": "dash", "color": COLOURS[1], "width": 1.5}, annotation_text=bound
+            )
+        elif name == x:
+            figure.add_vline(
+                x=target.max_s, line={"dash": "dash", "color": COLOURS[1], "width": 1.5}, annotation_text=bound
+            )
+    figure.update_xaxes(axis(x, is_log=True))
+    figure.update_yaxes(axis(y, is_log=True))
+    return _laid_out(figure, height=460)
+
+
+def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None) -> go.Figure:
+    """Return one horizontal bar a breakdown, stacked from its parts, so that a bar's end is the breakdown's total.
+
+    limit : name and value of a vertical line, such as the memory of the card
+    """
+    parts = list(dict.fromkeys(p.name for b in bars.values() for p in b.parts))
+    unit = next(iter(bars.values())).unit if bars else ""
+    figure = go.Figure()
+    for i, name in enumerate(parts):
+        values = [sum(p.value for p in b.parts if p.name == name) for b in bars.values()]
+        whys = [next((p.why for p in b.parts if p.name == name), "") for b in bars.values()]
+        figure.add_bar(
+            y=[plain_html(bar) for bar in bars],
+            x=values,
+            name=part_name(name),
+            orientation="h",
+            marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": "" if i < len(COLOURS) else "/"}},
+            text=[
+                f"<b>{part_name(name)}</b>: {show(unit, v)}<br>{plain_html(w)}"
+                for v, w in zip(values, whys, strict=True)
+            ],
+            textposition="none",
+            hovertemplate="%{text}<extra></extra>",
+        )
+    if limit is not None:
+        figure.add_vline(x=limit[1], line={"dash": "dash", "color": GREY, "width": 2})
+        figure.add_annotation(
+            x=limit[1], y=1, yref="paper", yanchor="bottom", xanchor="right", text=plain_html(limit[0]), showarrow=False
+        )
+    figure.update_xaxes({"tickformat": "~s", "ticksuffix": UNITS.get(unit, ""), "rangemode": "tozero"})
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 12})
+    below = {"orientation": "h", "y": -0.5 / len(bars), "yanchor": "top", "x": 0, "traceorder": "normal"}
+    height = 130 + 20 * (1 + len(parts) // 3) + 52 * len(bars)
+    return _laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(legend=below)
+
+
+def curves(points: Sequence[tuple[float, Mapping[str, Interval]]], names: Sequence[str], x: str, slo: Slo) -> go.Figure:
+    """Return quantities against a load, each with its 90 % band; targets of the same quantities are drawn as lines."""
+    figure = go.Figure()
+    for i, name in enumerate(names):
+        found = [(at, values[name]) for at, values in points if name in values]
+        colour = COLOURS[i % len(COLOURS)]
+        xs = [at for at, _ in found]
+        figure.add_scatter(
+            x=xs + xs[::-1],
+            y=[v.high for _, v in found] + [v.low for _, v in reversed(found)],
+            fill="toself",
+            fillcolor=colour,
+            opacity=0.16,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        figure.add_scatter(
+            x=xs,
+            y=[v.value for _, v in found],
+            mode="lines+markers",
+            name=label(name),
+            line={"color": colour, "width": 2},
+            marker={"symbol": SHAPES[i % len(SHAPES)], "size": 8},
+            text=[f"{label(name)} {show(name, v.value)} ({show_range(name, v)})" for _, v in found],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for target in slo.targets:
+            if f"{target.name}_s" == name:
+                text = f"{label(name)} target {show(name, target.max_s)}"
+                figure.add_hline(y=target.max_s, line={"dash": "dash", "color": colour}, annotation_text=text)
+    figure.update_xaxes(axis(x) | {"rangemode": "tozero"})
+    figure.update_yaxes(axis(names[0], is_log=True) | {"title": {"text": f"latency [{unit_of(names[0])}]"}})
+    return _laid_out(figure)
+
+
+def over_time(times_s: Sequence[float], lines: Mapping[str, Sequence[float]], title: str) -> go.Figure:
+    """Return step lines of counts over simulated time."""
+    figure = go.Figure()
+    for i, (name, values) in enumerate(lines.items()):
+        figure.add_scatter(
+            x=list(times_s),
+            y=list(values),
+            mode="lines",
+            name=name,
+            line={
+                "shape": "hv",
+                "color": COLOURS[i % len(COLOURS)],
+                "width": 1.8,
+                "dash": ("solid", "dot", "dash")[i % 3],
+            },
+            hovertemplate=f"{plain_html(name)}: %{{y:,}} at %{{x:.3~s}}s<extra></extra>",
+        )
+    figure.update_xaxes({"title": {"text": "time in the simulation [s]"}, "tickformat": "~s", "ticksuffix": "s"})
+    figure.update_yaxes({"title": {"text": title}, "rangemode": "tozero", "tickformat": "~s"})
+    return _laid_out(figure, height=320)
+
+
+def hours(names: Sequence[str], gpus: Mapping[str, Sequence[int]], n_gpus: int) -> go.Figure:
+    """Return who has how many GPUs in each hour, stacked up to the budget."""
+    figure = go.Figure()
+    for i, (who, counts) in enumerate(gpus.items()):
+        figure.add_bar(
+            x=list(names),
+            y=list(counts),
+            name=who,
+            marker={"color": GREY if who == "idle" else COLOURS[i % len(COLOURS)]},
+            hovertemplate=f"hour %{{x}}: {plain_html(who)} has %{{y}} GPUs<extra></extra>",
+        )
+    figure.update_xaxes({"title": {"text": "hour of the plan"}})
+    figure.update_yaxes({"title": {"text": "GPUs"}, "range": [0, n_gpus]})
+    return _laid_out(figure, height=340, barmode="stack", bargap=0.05)
+
+
+def slots(rows: Sequence[tuple[str, str, float, float]]) -> go.Figure:
+    """Return bars of (stage, kind, begin, end) in seconds on one line a stage: what a pipeline does when."""
+    figure = go.Figure()
+    colours = {"forward": COLOURS[0], "backward": COLOURS[4]}
+    for kind in dict.fromkeys(k for _, k, _, _ in rows):
+        mine = [r for r in rows if r[1] == kind]
+        figure.add_bar(
+            y=[stage for stage, _, _, _ in mine],
+            x=[end - begin for _, _, begin, end in mine],
+            base=[begin for _, _, begin, _ in mine],
+            orientation="h",
+            name=kind,
+            marker={"color": colours.get(kind, GREY), "line": {"width": 0.5, "color": "#FFFFFF"}},
+            hovertemplate=f"%{{y}}: {kind}, from %{{base:.3~s}}s<extra></extra>",
+        )
+    figure.update_xaxes({"title": {"text": "time [s]"}, "tickformat": "~s", "ticksuffix": "s"})
+    figure.update_yaxes(autorange="reversed")
+    n_stages = len({r[0] for r in rows})
+    return _laid_out(figure, height=150 + 30 * n_stages, barmode="overlay", bargap=0.15)
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], errors: Sequence[Sequence[float | None]]) -> go.Figure:
+    """Return relative errors as a grid, pale to dark; the number stands in each cell."""
+    text = [["" if e is None else f"{e:.1%}" for e in row] for row in errors]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[list(row) for row in errors],
+            x=list(columns),
+            y=[plain_html(r) for r in rows],
+            text=text,
+            texttemplate="%{text}",
+            colorscale="Cividis",
+            reversescale=True,
+            zmin=0,
+            zmax=0.3,
+            colorbar={"tickformat": ".0%", "title": {"text": "error"}},
+            hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    return _laid_out(figure, height=120 + 34 * len(rows))

@@ -1,0 +1,60 @@
+"""The command line that is equal to a page's request."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from advisor.schema import Request, Slo
+from advisor.units import MS
+
+FLAGS = {
+    "task": "--task",
+    "prompt_tokens": "--prompt-tokens",
+    "output_tokens": "--output-tokens",
+    "length_sigma": "--length-sigma",
+    "rate": "--rate",
+    "concurrency": "--concurrency",
+    "objective": "--objective",
+    "max_model_len": "--max-model-len",
+    "engine_version": "--engine-version",
+    "price_usd_per_gpu_h": "--price",
+    "provider": "--provider",
+    "price_kind": "--price-kind",
+    "power_cap_w": "--power-cap",
+    "budget_usd_per_h": "--budget",
+    "electricity_usd_per_kwh": "--electricity",
+    "pue": "--pue",
+    "grid_kgco2e_per_kwh": "--grid",
+    "max_plans": "--max-plans",
+    "n_finalists": "--finalists",
+    "seed": "--seed",
+}
+
+
+def slo_text(slo: Slo) -> str:
+    """Return targets as the command line reads them: 'ttft_p99=500ms,tpot_p99=50ms'."""
+    return ",".join(f"{t.name}={t.max_s / MS:g}ms" for t in slo.targets)
+
+
+def shell(words: Iterable[str]) -> str:
+    """Return words as one line that a POSIX shell reads back as these words."""
+    return shlex.join(words)
+
+
+def recommend_words(request: Request) -> list[str]:
+    """Return the words of `advisor recommend` for a request; what is the default is left out."""
+    words = ["advisor", "recommend", "--model", request.model, "--gpus", request.gpus]
+    if request.workload != Request.model_fields["workload"].default:
+        words += ["--workload", request.workload]
+    for field, flag in FLAGS.items():
+        value = getattr(request, field)
+        if value is not None and value != Request.model_fields[field].default:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    for backend in request.backends:
+        words += ["--backend", backend]
+    for dtype in request.weight_dtypes:
+        words += ["--weight-dtype", dtype]
+    if request.slo.targets:
+        words += ["--slo", slo_text(request.slo)]
+    return words

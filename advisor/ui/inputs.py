@@ -1,0 +1,130 @@
+"""The scenario that Recommend, Compare, Explore and Capacity share: model, GPUs, traffic, targets, money."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from advisor.catalog import load_catalog
+from advisor.errors import DomainError
+from advisor.schema import Request, Slo, Target, first_error
+from advisor.ui import state
+from advisor.ui.text import BACKENDS, HELP
+
+MODELS_FIRST = ("70b", "8b")
+GPUS_FIRST = ("8xA100", "8xH100", "2x8xH100", "8xH200", "4xL40S", "2xRTX4090", "8xA100,8xH100,8xL40S")
+WEIGHTS = ("bf16", "fp16", "fp8", "awq-int4", "gptq-int4", "mxfp4", "int8")
+PRESET, RATE, CLIENTS = "preset", "rate", "clients"
+TARGETS = (("ttft", 0.05, 30.0), ("tpot", 0.01, 1.0), ("e2e", 0.5, 60.0))
+
+
+def model_name() -> str:
+    """Return the model that the user chose or typed."""
+    options = [*MODELS_FIRST, *(n for n in load_catalog().models() if n not in MODELS_FIRST)]
+    return state.catalogue_name(
+        state.choice("model", "Model", options, default="70b", help=HELP["model"], free=True), "model"
+    )
+
+
+def gpu_spec() -> str:
+    """Return the GPUs that the user chose or typed."""
+    return state.catalogue_name(
+        state.choice("gpus", "GPUs", GPUS_FIRST, default="8xA100", help=HELP["gpus"], free=True), "GPU"
+    )
+
+
+def traffic() -> dict[str, Any]:
+    """Return the fields of a Request that say what the users send."""
+    fields: dict[str, Any] = {
+        "workload": state.choice(
+            "workload", "Traffic preset", load_catalog().workloads(), default="chat", help=HELP["preset"]
+        )
+    }
+    kind = state.segments(
+        "load",
+        "Load",
+        (PRESET, RATE, CLIENTS),
+        default=PRESET,
+        help="The preset's own rate; or requests per second that arrive whatever happens (open loop); or clients that"
+        " each wait for their answer (closed loop).",
+    )
+    if kind == RATE:
+        fields["rate"] = state.number("rate", "Requests per second", default=5.0, low=0.001, high=1e6)
+    elif kind == CLIENTS:
+        fields["concurrency"] = state.whole("clients", "Clients at once", default=32)
+    left, right = st.columns(2)
+    with left:
+        fields["prompt_tokens"] = state.maybe_whole(
+            "prompt", "Prompt [tokens]", hint="preset", help="Tokens of one prompt; empty = the preset's distribution."
+        )
+    with right:
+        fields["output_tokens"] = state.maybe_whole(
+            "output", "Output [tokens]", hint="preset", help="Tokens of one answer; empty = the preset's distribution."
+        )
+    return fields
+
+
+def targets() -> Slo:
+    """Return the latency targets of the sliders."""
+    found = []
+    for metric, low, high in TARGETS:
+        stop = state.stop(
+            f"{metric}_p99",
+            f"{metric.upper()} P99 at most",
+            state.latency_steps(low, high),
+            default=state.OFF,
+            help=f"{HELP[metric]} {HELP['slo']}",
+        )
+        if (bound := state.seconds(stop)) is not None:
+            found.append(Target.model_validate({"metric": metric, "statistic": "p99", "max_s": bound}))
+    return Slo(targets=tuple(found))
+
+
+def money_and_limits() -> dict[str, Any]:
+    """Return the fields of a Request that most users leave as they are."""
+    back = {name: key for key, name in BACKENDS.items()}
+    fields: dict[str, Any] = {
+        "backends": tuple(back[n] for n in state.several("backends", "Engines", tuple(back))),
+        "weight_dtypes": state.several(
+            "weights", "Weight formats", WEIGHTS, hint="as published", help="Others can change the answers' quality."
+        ),
+        "max_model_len": state.maybe_whole(
+            "context", "Longest request [tokens]", hint="from the lengths", help="vLLM's max-model-len."
+        ),
+        "price_kind": state.choice("price", "Price", ("on-demand", "spot", "reserved", "own"), default="on-demand"),
+        "price_usd_per_gpu_h": state.maybe_number("usd", "Own price [$/GPU/h]", high=1e4, hint="price table"),
+        "power_cap_w": state.maybe_number("watts", "Power cap, all GPUs [W]", high=1e9, hint="none"),
+        "budget_usd_per_h": state.maybe_number("budget", "Budget [$/h]", high=1e7, hint="none"),
+        "electricity_usd_per_kwh": state.maybe_number("kwh", "Electricity [$/kWh]", high=10.0, hint="in the rent")
+        or 0.0,
+        "pue": state.maybe_number("pue", "PUE", low=1.0, high=5.0, hint="1", help=HELP["pue"]) or 1.0,
+        "grid_kgco2e_per_kwh": state.maybe_number("co2", "Grid [kg CO2e/kWh]", high=5.0, hint="not counted"),
+    }
+    return {key: value for key, value in fields.items() if value not in (None, ())}
+
+
+def scenario(*, max_plans: int = 40) -> Request:
+    """Return the request of the side bar; raises AdvisorError with a sentence for what is not allowed."""
+    with st.sidebar:
+        model, gpus = model_name(), gpu_spec()
+        fields = traffic()
+        objective = state.segments(
+            "objective",
+            "Best means",
+            ("cost", "latency", "throughput", "energy"),
+            default="cost",
+            help=HELP["objective"],
+        )
+        st.markdown("**Latency targets**")
+        slo = targets()
+        with st.expander("Engines, formats, money"):
+            fields |= money_and_limits()
+    asked = {k: v for k, v in fields.items() if v is not None}
+    try:
+        return Request.model_validate(
+            asked | {"model": model, "gpus": gpus, "slo": slo, "objective": objective, "max_plans": max_plans}
+        )
+    except ValidationError as error:
+        raise DomainError(first_error(error)) from None

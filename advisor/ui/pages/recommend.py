@@ -1,0 +1,140 @@
+"""Recommend: the best plan for a scenario, what it is up against, and what to run."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from advisor.schema import Plan, Recommendation, Rejected, Request
+from advisor.ui import call, charts, inputs, parts, state
+from advisor.ui.artefacts import artefacts
+from advisor.ui.command import recommend_words, shell
+from advisor.ui.text import BACKENDS, HELP, label, part_name, plain
+
+HEADLINE = (
+    "usd_per_million_output_tokens",
+    "ttft_p99_s",
+    "tpot_p99_s",
+    "output_tokens_per_s",
+    "board_power_w",
+    "saturation_requests_per_s",
+)
+COSTS = ("usd_per_million_output_tokens", "usd_per_h", "energy_j_per_output_token", "board_power_w")
+LATENCIES = ("tpot_p99_s", "ttft_p99_s", "e2e_p99_s", "tpot_p50_s", "ttft_p50_s", "e2e_p50_s")
+
+
+def render() -> None:
+    """Show the page."""
+    st.title("What to run on the GPUs you have")
+    request = inputs.scenario()
+    answer = call.recommend(request)
+    if answer.best is None:
+        _nothing_fits(answer)
+    else:
+        _best(answer, answer.best)
+        _cloud(answer, request)
+        _ranked(answer)
+    _rejected(answer.rejected)
+    parts.downloads(
+        {
+            "Answer (JSON)": ("recommendation.json", "application/json", answer.model_dump_json(indent=1)),
+            "Plans (CSV)": ("plans.csv", "text/csv", parts.plans_csv(answer.plans)),
+        },
+        "recommend",
+    )
+    parts.equal_command(shell(recommend_words(request)))
+    parts.glossary("ttft", "tpot", "e2e", "slo", "pareto", "tp", "pp", "dp", "kv", "interval")
+
+
+def _nothing_fits(answer: Recommendation) -> None:
+    st.error(f"No plan runs {plain(answer.model)} on {plain(answer.gpus)}. The reasons are below, with what would fit.")
+    parts.notes(answer.notes)
+
+
+def title_of(plan: Plan) -> str:
+    """Return a plan's engine and shape as one line of Markdown."""
+    return f"**{plain(charts.plan_name(plan))}**"
+
+
+def _best(answer: Recommendation, best: Plan) -> None:
+    version = f" {best.deployment.engine_version}" if best.backend == "vllm" else ""
+    st.markdown(
+        f"Best plan for **{plain(answer.model)}** on **{plain(answer.gpus)}**: {title_of(best)}{plain(version)}"
+    )
+    if not best.meets_slo:
+        st.warning("No plan keeps every target; this one comes nearest.")
+    parts.headline(best.prediction.quantities, HEADLINE)
+    st.code(best.command, language="bash", wrap_lines=True)
+    if answer.model_note:
+        st.caption(plain(answer.model_note))
+    parts.notes((*answer.notes, *best.notes, *best.prediction.notes))
+
+
+def _cloud(answer: Recommendation, request: Request) -> None:
+    st.subheader("Cost against latency")
+    known = {name for p in answer.plans for name in p.prediction.quantities} | {"usd_per_h"}
+    left, right = st.columns(2)
+    costs, latencies = [n for n in COSTS if n in known], [n for n in LATENCIES if n in known]
+    if not latencies:
+        return
+    with left:
+        x = state.named("x", "Across", costs, label)
+    with right:
+        y = state.named("y", "Up", latencies, label)
+    parts.chart(
+        charts.pareto(answer.plans, x, y, request.slo),
+        "pareto",
+        f"Plans by {label(x)} and {label(y)}; colour and shape tell the engine",
+    )
+    st.caption(
+        f"{HELP['pareto']} Large marks are on the front, open marks miss a target, whiskers are 90 % intervals."
+        " Targets of the side bar are dashed lines."
+    )
+
+
+def _ranked(answer: Recommendation) -> None:
+    st.subheader("Ranked plans")
+    rows, formats = parts.plan_rows(answer.plans)
+    parts.table(rows, formats, "ranked")
+    parts.sentences("Why this plan", answer.why)
+    parts.sentences("What would change the answer", answer.flips)
+    ranks = [str(p.rank) for p in answer.plans]
+    st.subheader("A plan taken apart")
+    chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0])
+    plan = next(p for p in answer.plans if str(p.rank) == chosen)
+    st.markdown(title_of(plan))
+    breakdowns(plan)
+    if plan.reasons:
+        st.markdown("\n".join(f"- {plain(r)}" for r in plan.reasons))
+    artefacts(plan, answer.request)
+
+
+def breakdowns(plan: Plan) -> None:
+    """Show each breakdown of a plan's prediction as one bar whose parts sum to its end."""
+    for b in plan.prediction.breakdowns:
+        limit = call.card_limit(plan.deployment.gpu) if b.unit == "bytes" else None
+        parts.chart(
+            charts.stacked({part_name(b.name): b}, limit=limit),
+            f"breakdown-{b.name}",
+            f"Parts of {b.name}, which sum to the whole",
+        )
+
+
+def _rejected(rejected: tuple[Rejected, ...]) -> None:
+    if not rejected:
+        return
+    st.subheader("Why not the others")
+    rows = [
+        {
+            "engine": BACKENDS.get(r.backend, r.backend),
+            "GPU": r.deployment.gpu,
+            "TP": r.deployment.tp,
+            "PP": r.deployment.pp,
+            "DP": r.deployment.dp,
+            "weights": r.deployment.weight_dtype,
+            "reason": r.reason,
+            "what would fit": r.nearest,
+            "plans": r.count,
+        }
+        for r in rejected
+    ]
+    parts.table(rows, {}, "rejected")

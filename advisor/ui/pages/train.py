@@ -1,0 +1,147 @@
+"""Train: does a training job fit, which ZeRO stage, how long is a step, where does a pipeline wait."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from advisor.catalog import load_catalog
+from advisor.errors import AdvisorError, DomainError
+from advisor.schema import Breakdown, Cluster, Model, Note, first_error
+from advisor.schema.training import TrainJob, TrainPrediction
+from advisor.ui import call, charts, inputs, parts, state
+from advisor.ui.text import HELP, part_name, plain
+
+HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
+Stages = dict[int, tuple[TrainPrediction, tuple[str, str] | None]]
+STAGES = {
+    "0": "0: nothing sharded",
+    "1": "1: optimizer states",
+    "2": "2: + gradients",
+    "3": "3: + parameters",
+}
+
+
+def render() -> None:
+    """Show the page."""
+    st.title("Training with DeepSpeed")
+    with st.sidebar:
+        name = state.catalogue_name(
+            state.choice(
+                "train_model",
+                "Model",
+                list(load_catalog().models()),
+                default="llama-3.1-8b",
+                help=HELP["model"],
+                free=True,
+            ),
+            "model",
+        )
+        spec = inputs.gpu_spec()
+    model, model_notes = load_catalog().model(name)
+    parsed = load_catalog().clusters(spec)
+    cluster = parsed.clusters[0]
+    job = _job(model, cluster)
+    stages, refused = _stages(model, cluster, job)
+    chosen, misfit = stages.get(job.zero_stage, (None, None))
+    if misfit:
+        st.error(plain(f"This job does not run: {misfit[0]}. What would: {misfit[1]}."))
+    if chosen:
+        if misfit:
+            st.caption("Numbers below are what the job would take if the memory were there.")
+        parts.headline(chosen.quantities, HEADLINE)
+    _bars(stages, refused, cluster)
+    if chosen:
+        _step(chosen)
+        parts.notes((*model_notes, *parsed.notes, *chosen.notes))
+        _files(chosen, job, model, cluster)
+    parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
+
+
+def _job(model: Model, cluster: Cluster) -> TrainJob:
+    """Return the job of the side bar; raises DomainError with a sentence."""
+    with st.sidebar:
+        stage = state.choice("stage", "ZeRO stage", tuple(STAGES.values()), default=STAGES["2"], help=HELP["zero"])
+        fields: dict[str, Any] = {"zero_stage": int(stage[0])}
+        fields["micro_batch_size"] = state.whole("micro", "Micro batch [sequences/GPU]", default=1, high=4096)
+        fields["gradient_accumulation_steps"] = state.whole("accumulate", "Accumulation [micro-steps]", default=8)
+        fields["sequence_length"] = state.whole("sequence", "Sequence [tokens]", default=2048, high=10**7)
+        left, right = st.columns(2)
+        with left:
+            fields["tp"] = state.whole("tp", "TP [GPUs]", default=1, high=1024, help=HELP["tp"])
+        with right:
+            fields["pp"] = state.whole("pp", "PP [stages]", default=1, high=1024, help=HELP["pp"])
+        fields["is_checkpointed"] = state.tick(
+            "checkpointing", "Activation checkpointing", default=True, help=HELP["checkpointing"]
+        )
+        with st.expander("Offload, LoRA, software"):
+            places = ("none", "cpu", "nvme")
+            fields["offload_optimizer"] = state.choice("offload", "Offload optimizer to", places, default="none")
+            fields["offload_param"] = state.choice("offload_param", "Offload parameters to", places, default="none")
+            fields["lora_rank"] = state.whole("lora", "LoRA rank (0 = train all)", default=0, low=0, high=65536)
+            stacks = ("transformers", "fused", "megatron")
+            fields["stack"] = state.choice("stack", "Model code", stacks, default="transformers")
+            fields["dtype"] = state.choice("dtype", "Arithmetic", ("bf16", "fp16"), default="bf16")
+            fields["total_tokens"] = (
+                state.maybe_whole("tokens", "Train on [tokens]", high=10**15, hint="not asked") or 0
+            )
+    ranks = fields["tp"] * fields["pp"]
+    if cluster.n_gpus % ranks:
+        raise DomainError(f"TP x PP is {ranks}, which does not divide the {cluster.n_gpus} GPUs")
+    try:
+        return TrainJob(model=model.name, dp=cluster.n_gpus // ranks, **fields)
+    except ValidationError as error:
+        raise DomainError(first_error(error)) from None
+
+
+def _stages(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Stages, list[Note]]:
+    """Return the same job under each ZeRO stage, and why some stages are refused."""
+    found, refused = {}, []
+    for stage in range(4):
+        try:
+            found[stage] = call.train(model, cluster, job.model_copy(update={"zero_stage": stage}))
+        except AdvisorError as error:
+            refused.append(Note(text=f"Stage {stage}: {error}"))
+    return found, refused
+
+
+def _bars(stages: Stages, refused: list[Note], cluster: Cluster) -> None:
+    st.subheader("Memory of one GPU under each ZeRO stage, at the peak of a step")
+    bars = {f"ZeRO-{stage}": memory(p) for stage, (p, _) in stages.items()}
+    if bars:
+        limit = call.card_limit(cluster.gpu.name)
+        parts.chart(
+            charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card"
+        )
+    parts.notes(refused)
+
+
+def memory(prediction: TrainPrediction) -> Breakdown:
+    """Return the memory breakdown of a training prediction."""
+    return next(b for b in prediction.breakdowns if b.unit == "bytes")
+
+
+def _step(prediction: TrainPrediction) -> None:
+    st.subheader("Time of one optimizer step")
+    step = next(b for b in prediction.breakdowns if b.unit == "s")
+    parts.chart(charts.stacked({part_name(step.name): step}), "step", "Parts of the step time")
+
+
+def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cluster) -> None:
+    st.subheader("What to run")
+    config, command, script = call.training_files(job, model, cluster)
+    st.code(command, language="bash", wrap_lines=True)
+    parts.downloads(
+        {
+            "DeepSpeed config": ("ds_config.json", "application/json", json.dumps(config, indent=2)),
+            "Training script": ("train_pipeline.py" if job.pp > 1 else "train.py", "text/x-python", script),
+            "Prediction (JSON)": ("training.json", "application/json", prediction.model_dump_json(indent=1)),
+            "Numbers (CSV)": ("training.csv", "text/csv", parts.quantities_csv(prediction.quantities)),
+        },
+        "train",
+    )
+    with st.expander("Read ds_config.json"):
+        st.json(config)

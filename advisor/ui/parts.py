@@ -1,0 +1,160 @@
+"""Pieces that several pages show: headline numbers, notes, tables, downloads, the equal command."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped]
+import plotly.graph_objects as go
+import streamlit as st
+
+from advisor.schema import Interval, Note, Plan
+from advisor.ui.text import BACKENDS, HELP, label, plain, show, show_range, tooltip
+
+CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 2}, "responsive": True}
+PLAN_COLUMNS = (
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "requests_per_s",
+    "output_tokens_per_s",
+    "usd_per_million_output_tokens",
+    "board_power_w",
+    "energy_j_per_output_token",
+    "memory_bytes_per_gpu",
+)
+
+
+def headline(quantities: Mapping[str, Interval], names: Sequence[str], n_columns: int = 3) -> None:
+    """Show quantities as big numbers, each with its 90 % interval and a tooltip; absent ones are left out."""
+    found = [name for name in names if name in quantities]
+    for begin in range(0, len(found), n_columns):
+        for column, name in zip(st.columns(n_columns), found[begin : begin + n_columns], strict=False):
+            interval = quantities[name]
+            is_exact = interval.low == interval.high
+            column.metric(
+                label(name),
+                show(name, interval.value),
+                None if is_exact else show_range(name, interval),
+                delta_color="off",
+                delta_arrow="off",
+                help=tooltip(name),
+                border=True,
+            )
+
+
+def notes(found: Iterable[Note]) -> None:
+    """Show remarks: warnings and errors in boxes, the rest as small text."""
+    said = list(dict.fromkeys((n.level, n.text) for n in found))
+    for level, text in said:
+        if level == "error":
+            st.error(plain(text))
+        elif level == "warning":
+            st.warning(plain(text))
+    quiet = [text for level, text in said if level == "info"]
+    if quiet:
+        st.caption("  \n".join(plain(text) for text in quiet))
+
+
+def sentences(title: str, lines: Iterable[str]) -> None:
+    """Show a list of sentences under a heading, nothing when there are none."""
+    shown = [f"- {plain(line)}" for line in lines]
+    if shown:
+        st.subheader(title)
+        st.markdown("\n".join(shown))
+
+
+def chart(figure: go.Figure, key: str, alt: str) -> None:
+    """Show a chart that follows the theme and exports PNG."""
+    st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+
+
+def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
+    """Show rows whose numbers sort as numbers and read as text with units."""
+    frame = pd.DataFrame(list(rows))
+    known = {column: form for column, form in formats.items() if column in frame.columns}
+    st.dataframe(frame.style.format(known, na_rep=""), hide_index=True, key=key, width="stretch")
+
+
+def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:
+    """Return the ranked table of plans and how its columns read."""
+    names = [n for n in PLAN_COLUMNS if any(n in p.prediction.quantities for p in plans)]
+    rows = []
+    for p in plans:
+        d = p.deployment
+        row: dict[str, Any] = {
+            "#": p.rank,
+            "engine": BACKENDS.get(p.backend, p.backend),
+            "GPU": d.gpu,
+            "TP": d.tp,
+            "PP": d.pp,
+            "DP": d.dp,
+            "weights": d.weight_dtype,
+            "KV": d.kv_dtype,
+            "targets": "kept" if p.meets_slo else "missed",
+            "Pareto": "yes" if p.is_pareto else "",
+        }
+        for n in names:
+            found = p.prediction.quantities.get(n)
+            row[label(n)] = None if found is None else found.value
+        row[label("usd_per_h")] = p.usd_per_h
+        rows.append(row)
+    formats = {label(n): _shower(n) for n in (*names, "usd_per_h")}
+    return rows, formats
+
+
+def _shower(name: str) -> Callable[[Any], str]:
+    return lambda value: show(name, value)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV; text that a spreadsheet would run as a formula is quoted with an apostrophe."""
+    out = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t\r" and v else v for k, v in row.items()})
+    return out.getvalue()
+
+
+def plans_csv(plans: Sequence[Plan]) -> str:
+    """Return plans as CSV in SI units: every quantity with value, low and high."""
+    rows = []
+    for p in plans:
+        row: dict[str, Any] = {"rank": p.rank, "meets_slo": p.meets_slo, "is_pareto": p.is_pareto}
+        row |= p.deployment.model_dump(mode="json", exclude={"speculative"}) | {"usd_per_h": p.usd_per_h}
+        for name, q in p.prediction.quantities.items():
+            row |= {name: q.value, f"{name}_low": q.low, f"{name}_high": q.high}
+        rows.append(row | {"command": p.command})
+    return to_csv(rows)
+
+
+def downloads(files: Mapping[str, tuple[str, str, str]], key: str) -> None:
+    """Show download buttons of (label -> file name, MIME type, content); a click does not run the page again."""
+    with st.container(horizontal=True):
+        for title, (name, mime, content) in files.items():
+            st.download_button(
+                title, content, name, mime, key=f"{key}-{name}", on_click="ignore", icon=":material/download:"
+            )
+
+
+def equal_command(command: str) -> None:
+    """Show the command line that gives the same answer."""
+    st.subheader("The same from the command line")
+    st.code(command, language="bash", wrap_lines=True)
+
+
+def glossary(*keys: str) -> None:
+    """Show the terms of a page in one place, for readers who cannot hover."""
+    with st.expander("What the words mean"):
+        st.markdown("\n".join(f"- **{k.upper() if len(k) < 5 else k}**: {plain(HELP[k])}" for k in keys))
+
+
+def quantities_csv(quantities: Mapping[str, Interval]) -> str:
+    """Return quantities as CSV in SI units: name, value, low, high."""
+    return to_csv([{"quantity": n, "value": q.value, "low": q.low, "high": q.high} for n, q in quantities.items()])

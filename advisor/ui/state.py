@@ -1,0 +1,174 @@
+"""Widgets whose values live in the URL: the address of a page is the whole view, to bookmark or to send."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from advisor.errors import DomainError, printable
+from advisor.units import MS
+
+OFF = "off"
+_LATENCY_S = (
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.04,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1,
+    1.5,
+    2,
+    3,
+    5,
+    10,
+    20,
+    30,
+    60,
+)
+
+
+def latency_steps(low_s: float, high_s: float) -> list[str]:
+    """Return the stops of a target's slider between two latencies, 'off' first."""
+    steps = [s for s in _LATENCY_S if low_s <= s <= high_s]
+    return [OFF, *(f"{s / MS:g} ms" if s < 1 else f"{s:g} s" for s in steps)]
+
+
+def seconds(stop: str) -> float | None:
+    """Return the latency [s] of a slider's stop, None for 'off'."""
+    if stop == OFF:
+        return None
+    number, unit = stop.split()
+    return float(number) * (MS if unit == "ms" else 1.0)
+
+
+def choice(key: str, title: str, options: Sequence[str], *, default: str, help: str = "", free: bool = False) -> str:
+    """Return one of `options` from a list kept in the URL; with `free`, any text that the user types."""
+    if free:
+        # a typed value is not among the options when its link is opened, so it joins them
+        asked = st.query_params.get(key, st.session_state.get(key))
+        if isinstance(asked, str) and asked and asked not in options:
+            options = [asked[:200], *options]
+        found = st.selectbox(
+            title,
+            options,
+            index=list(options).index(default),
+            key=key,
+            help=help or None,
+            accept_new_options=True,
+            bind="query-params",
+        )
+        return str(found or default)
+    return str(
+        st.selectbox(
+            title, options, index=list(options).index(default), key=key, help=help or None, bind="query-params"
+        )
+    )
+
+
+def segments(key: str, title: str, options: Sequence[str], *, default: str, help: str = "") -> str:
+    """Return one of a few options shown side by side, kept in the URL."""
+    found = st.segmented_control(
+        title, options, default=default, required=True, key=key, help=help or None, bind="query-params"
+    )
+    return str(found or default)
+
+
+def whole(key: str, title: str, *, default: int, low: int = 1, high: int = 10**6, help: str = "") -> int:
+    """Return a whole number kept in the URL."""
+    return int(
+        st.number_input(
+            title, min_value=low, max_value=high, value=default, step=1, key=key, help=help or None, bind="query-params"
+        )
+    )
+
+
+def maybe_whole(key: str, title: str, *, low: int = 1, high: int = 10**8, hint: str, help: str = "") -> int | None:
+    """Return a whole number kept in the URL, or None where the field is empty."""
+    found = st.number_input(
+        title,
+        min_value=low,
+        max_value=high,
+        value=None,
+        step=1,
+        key=key,
+        placeholder=hint,
+        help=help or None,
+        bind="query-params",
+    )
+    return None if found is None else int(found)
+
+
+def number(key: str, title: str, *, default: float, low: float, high: float, help: str = "") -> float:
+    """Return a number kept in the URL."""
+    return float(
+        st.number_input(title, low, high, default, key=key, format="%g", help=help or None, bind="query-params")
+    )
+
+
+def maybe_number(key: str, title: str, *, high: float, low: float = 0.0, hint: str, help: str = "") -> float | None:
+    """Return a positive number kept in the URL, or None where the field is empty or 0."""
+    found = st.number_input(
+        title,
+        min_value=low,
+        max_value=high,
+        value=None,
+        key=key,
+        format="%g",
+        placeholder=hint,
+        help=help or None,
+        bind="query-params",
+    )
+    return float(found) if found else None
+
+
+def stop(key: str, title: str, options: Sequence[str], *, default: str, help: str = "") -> str:
+    """Return one stop of a slider kept in the URL."""
+    return str(st.select_slider(title, options, value=default, key=key, help=help or None, bind="query-params"))
+
+
+def several(key: str, title: str, options: Sequence[str], *, help: str = "", hint: str = "any") -> tuple[str, ...]:
+    """Return the chosen ones of some options, kept in the URL; none chosen means all."""
+    return tuple(st.multiselect(title, options, key=key, help=help or None, placeholder=hint, bind="query-params"))
+
+
+def tick(key: str, title: str, *, default: bool = False, help: str = "") -> bool:
+    """Return a yes or no kept in the URL."""
+    return bool(st.toggle(title, value=default, key=key, help=help or None, bind="query-params"))
+
+
+def catalogue_name(text: str, kind: str) -> str:
+    """Return text that names something in the catalogue; raises DomainError for a path.
+
+    The page must not be a way to read files of the machine that serves it: that is the command line's right.
+    """
+    name = text.strip()
+    looks_like_a_path = name.startswith((".", "/", "~", "\\")) or name.lower().endswith((".json", ".toml"))
+    if looks_like_a_path or "\0" in name or any(_is_here(pool.strip()) for pool in name.split(",")):
+        raise DomainError(
+            f"'{printable(name)}' looks like a path; this page takes a {kind}'s name, the command line also takes files"
+        )
+    return name
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return bool(name) and os.path.lexists(Path(name))
+    except (OSError, ValueError):
+        return True
+
+
+def named(key: str, title: str, names: Sequence[str], show: Callable[[str], str], *, help: str = "") -> str:
+    """Return one of some quantities by its name, shown as a label; the URL holds the label."""
+    back = {show(name): name for name in names}
+    return back[choice(key, title, tuple(back), default=next(iter(back)), help=help)]

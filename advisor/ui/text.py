@@ -1,0 +1,164 @@
+"""Words of the pages: labels, tooltips, numbers with their units, and text made safe for Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from advisor.schema import Interval
+from advisor.units import (
+    format_bytes,
+    format_count,
+    format_frac,
+    format_j,
+    format_rate,
+    format_s,
+    format_usd,
+    format_w,
+)
+
+HELP = {
+    "ttft": "Time to first token: from sending the request to its first token, queueing included.",
+    "tpot": "Time per output token: (end to end - time to first token) / (output tokens - 1), of one request.",
+    "itl": "Inter-token latency: the gap between two tokens as the client sees them; its tail shows stalls.",
+    "e2e": "End to end: from sending the request to its last token.",
+    "p99": "99 of 100 requests are at least this fast.",
+    "slo": "Service-level objective: a bound on a latency that a plan must keep. Off = best effort.",
+    "interval": "The range in brackets covers the measured value in 9 of 10 cases (90 % interval).",
+    "throughput": "Output tokens of all requests together, per second, for the whole plan.",
+    "cost": "Rent of the GPUs divided by the output tokens that they produce at this load.",
+    "usd_per_h": "Rent of all GPUs of the plan for one hour, at the price shown under the inputs.",
+    "power": "Power at the boards of all GPUs of the plan, averaged over the run.",
+    "energy": "Energy at the boards for one output token.",
+    "saturation": "The largest request rate that the plan completes; above it the queue grows without end.",
+    "goodput": "Requests per second that meet every latency target.",
+    "attainment": "Share of requests that meet every latency target.",
+    "kv": "KV cache: keys and values that attention keeps for each token of each running request.",
+    "tp": "Tensor parallel: GPUs that share every layer.",
+    "pp": "Pipeline parallel: stages of layers, one after the other.",
+    "dp": "Data parallel: independent copies of the model, each with its own queue.",
+    "mfu": "Model FLOP/s utilisation: useful operations over the dense peak of the GPUs.",
+    "mbu": "Memory-bandwidth utilisation: bytes read over the peak bandwidth.",
+    "pareto": "On the Pareto front no other plan is both cheaper and faster.",
+    "zero": "ZeRO shards optimizer states (stage 1), gradients too (2), and parameters too (3) over the GPUs.",
+    "bubble": "Pipeline bubble: time in which a stage waits for another one.",
+    "checkpointing": "Activation checkpointing: keep one tensor a layer, compute the rest again in the backward pass.",
+    "gpus": "COUNTxGPU or NODESxCOUNTxGPU, such as 8xA100, 4xL40S or 2x8xH100; commas compare several pools.",
+    "model": "A catalogue name, a hub id or a short name such as 70b, 8b, qwen3-32b, mixtral. You may type your own.",
+    "preset": "Typical lengths and arrivals: chat and code follow public traces; the note under the answer says which.",
+    "pue": "Power usage effectiveness: power of the whole site over power of the machines.",
+    "objective": "What the best plan minimises among those that keep the latency targets.",
+}
+
+LABELS = {
+    "requests_per_s": "Requests completed",
+    "output_tokens_per_s": "Output tokens",
+    "total_tokens_per_s": "Prompt and output tokens",
+    "goodput_requests_per_s": "Goodput",
+    "saturation_requests_per_s": "Saturation",
+    "slo_attainment_frac": "Requests within all targets",
+    "memory_bytes_per_gpu": "Memory per GPU",
+    "kv_cache_tokens": "KV cache",
+    "kv_occupancy_frac": "KV cache in use",
+    "board_power_w": "Board power, all GPUs",
+    "energy_j_per_output_token": "Energy per output token",
+    "energy_j_per_request": "Energy per request",
+    "usd_per_h": "Rent",
+    "usd_per_million_output_tokens": "Cost per million output tokens",
+    "usd_per_million_tokens": "Cost per million tokens",
+    "mfu_frac": "MFU",
+    "mbu_frac": "MBU",
+    "step_s": "Step time",
+    "tokens_per_s": "Training tokens",
+    "tokens_per_s_per_gpu": "Training tokens per GPU",
+    "flops_per_s_per_gpu": "Useful FLOP/s per GPU",
+    "bubble_frac": "Pipeline bubble",
+    "allocated_bytes_per_gpu": "Allocated per GPU",
+    "host_bytes_per_node": "Host memory per node",
+    "sent_bytes_per_gpu": "Sent per GPU and step",
+    "duration_s": "Whole run",
+}
+BACKENDS = {
+    "vllm": "vLLM",
+    "deepspeed-zero-inference": "DeepSpeed ZeRO-Inference",
+    "deepspeed-autotp": "DeepSpeed AutoTP",
+    "deepspeed-kernel-injection": "DeepSpeed kernel injection",
+    "deepspeed-fastgen": "DeepSpeed FastGen",
+}
+_LATENCY = re.compile(r"(ttft|tpot|itl|e2e)_(mean|p50|p90|p95|p99)_s")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>#$~|:&])")
+
+
+def plain(text: object) -> str:
+    """Return text that Markdown shows as it stands: no link, image, formula, colour or HTML can come from it."""
+    return _MARKDOWN.sub(r"\\\1", "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)))
+
+
+def label(name: str) -> str:
+    """Return the name of a quantity for people, without its unit."""
+    if match := _LATENCY.fullmatch(name):
+        return f"{match[1].upper()} {match[2].upper() if match[2] != 'mean' else 'mean'}"
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def tooltip(name: str) -> str:
+    """Return the explanation of a quantity, with what its interval means."""
+    keys = {
+        "output_tokens_per_s": "throughput",
+        "usd_per_million_output_tokens": "cost",
+        "usd_per_million_tokens": "cost",
+        "usd_per_h": "usd_per_h",
+        "board_power_w": "power",
+        "energy_j_per_output_token": "energy",
+        "saturation_requests_per_s": "saturation",
+        "goodput_requests_per_s": "goodput",
+        "slo_attainment_frac": "attainment",
+        "kv_cache_tokens": "kv",
+        "kv_occupancy_frac": "kv",
+        "bubble_frac": "bubble",
+        "mfu_frac": "mfu",
+        "mbu_frac": "mbu",
+    }
+    key = name.split("_", 1)[0] if _LATENCY.fullmatch(name) else keys.get(name, "")
+    tail = f" {HELP['p99']}" if "_p99_" in name else ""
+    return f"{HELP[key]}{tail} {HELP['interval']}" if key else HELP["interval"]
+
+
+def show(name: str, value: float) -> str:
+    """Return a value as text with its unit, which the last words of the quantity's name tell."""
+    if name.startswith("usd") or name.endswith("_usd"):
+        per = {"usd_per_h": "/h", "usd_per_gpu_h": "/GPU/h"}.get(name, "")
+        return f"{format_usd(value)}{per}"
+    if "flops_per_s" in name:
+        return f"{format_count(value)} FLOP/s"
+    if name.endswith(("_per_s", "_per_s_per_gpu")):
+        kind = "tokens" if "tokens" in name else "requests"
+        return format_rate(value, kind)
+    if "_bytes" in name or name == "bytes":
+        return format_bytes(value)
+    if name.endswith("_s") or name == "s":
+        return format_s(value)
+    if name.endswith("_frac"):
+        return format_frac(value)
+    if name.endswith("_w") or name == "W":
+        return format_w(value)
+    if "_j" in name or name == "J":
+        return format_j(value)
+    if "kgco2e" in name:
+        return f"{format_count(value)} kg CO2e"
+    return f"{format_count(value)} tokens" if name.endswith("_tokens") else format_count(value)
+
+
+def show_range(name: str, interval: Interval) -> str:
+    """Return the 90 % interval as text, such as '41.0 ms to 48.2 ms'."""
+    return f"{show(name, interval.low)} to {show(name, interval.high)}"
+
+
+def part_name(name: str) -> str:
+    """Return the name of a breakdown or of one of its parts for people."""
+    return name.replace("_bytes_per_gpu", " per GPU").replace("_", " ")
+
+
+def plain_html(text: object) -> str:
+    """Return text for plotly's labels, which know a little HTML: no tag can come from it."""
+    return html.escape("".join(c if c.isprintable() else "?" for c in str(text)), quote=False)

@@ -1,0 +1,133 @@
+"""A small answer for the pages' tests: numbers chosen by hand, so that a test can find them on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import streamlit as st
+
+from advisor.schema import (
+    Breakdown,
+    Deployment,
+    Interval,
+    Note,
+    Part,
+    Plan,
+    Prediction,
+    Recommendation,
+    Rejected,
+    Request,
+)
+
+HOSTILE = "<script>alert(1)</script>[x](http://example.com) $1 and $2 `a` :red[b]"
+
+
+def around(value: float, share: float = 0.1) -> Interval:
+    return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
+
+
+def a_plan(rank: int, backend: str, *, tpot_s: float, usd: float, tp: int = 4, note: str = "") -> Plan:
+    gb = 1e9
+    return Plan(
+        rank=rank,
+        backend=backend,
+        deployment=Deployment.model_validate(
+            {"backend": backend, "model": "llama-3.1-70b", "gpu": "a100-sxm-80gb", "tp": tp, "dp": 8 // tp}
+        ),
+        prediction=Prediction(
+            quantities={
+                "ttft_p50_s": around(0.21),
+                "ttft_p99_s": around(0.95),
+                "tpot_p50_s": around(tpot_s * 0.8),
+                "tpot_p99_s": around(tpot_s),
+                "e2e_p99_s": around(9.0),
+                "requests_per_s": around(5.5, 0.0),
+                "output_tokens_per_s": around(1160),
+                "saturation_requests_per_s": around(14),
+                "memory_bytes_per_gpu": around(71 * gb),
+                "board_power_w": around(2310),
+                "energy_j_per_output_token": around(1.99),
+                "usd_per_million_output_tokens": around(usd),
+                "usd_per_h": around(14.4, 0.0),
+            },
+            breakdowns=(
+                Breakdown(
+                    name="memory per GPU",
+                    unit="bytes",
+                    total=71 * gb,
+                    parts=(
+                        Part(name="weights", value=35 * gb, why="70.6B parameters over 4 GPUs"),
+                        Part(name="kv_cache", value=30 * gb),
+                        Part(name="activations", value=6 * gb),
+                    ),
+                ),
+                Breakdown(
+                    name="time per output token",
+                    unit="s",
+                    total=tpot_s,
+                    parts=(Part(name="linear", value=tpot_s * 0.7), Part(name="overhead", value=tpot_s * 0.3)),
+                ),
+            ),
+            notes=(Note(level="warning", text=note),) if note else (),
+        ),
+        meets_slo=rank == 1,
+        is_pareto=rank < 3,
+        usd_per_h=14.4,
+        score=usd,
+        command=f"vllm serve meta-llama/Llama-3.1-70B --tensor-parallel-size {tp}",
+        reasons=("cheapest that keeps the targets",),
+    )
+
+
+def an_answer(request: Request) -> Recommendation:
+    plans = (
+        a_plan(1, "vllm", tpot_s=0.031, usd=3.45, note=HOSTILE),
+        a_plan(2, "vllm", tpot_s=0.024, usd=4.1, tp=8),
+        a_plan(3, "deepspeed-autotp", tpot_s=0.09, usd=11.0, tp=8),
+    )
+    return Recommendation(
+        request=request.model_dump(mode="json"),
+        model=request.model,
+        model_note="70b: took llama-3.1-70b",
+        gpus=request.gpus,
+        best=plans[0],
+        best_by_backend={"vllm": plans[0], "deepspeed-autotp": plans[2]},
+        plans=plans,
+        rejected=(
+            Rejected(
+                backend="vllm",
+                deployment=Deployment(model="llama-3.1-70b", gpu="a100-sxm-80gb"),
+                reason="weights need 141 GB, the card has 85 GB",
+                nearest="tp 2",
+                count=7,
+            ),
+        ),
+        why=("costs 16 % less than the next plan",),
+        flips=("below 2 requests/s DeepSpeed AutoTP wins",),
+        notes=(Note(text="prices of 2026-11"),),
+    )
+
+
+def no_answer(request: Request) -> Recommendation:
+    full = an_answer(request)
+    return full.model_copy(update={"best": None, "plans": (), "best_by_backend": {}})
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Request], Any]], list[Request]]:
+    """Puts a function in the place of the search and returns the list of requests that it will have seen."""
+
+    def replace(function: Callable[[Request], Any]) -> list[Request]:
+        seen: list[Request] = []
+
+        def find(request: Request, catalog: object = None) -> Any:
+            seen.append(request)
+            return function(request)
+
+        st.cache_data.clear()
+        monkeypatch.setattr("advisor.recommend.recommend", find, raising=False)
+        return seen
+
+    return replace
