@@ -7,8 +7,8 @@ The caller that has a simulation (or the closed form) does three things::
     watts = power_parts(activity, gpu, catalog.coefficients("power"))["total"]      # arrays in, arrays out
 
 `coefficients` is the set of data/fitted/power.json. A name is looked up for the card, then for its architecture, then
-in general (`compute_bf16_frac__a100-sxm-80gb`, `compute_bf16_frac__ampere`, `compute_bf16_frac`); shares are of the
-dynamic range (board limit - idle), which is how a card that nobody measured gets its numbers.
+in general (`bf16_j_per_flop__a100-sxm-80gb`, `bf16_j_per_flop__ampere`, `bf16_j_per_flop`). Energies per operation and
+per byte are close across 4 to 7 nm cards with HBM, which is how a card that nobody measured gets its numbers.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class Activity:
 
     flops_per_s      : useful operations by kind: bf16 (fp16 too), fp8 (int8 too), int4 (4-bit weights), attention
     bytes_per_s      : read from and written to device memory
+    cache_bytes_per_s : the part of it that decoding reads from the KV cache
     link_bytes_per_s : sent to other GPUs
     busy_frac        : share of the time in which a step runs
     """
 
     flops_per_s: Mapping[str, Real] = field(default_factory=dict)
     bytes_per_s: Real = 0.0
+    cache_bytes_per_s: Real = 0.0
     link_bytes_per_s: Real = 0.0
     busy_frac: Real = 1.0
 
@@ -75,6 +77,7 @@ def activity_of(
     flops: dict[str, Real] = {"bf16": 0.0, "attention": 0.0}
     flops.setdefault(kind, 0.0)
     moved: Real = 0.0
+    cached: Real = 0.0
     sent: Real = 0.0
     per_step = work.tokens / np.maximum(work.n_steps, 1e-12)
     for stage in stages:
@@ -86,51 +89,61 @@ def activity_of(
         if stage.n_experts:
             touched = expected_experts(per_step, stage.n_experts, stage.n_experts_per_token) / stage.n_experts
         weights = stage.weight_bytes + stage.head_bytes + touched * stage.expert_bytes
-        cache = (context + work.tokens) * stage.kv_bytes_per_context_token
-        rest = work.tokens * stage.elementwise_bytes_per_token
-        moved = moved + (work.n_steps * weights + cache + rest) * share
+        read = context * stage.kv_bytes_per_context_token
+        rest = work.tokens * (stage.elementwise_bytes_per_token + stage.kv_bytes_per_context_token)
+        moved = moved + (work.n_steps * weights + read + rest) * share
+        cached = cached + read * share
         sent = sent + work.tokens * stage.all_reduce_bytes_per_token * share
     busy = np.minimum(1.0, work.busy_s / (n_replicas * duration_s))
-    return Activity(flops, moved, sent, busy)
+    return Activity(flops, moved, cached, sent, busy)
 
 
-def power_coefficient(coefficients: CoefficientSet, name: str, gpu: Gpu) -> float:
+Coefficients = CoefficientSet | Mapping[str, float]
+
+
+def values_of(coefficients: Coefficients) -> Mapping[str, float]:
+    """Return names and values; the fit calls the functions below with plain numbers."""
+    if isinstance(coefficients, CoefficientSet):
+        return {name: c.value for name, c in coefficients.coefficients.items()}
+    return coefficients
+
+
+def power_coefficient(coefficients: Coefficients, name: str, gpu: Gpu) -> float:
     """Return a coefficient for a card: its own, its architecture's, or the general one."""
-    table = coefficients.coefficients
+    values = values_of(coefficients)
     for key in (f"{name}__{gpu.name}", f"{name}__{gpu.family}"):
-        if key in table:
-            return table[key].value
-    return table[name].value
+        if key in values:
+            return values[key]
+    return values[name]
 
 
-def peak_of(gpu: Gpu, kind: str) -> float:
-    """Return the dense peak of a kind of arithmetic [FLOP/s]; formats that a card lacks run in bf16."""
-    peaks = gpu.peak_flops_per_s
-    half = peaks.get("bf16") or peaks["fp16"]
-    return (peaks.get("fp8") or peaks.get("int8") or half) if kind == "fp8" else half
+def _runs(gpu: Gpu, kind: str) -> bool:
+    # 8-bit formats run in bf16 on cards without them; 4-bit weights are always computed in bf16, after unpacking
+    return kind != "fp8" or bool({"fp8", "int8"} & set(gpu.peak_flops_per_s))
 
 
-def demand_parts(activity: Activity, gpu: Gpu, coefficients: CoefficientSet) -> dict[str, Real]:
+def demand_parts(activity: Activity, gpu: Gpu, coefficients: Coefficients) -> dict[str, Real]:
     """Return what compute, memory and link would draw at the nominal clock [W per GPU]."""
-    span_w = gpu.board_power_w - gpu.idle_power_w
-
-    def share(name: str) -> float:
-        return power_coefficient(coefficients, name, gpu)
-
+    values = values_of(coefficients)
     compute: Real = 0.0
     for kind, rate in activity.flops_per_s.items():
-        frac = share(f"compute_{'bf16' if kind == 'attention' else kind}_frac")
-        compute = compute + compute_power_w(rate, frac * span_w / peak_of(gpu, kind))
-    used = np.minimum(activity.bytes_per_s / gpu.memory_bandwidth_bytes_per_s, 1.0)
+        name = f"{'bf16' if kind == 'attention' or not _runs(gpu, kind) else kind}_j_per_flop"
+        compute = compute + compute_power_w(rate, power_coefficient(values, name, gpu))
+    bandwidth = gpu.memory_bandwidth_bytes_per_s
+    full_w = power_coefficient(values, "memory_j_per_byte", gpu) * bandwidth
+    used = np.minimum(activity.bytes_per_s / bandwidth, 1.0)
+    cached = np.minimum(activity.cache_bytes_per_s, bandwidth)
+    memory = memory_power_w(used, full_w, power_coefficient(values, "memory_exponent", gpu))
     return {
         "compute": compute,
-        "memory": memory_power_w(used, share("memory_frac") * span_w, share("memory_exponent")),
-        "link": link_power_w(activity.link_bytes_per_s, share("link_j_per_byte")),
+        # decode attention computes on every byte it loads, mostly on padding: one query row fills a tile of 16 to 64
+        "memory": memory + cached * power_coefficient(values, "cache_j_per_byte", gpu),
+        "link": link_power_w(activity.link_bytes_per_s, power_coefficient(values, "link_j_per_byte", gpu)),
     }
 
 
 def power_parts(
-    activity: Activity, gpu: Gpu, coefficients: CoefficientSet, *, limit_w: float | None = None
+    activity: Activity, gpu: Gpu, coefficients: Coefficients, *, limit_w: float | None = None
 ) -> dict[str, Real]:
     """Return idle, compute, memory, link and total board power of one GPU [W]; the first four sum to the last.
 
@@ -139,9 +152,10 @@ def power_parts(
     Raises DomainError for a limit at or below the idle power or above the board's.
     """
     limit = _limit(gpu, limit_w)
-    demand = demand_parts(activity, gpu, coefficients)
+    values = values_of(coefficients)
+    demand = demand_parts(activity, gpu, values)
     whole = demand["compute"] + demand["memory"] + demand["link"]
-    total = board_power_w(whole, gpu.idle_power_w, limit, power_coefficient(coefficients, "cap_sharpness", gpu))
+    total = board_power_w(whole, gpu.idle_power_w, limit, power_coefficient(values, "cap_sharpness", gpu))
     kept = (total - gpu.idle_power_w) / np.maximum(whole, 1e-12)
     parts: dict[str, Real] = {"idle": gpu.idle_power_w + 0.0 * total}
     parts |= {name: value * kept for name, value in demand.items()}
