@@ -95,10 +95,12 @@ def _text(subject: Subject, key: str) -> str:
     return str(subject[key])
 
 
-def _number(subject: Subject, key: str, default: float | None = None) -> float:
+def _number(subject: Subject, key: str, default: float | None = None, *, low: float = 0, high: float = 1e15) -> float:
     value = subject.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadData("claims file", f"subject.{key} must be a number, got '{printable(value)}'")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadData(
+            "claims file", f"subject.{key} must be a number from {low:g} to {high:g}, got '{printable(value)}'"
+        )
     return float(value)
 
 
@@ -135,10 +137,10 @@ def kv_growth(subject: Subject, setup: Setup, names: Names) -> Ruling:
     """Judge 'cache memory grows linearly / quadratically / exponentially with length' by the cache law."""
     model = _model(setup, names)
     token = kv_bytes_per_token(shapes_of(model), 1)
-    start = _number(subject, "from_tokens", 4096)
+    start = _number(subject, "from_tokens", 4096, low=1)
     sizes = [token * start * k for k in (1, 2, 4)]
     claimed = _text(subject, "growth")
-    growth = {"linear": 4.0, "quadratic": 16.0, "exponential": 2.0 ** (3 * start / 1024)}
+    growth = {"linear": 4.0, "quadratic": 16.0, "exponential": 2.0 ** min(3 * start / 1024, 1000)}
     if claimed not in growth:
         raise UnknownName("growth", claimed, growth)
     found = sizes[2] / sizes[0]
@@ -185,9 +187,9 @@ def zero_shards(subject: Subject, setup: Setup, names: Names) -> Ruling:
 
 def one_over_n(subject: Subject, setup: Setup, names: Names) -> Ruling:
     """Judge 'memory per GPU falls to 1/N' for a ZeRO stage: model states and a training step's peak."""
-    n = int(_number(subject, "n_gpus", 8))
+    n = int(_number(subject, "n_gpus", 8, low=1, high=1e6))
     model = _model(setup, names)
-    length = int(_number(subject, "sequence_length", 2048))
+    length = int(_number(subject, "sequence_length", 2048, low=1, high=1e8))
     parts, worst = [], 0.0
     stages = [int(_number(subject, "stage"))] if "stage" in subject else [1, 2, 3]
     for stage in stages:
@@ -210,6 +212,8 @@ def ds_config(subject: Subject, setup: Setup, names: Names) -> Ruling:
         config = json.loads(text)
     except json.JSONDecodeError as error:
         raise BadData("claims file", f"subject.config is not JSON: {error.msg} at line {error.lineno}") from None
+    except RecursionError:
+        raise BadData("claims file", "subject.config is nested too deeply") from None
     if not isinstance(config, dict):
         raise BadData("claims file", "subject.config must be a JSON object")
     faults = check_ds_config(config)
@@ -220,7 +224,7 @@ def ds_config(subject: Subject, setup: Setup, names: Names) -> Ruling:
 
 def pipeline_latency(subject: Subject, setup: Setup, names: Names) -> Ruling:
     """Judge 'pipeline bubbles decide DeepSpeed's latency': does any inference path have a pipeline, how large is it?"""
-    stages = int(_number(subject, "stages", 4))
+    stages = int(_number(subject, "stages", 4, low=1))
     shares = [float(bubble_frac(stages, m)) for m in (1, 4, 16)]
     truth, how, source = FACTS["deepspeed.inference_pipeline"]
     launch = names.coefficients("deepspeed").coefficients["eager_decode_launch_s_per_layer"]
@@ -239,7 +243,7 @@ def pipeline_latency(subject: Subject, setup: Setup, names: Names) -> Ruling:
 
 def fits_one_node(subject: Subject, setup: Setup, names: Names) -> Ruling:
     """Judge 'engine E serves up to (or from) S parameters in one node' by weight bytes against the node's memory."""
-    claimed = _number(subject, "n_params")
+    claimed = _number(subject, "n_params", low=1)
     direction = _text(subject, "direction")
     gpu = names.gpu(setup.gpu or "a100-sxm-80gb")
     room = 0.9 * gpu.device_memory_bytes * max(setup.n_gpus, 1)
@@ -297,7 +301,7 @@ def batching_gain(subject: Subject, setup: Setup, names: Names) -> Ruling:
     The gain is what a static batch loses by waiting for its longest answer: it depends on the spread of lengths.
     """
     low, high = _number(subject, "low_frac"), _number(subject, "high_frac")
-    batch = int(_number(subject, "batch", 32))
+    batch = int(_number(subject, "batch", 32, low=1, high=1024))
     gains = []
     for spread in GAIN_SPREADS:
         rng = np.random.default_rng(0)
