@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CATALOG = load_catalog()
 A100 = {"model": "llama-2-70b", "gpu": "a100-sxm-80gb", "n_gpus": 8}
 
 
+@cache
 def article() -> AuditReport:
     with (ROOT / "data/claims/vllm-vs-deepspeed-2025.toml").open("rb") as file:
         return audit(ClaimsFile.model_validate(tomllib.load(file)), CATALOG)
