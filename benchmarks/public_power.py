@@ -203,8 +203,8 @@ def main() -> None:
     if not rows:
         parser.error(f"{options.folder} holds none of {', '.join(READERS)}")
     if options.golden:
-        text = ",\n ".join(json.dumps(entry) for entry in golden(rows))
-        options.golden.write_text(f"[{text}]\n")
+        text = ",\n".join(json.dumps(entry) for entry in golden(rows))
+        options.golden.write_text(f'{{"rows": [\n{text}\n]}}\n')
         return
     table(rows, load_catalog().coefficients("power"), options.rows)
 

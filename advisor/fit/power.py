@@ -7,7 +7,7 @@ often weights are streamed) comes from replaying the cell. So an error of the st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from advisor.errors import DomainError
-from advisor.predict.engine import Work
+from advisor.predict.engine_state import Work
 from advisor.predict.spend import Activity, activity_of, demand_parts, power_parts
 from advisor.predict.step import StepCost
 from advisor.schema import Gpu, RunRecord
@@ -122,8 +122,32 @@ def published_cell(row: Mapping[str, Any], gpu: Gpu) -> PowerCell:
 
 
 def _scaled(work: Work, factor: float) -> Work:
-    names = ("n_steps", "prefill_steps", "tokens", "pairs", "context_tokens", "sampled", "busy_s")
-    return replace(work, **{name: getattr(work, name) * factor for name in names})
+    return Work(
+        n_steps=work.n_steps * factor,
+        prefill_steps=work.prefill_steps * factor,
+        tokens=work.tokens * factor,
+        pairs=work.pairs * factor,
+        context_tokens=work.context_tokens * factor,
+        sampled=work.sampled * factor,
+        busy_s=work.busy_s * factor,
+    )
+
+
+def mean_work(works: Sequence[Work]) -> Work:
+    """Return the mean of several replays of one cell."""
+    return Work(
+        n_steps=_mean(w.n_steps for w in works),
+        prefill_steps=_mean(w.prefill_steps for w in works),
+        tokens=_mean(w.tokens for w in works),
+        pairs=_mean(w.pairs for w in works),
+        context_tokens=_mean(w.context_tokens for w in works),
+        sampled=_mean(w.sampled for w in works),
+        busy_s=_mean(w.busy_s for w in works),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 @dataclass(frozen=True)
@@ -165,6 +189,12 @@ def _log_errors(group: _Group, values: Mapping[str, float]) -> Floats:
     total = np.asarray(power_parts(group.activity, group.gpu, values)["total"])
     mean = total * (1.0 - group.idle_share) + group.gpu.idle_power_w * group.idle_share
     return np.asarray(np.log(mean / group.watts), dtype=np.float64)
+
+
+def relative_errors(cells: Sequence[PowerCell], values: Mapping[str, float]) -> Floats:
+    """Return predicted over measured power, less 1, of published cells."""
+    groups = _groups(cells, is_public=True)
+    return np.expm1(np.concatenate([_log_errors(g, values) for g in groups])) if groups else np.array([])
 
 
 def _solve(

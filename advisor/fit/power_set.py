@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from advisor.fit.power import BOUNDS, FIXED, MEANING, PowerFit, base_name
-from advisor.schema import Coefficient, CoefficientSet, FitReport, Source
+from advisor.catalog import load_catalog
+from advisor.catalog.files import read_json
+from advisor.fit.estimate import run_cell
+from advisor.fit.power import (
+    BOUNDS,
+    FIXED,
+    MEANING,
+    PowerCell,
+    PowerFit,
+    Replay,
+    base_name,
+    clock_exponent,
+    fit_family,
+    fit_power,
+    mean_work,
+    power_cell,
+    published_cell,
+    relative_errors,
+)
+from advisor.fit.records import Cell, cells_of, read_records
+from advisor.predict.engine_state import Work
+from advisor.predict.shapes import shapes_of
+from advisor.predict.step import step_cost
+from advisor.predict.transfer import transferred
+from advisor.schema import Coefficient, CoefficientSet, EngineFacts, FitReport, Source
 
 Z90 = 1.645
 
@@ -115,3 +140,70 @@ def _error(value: float, source: str) -> Coefficient:
         meaning="half-width of the 90 % interval of board power, share of the power",
         source=source,
     )
+
+
+def replay_of(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None) -> Replay:
+    """Return what the GPUs did in a cell: the mean over its drawn replays."""
+    simulations = run_cell(cell, values, facts)
+    n = len(simulations)
+    work = mean_work([s.total_work for s in simulations])
+    shapes = shapes_of(cell.model)
+    stages = [step_cost(shapes, cell.gpu, cell.deployment, values, k) for k in range(cell.deployment.pp)]
+    n_tokens = sum(float(s.prompt_tokens.sum() + s.output_tokens.sum()) for s in simulations) / n
+    return Replay(stages, work, sum(s.duration_s for s in simulations) / n, n_tokens)
+
+
+def power_cells(cells: Sequence[Cell], serving: CoefficientSet, facts: EngineFacts | None = None) -> list[PowerCell]:
+    """Return the cells whose power reading can be used, replayed with the coefficients of the serving law."""
+    found = (power_cell(c.record, c.gpu, replay_of(c, transferred(serving, c.gpu), facts)) for c in cells)
+    return [cell for cell in found if cell is not None]
+
+
+FAMILIES = {
+    "ampere": ("bf16_j_per_flop", "memory_j_per_byte", "memory_j_per_byte__a100-sxm-40gb", "cache_j_per_byte"),
+    "blackwell": ("bf16_j_per_flop", "memory_j_per_byte", "cache_j_per_byte"),
+}
+"""Architectures that public rows determine, and which of their coefficients."""
+
+
+def fit_power_set(cells: Sequence[PowerCell], published: Sequence[PowerCell], cited: Sequence[str]) -> CoefficientSet:
+    """Return the coefficient set from our cells and published ones of Hopper and other architectures."""
+    fit = fit_power(cells, [c for c in published if c.gpu.family == "hopper"])
+    groups = {name: [c for c in published if c.gpu.family == name] for name in FAMILIES}
+    families = {k: fit_family(rows, fit.values, k, FAMILIES[k]) for k, rows in groups.items() if len(rows) >= MIN_ROWS}
+    strange = [abs(e) for rows in groups.values() for e in relative_errors(rows, fit.values)]
+    return coefficient_set(
+        fit,
+        families,
+        clock_exponent(cells, fit.values),
+        run_ids=sorted({c.run_id for c in cells}),
+        transfer_error=float(np.quantile(strange, 0.9)) if strange else UNKNOWN_ERROR,
+        sources=(
+            Source(field="*", title="own runs: report.run_ids"),
+            Source(field="cache_j_per_byte, *__ampere, *__blackwell", title="; ".join(cited)),
+        ),
+    )
+
+
+MIN_ROWS = 12
+UNKNOWN_ERROR = 0.3
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit and write: ``python -m advisor.fit.power_set RUNS.jsonl ... --out data/fitted/power.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    catalog = load_catalog()
+    facts = EngineFacts.from_table(catalog.engine("vllm"), "0.26.0")
+    cells = [cell for path in options.records for cell in cells_of(read_records(path), catalog)]
+    rows = read_json(catalog.root / "golden" / "power_public.json")["rows"]
+    published = [published_cell(row, catalog.gpu(row["gpu"])) for row in rows]
+    own = power_cells(cells, catalog.coefficients("vllm"), facts)
+    found = fit_power_set(own, published, sorted({row["source"] for row in rows}))
+    options.out.write_text(found.model_dump_json(indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
