@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--quantization", default="none", help="none, fp8 or both with a comma")
     plan.add_argument("--max-model-len", type=int, default=16384, help="longest sequence of the engines")
     plan.add_argument(
-        "--design", default="advisor.fit:serving_design", help="MODULE:FUNCTION that makes the law's design"
+        "--design", default="calibration.plan_model:serving_design", help="MODULE:FUNCTION that makes the law's design"
     )
     plan.add_argument("--out", help="write the jobs here, for run-many")
     bundle = commands.add_parser("bundle", help="build what a GPU host without a package registry needs")
@@ -88,7 +88,8 @@ def _plan(args: argparse.Namespace) -> int:
     from calibration.plan_model import load_design
 
     starts = starts_for(args.model, args.gpus, args.tp, args.quantization, args.max_model_len)
-    plan = make_plan(load_design(args.design, args.gpu), starts, args.gpus, args.minutes)
+    design = load_design(args.design, args.gpu)
+    plan = make_plan(design, starts, args.gpus, args.minutes, progress=lambda text: print(text, file=sys.stderr))
     print(table(plan))
     if args.out:
         jobs = plan.jobs()

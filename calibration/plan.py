@@ -26,6 +26,8 @@ PROMPTS = (64, 256, 1024, 4096, 16384)
 OUTPUTS = (16, 128, 256)
 CONCURRENCIES = (1, 4, 16, 64, 128, 256)
 MAX_CELL_S = 40.0
+LEAST_GAIN_NATS = 0.05  # a cell that shrinks the uncertainty by less than 5 % is not worth its seconds
+UNTOLD = 0.9  # a coefficient of which more than this of the uncertainty stays is not told
 
 
 class Design(Protocol):
@@ -174,14 +176,25 @@ def make_plan(
         raise JobError("there is no engine start to choose from")
     limit = 60.0 * minutes
     needs = [int(s.get("tp", 1)) * int(s.get("pp", 1)) for s in starts]
+    refused: list[str] = []
     options: list[dict[Cell, tuple[Floats, Floats, float]]] = []
-    for start in starts:
-        found = {}
-        for cell in candidates(int(start.get("max_model_len", 4096)), int(start.get("max_num_seqs") or 256)):
-            seconds = design.seconds(start, cell)
-            if seconds <= min(MAX_CELL_S, limit):
-                found[cell] = (*design.rows(start, cell), seconds)
+    for start, need in zip(starts, needs, strict=True):
+        found: dict[Cell, tuple[Floats, Floats, float]] = {}
         options.append(found)
+        if need > n_gpus:
+            refused.append(f"{start['run_id']} needs {need} GPUs, more than {n_gpus} GPU(s)")
+            progress(f"left out: {refused[-1]}")
+            continue
+        try:
+            for cell in candidates(int(start.get("max_model_len", 4096)), int(start.get("max_num_seqs") or 256)):
+                seconds = design.seconds(start, cell)
+                if seconds <= min(MAX_CELL_S, limit):
+                    found[cell] = (*design.rows(start, cell), seconds)
+        except JobError as err:  # it does not fit on its GPUs, say
+            found.clear()
+            refused.append(str(err))
+            progress(f"left out: {err}")
+            continue
         progress(f"{start['run_id']}: {len(found)} cells to choose from")
     known = Knowledge(design.prior_sd)
     before = known.sd
@@ -199,7 +212,7 @@ def make_plan(
             )
             if choice and (best is None or choice[0] > best[0]):
                 best = (choice[0], i, choice[1])
-        if best is None:
+        if best is None or known.gain(*options[best[1]][best[2]][:2]) < LEAST_GAIN_NATS:
             break
         _, i, cell = best
         rows, noise, seconds = options[i].pop(cell)
@@ -215,11 +228,11 @@ def make_plan(
         known.add(rows, noise)
         for g in held[i]:
             lanes[g] += seconds
+    if len(refused) == len(starts):
+        raise JobError(refused[0])
     if not steps:
         raise JobError(
             f"{minutes:g} minutes on {n_gpus} GPU(s) are too short: a start takes {min(begun):.0f} s before its cells"
-            if min(needs) <= n_gpus
-            else f"every start needs more than {n_gpus} GPU(s)"
         )
     used = sum(begun[i] * needs[i] for i in held) + sum(s.seconds * needs[s.start] for s in steps)
     return Plan(starts, steps, max(lanes), used, list(design.names), before, known.sd)
@@ -273,7 +286,9 @@ def table(plan: Plan) -> str:
         lines += [
             f"    {s.cell.label:28s} {s.seconds:6.1f} s   {s.gain_nats:5.2f} nats" for s in plan.steps if s.start == i
         ]
-    lines.append("  coefficient: relative uncertainty now -> after the runs")
-    for name, a, b in zip(plan.names, plan.sd_before, plan.sd_after, strict=True):
-        lines.append(f"    {name:32s} {a:7.1%} -> {b:7.1%}")
+    lines.append("  coefficient: relative uncertainty (one standard deviation) before -> after the runs")
+    known = sorted(zip(plan.names, plan.sd_before, plan.sd_after, strict=True), key=lambda k: k[2] / k[1])
+    lines += [f"    {name:24s} {a:7.1%} -> {b:7.1%}" for name, a, b in known if b < UNTOLD * a]
+    if untold := [name for name, a, b in known if b >= UNTOLD * a]:
+        lines.append(f"  not told by these runs: {', '.join(untold)}")
     return "\n".join(lines)

@@ -17,9 +17,13 @@ Floats = NDArray[np.float64]
 # predict(coefficients, start, cell) -> observables; 'duration_s' is the time that the cell takes
 Predict = Callable[[Mapping[str, float], dict[str, Any], Cell], Mapping[str, float]]
 STEP = 0.02  # of ln(coefficient): far above the rounding of a simulation, far below its curvature
-# relative spread of a measured figure between two runs of a cell, from the records' repeated cells and short cells
-NOISE = {"tpot_p50_s": 0.01, "requests_per_s": 0.01, "ttft_p50_s": 0.05, "board_power_mean_w": 0.02}
-COLD_START_S = 95.0  # median of the first H100 starts: 62 to 97 s, torch.compile included
+# relative error of each figure that the fit counts as one (advisor.fit.estimate.WEIGHTS)
+NOISE = {"tpot_p50_s": 0.02, "requests_per_s": 0.02, "ttft_p50_s": 0.06}
+FEW_REQUESTS, SHORT_S = 8, 2.0
+COLD_START_S = 78.0  # median of twelve starts, 1B to 70B: 40 to 106 s, torch.compile included (data/runs)
+SERVING_VERSION = "0.26.0"
+UNKNOWN_SD = 0.5  # of ln(coefficient) where the fit has no prior: a factor of 1.6 either way
+METRICS = {"tpot_p50_s": "tpot_s.p50", "requests_per_s": "requests_per_s", "ttft_p50_s": "ttft_s.p50"}
 
 
 class FiniteDifferences:
@@ -55,7 +59,9 @@ class FiniteDifferences:
             up = self.predict(self.values | {name: self.values[name] * np.exp(STEP)}, start, cell)
             down = self.predict(self.values | {name: self.values[name] * np.exp(-STEP)}, start, cell)
             rows[:, j] = [np.log(up[n] / down[n]) / (2 * STEP) for n in seen]
-        return rows, np.array([self.noise[n] for n in seen])
+        # few requests, or less than two seconds, tell half as much: a burst neither warms clocks nor averages
+        is_weak = cell.n_requests < FEW_REQUESTS or self._base(start, cell)["duration_s"] < SHORT_S
+        return rows, np.array([self.noise[n] * (2.0 if is_weak else 1.0) for n in seen])
 
     def seconds(self, start: dict[str, Any], cell: Cell) -> float:
         """Return the predicted duration of a cell and what lies between two cells."""
@@ -76,3 +82,70 @@ def load_design(name: str, gpu: str) -> Design:
             f"no design '{name}' ({err}): give --design MODULE:FUNCTION, a function of the GPU's name"
         ) from None
     return made
+
+
+def serving_design(gpu_name: str) -> FiniteDifferences:
+    """Return the design of the serving law on a GPU: closed cells through the scheduler copy.
+
+    The uncertainty before the runs is the fit's own prior where it has one, else a factor of 1.6.
+    Raises JobError for an unknown GPU.
+    """
+    from advisor.catalog import load_catalog, parse_config
+    from advisor.errors import AdvisorError, DomainError
+    from advisor.fit.estimate import predicted
+    from advisor.fit.parameters import PARAMETERS
+    from advisor.predict.replica import replica_of
+    from advisor.predict.simulate import simulate
+    from advisor.predict.traffic import draw
+    from advisor.predict.transfer import transferred
+    from advisor.schema import ClosedLoad, Deployment, EngineFacts, FixedLengths, Workload
+    from calibration.jobs import Job
+    from calibration.models import resolve
+    from calibration.vllm_runner import weight_dtype
+
+    try:
+        catalog = load_catalog()
+        gpu = catalog.gpu(gpu_name)
+    except AdvisorError as err:
+        raise JobError(str(err)) from None
+    facts = EngineFacts.from_table(catalog.engine("vllm"), SERVING_VERSION)
+
+    def predict(values: Mapping[str, float], start: dict[str, Any], cell: Cell) -> Mapping[str, float]:
+        name, config = resolve(start["model"])
+        dtype = weight_dtype(Job("plan", quantization=start.get("quantization")), config)
+        deployment = Deployment(
+            backend="vllm",
+            engine_version=SERVING_VERSION,
+            model=name,
+            gpu=gpu.name,
+            tp=start.get("tp", 1),
+            pp=start.get("pp", 1),
+            weight_dtype=dtype,
+            max_model_len=start["max_model_len"],
+            max_num_batched_tokens=8192,
+            max_num_seqs=start.get("max_num_seqs", 256),
+            gpu_memory_utilization=0.9,
+        )
+        model = parse_config(config, name=name, where="plan").model
+        workload = Workload(
+            lengths=FixedLengths(kind="fixed", prompt_tokens=cell.prompt_tokens, output_tokens=cell.output_tokens),
+            load=ClosedLoad(kind="closed", concurrency=cell.concurrency, n_requests=cell.n_requests),
+        )
+        try:
+            replica = replica_of(model, gpu, deployment, values, facts)
+            traffic = draw(workload, 0, prefix_caching=False)
+            ran = simulate(list(replica.stages), replica.limits, traffic, replica.client, send_s=replica.send_s)
+        except DomainError as err:
+            raise JobError(f"{start['run_id']} {cell.label}: {err}") from None
+        found = predicted([ran])
+        return {ours: found[theirs] for ours, theirs in METRICS.items() if theirs in found} | {
+            "duration_s": ran.duration_s
+        }
+
+    try:
+        values = transferred(catalog.coefficients("vllm"), gpu)
+    except AdvisorError:  # nothing fitted yet: the law's own start values
+        values = {p.name: p.start for p in PARAMETERS}
+    values = {p.name: values.get(p.name, p.start) for p in PARAMETERS}
+    prior = {p.name: p.prior_rel or UNKNOWN_SD for p in PARAMETERS if p.is_fitted}
+    return FiniteDifferences(predict, values, prior)
