@@ -25,7 +25,7 @@ SYSTEMS = {
     "l40s": "l40s",
     "l4": "l4",
 }
-GEMM = {"bf16": None, "fp8": "fp8"}
+GEMM = {"bf16": "bfloat16", "fp8": "fp8", "awq-int4": "int4_wo"}
 KV = {"bf16": "bfloat16", "fp8": "fp8"}
 SETTINGS = {"default": "aiconfigurator", "engine": "aiconfigurator with the engine's token budget"}
 GROUPS = (("1", 1, 1), ("8-64", 2, 64), ("128-256", 65, 10**6))
@@ -55,6 +55,10 @@ def measured(record: Cell) -> dict[str, float]:
     return {name: value for name, value in values.items() if value}
 
 
+def has_experts(record: Cell) -> bool:
+    return any(record["hf_config"].get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+
+
 def answer() -> None:
     """Read records on stdin and print the peer's predictions; runs in the peer's environment."""
     import importlib.metadata
@@ -71,10 +75,14 @@ def answer() -> None:
             if record["run_id"] not in configs:
                 model = Path(folder) / str(len(configs))
                 model.mkdir()
-                (model / "config.json").write_text(json.dumps(record["hf_config"]))
+                # the formats are passed as arguments, and it refuses a config that says "awq"
+                config = {key: value for key, value in record["hf_config"].items() if key != "quantization_config"}
+                (model / "config.json").write_text(json.dumps(config))
                 configs[record["run_id"]] = str(model)
             cell: Cell = {}
             for setting, budget in zip(SETTINGS, (None, record["max_num_batched_tokens"]), strict=True):
+                # it counts batch size per pipeline stage
+                clients, stages = record["load"]["concurrency"], record["pp"]
                 try:
                     found = cli_estimate(
                         configs[record["run_id"]],
@@ -82,18 +90,23 @@ def answer() -> None:
                         backend_name="vllm",
                         isl=record["lengths"]["prompt_tokens"],
                         osl=record["lengths"]["output_tokens"],
-                        batch_size=record["load"]["concurrency"],
+                        batch_size=max(1, clients // stages),
                         ctx_tokens=budget,
                         tp_size=record["tp"],
-                        pp_size=record["pp"],
+                        pp_size=stages,
+                        moe_tp_size=record["tp"] if has_experts(record) else None,
                         gemm_quant_mode=GEMM[record["weight_dtype"]],
                         kvcache_quant_mode=KV[record["kv_dtype"]],
                     )
                 except Exception as error:  # whatever stops it is part of what we report
-                    cell[setting] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
+                    cell[setting] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0].split(" at /")[0][:120]}
                     continue
                 db_versions.add(found.backend_version)
-                values = (found.ttft / 1e3, found.tpot / 1e3, float(found.raw["seq/s"]))
+                values = (
+                    found.ttft / 1e3,
+                    found.tpot / 1e3,
+                    float(found.raw["seq/s"]) * min(1, clients / found.raw["concurrency"]),
+                )
                 cell[setting] = {name: value for name, value in zip(METRICS, values, strict=True) if value > 0}
             out.append(cell)
     versions = {
