@@ -15,8 +15,10 @@ from advisor.catalog import load_catalog
 from advisor.catalog.files import data_root
 from advisor.emit import ARTEFACTS, FILE_NAMES, emit
 from advisor.emit.deepspeed_training import training_command, training_config, training_script
-from advisor.errors import AdvisorError, BadData
+from advisor.errors import AdvisorError, BadData, DomainError, printable
 from advisor.predict.train import feasible_train, predict_train
+from advisor.recommend.answer import recommend as find_plans
+from advisor.recommend.ask import ask
 from advisor.recommend.audit import audit as find_verdicts
 from advisor.schema import Cluster, CoefficientSet, Model, Plan, Recommendation, Request, first_error
 from advisor.schema.claims import AuditReport, ClaimsFile
@@ -45,9 +47,7 @@ def page(render: Callable[[], None]) -> Callable[[], None]:
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing plans ...")
 def _answer(request_json: str) -> Recommendation:
-    from advisor.recommend import recommend as find
-
-    return find(Request.model_validate_json(request_json))
+    return find_plans(Request.model_validate_json(request_json))
 
 
 def recommend(request: Request) -> Recommendation:
@@ -70,11 +70,12 @@ def artefact_names(backend: str) -> tuple[str, ...]:
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
 def _artefact(name: str, plan_json: str, request_json: str) -> tuple[str, str, str]:
     plan, request = Plan.model_validate_json(plan_json), Request.model_validate_json(request_json)
-    catalog = load_catalog()
-    model = catalog.model(request.model)[0]
-    cluster = next(c for c in catalog.clusters(request.gpus).clusters if c.gpu.name == plan.deployment.gpu)
+    question = ask(request, load_catalog())
+    clusters = [pool.cluster for pool in question.pools if pool.cluster.gpu.name == plan.deployment.gpu]
+    if not clusters:
+        raise DomainError(f"'{printable(request.gpus)}' has no {plan.deployment.gpu}, which this plan uses")
     try:
-        text = emit(name, plan, model, cluster, catalog.workload(request.workload), request.slo)
+        text = emit(name, plan, question.model, clusters[0], question.workload, request.slo, facts=question.facts)
     except AdvisorError as error:
         return "", FILE_NAMES[name], str(error)
     return text, FILE_NAMES[name], ""

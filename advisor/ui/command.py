@@ -23,10 +23,10 @@ FLAGS = {
     "price_kind": "--price-kind",
     "power_cap_w": "--power-cap",
     "budget_usd_per_h": "--budget",
-    "electricity_usd_per_kwh": "--electricity",
+    "electricity_usd_per_kwh": "--electricity-price",
     "pue": "--pue",
-    "grid_kgco2e_per_kwh": "--grid",
-    "max_plans": "--max-plans",
+    "grid_kgco2e_per_kwh": "--grid-carbon",
+    "max_plans": "--plans",
     "n_finalists": "--finalists",
     "seed": "--seed",
 }
@@ -51,10 +51,9 @@ def recommend_words(request: Request) -> list[str]:
         value = getattr(request, field)
         if value is not None and value != Request.model_fields[field].default:
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    for backend in request.backends:
-        words += ["--backend", backend]
-    for dtype in request.weight_dtypes:
-        words += ["--weight-dtype", dtype]
+    for field, flag in (("backends", "--backend"), ("weight_dtypes", "--weight-dtype"), ("kv_dtypes", "--kv-dtype")):
+        if values := getattr(request, field):
+            words += [flag, ",".join(values)]
     if request.slo.targets:
         words += ["--slo", slo_text(request.slo)]
     return words

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from advisor.schema import Interval, Note, Plan
-from advisor.ui.text import BACKENDS, HELP, label, plain, show, show_range, tooltip
+from advisor.ui.text import BACKENDS, HELP, label, plain, sentence, show, show_range, tooltip
 
 CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 2}, "responsive": True}
 PLAN_COLUMNS = (
@@ -44,25 +44,26 @@ def headline(quantities: Mapping[str, Interval], names: Sequence[str], n_columns
                 delta_arrow="off",
                 help=tooltip(name),
                 border=True,
+                height="stretch",
             )
 
 
 def notes(found: Iterable[Note]) -> None:
     """Show remarks: warnings and errors in boxes, the rest as small text."""
-    said = list(dict.fromkeys((n.level, n.text) for n in found))
+    said = list(dict.fromkeys((n.level, sentence(n.text)) for n in found))
     for level, text in said:
         if level == "error":
-            st.error(plain(text))
+            st.error(text)
         elif level == "warning":
-            st.warning(plain(text))
+            st.warning(text)
     quiet = [text for level, text in said if level == "info"]
     if quiet:
-        st.caption("  \n".join(plain(text) for text in quiet))
+        st.caption("  \n".join(quiet))
 
 
 def sentences(title: str, lines: Iterable[str]) -> None:
     """Show a list of sentences under a heading, nothing when there are none."""
-    shown = [f"- {plain(line)}" for line in lines]
+    shown = [f"- {sentence(line)}" for line in lines]
     if shown:
         st.subheader(title)
         st.markdown("\n".join(shown))

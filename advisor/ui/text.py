@@ -94,6 +94,11 @@ def plain(text: object) -> str:
     return _MARKDOWN.sub(r"\\\1", "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)))
 
 
+def sentence(text: str) -> str:
+    """Return text that starts with a capital and that Markdown shows as it stands."""
+    return plain(text[:1].upper() + text[1:])
+
+
 def label(name: str) -> str:
     """Return the name of a quantity for people, without its unit."""
     if match := _LATENCY.fullmatch(name):
@@ -156,7 +161,7 @@ def show_range(name: str, interval: Interval) -> str:
 
 def part_name(name: str) -> str:
     """Return the name of a breakdown or of one of its parts for people."""
-    return name.replace("_bytes_per_gpu", " per GPU").replace("_", " ")
+    return LABELS[name].lower() if name in LABELS else name.replace("_", " ")
 
 
 def plain_html(text: object) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit.testing.v1 import AppTest
 
+from advisor.catalog import load_catalog
 from advisor.schema import (
     Breakdown,
     Deployment,
@@ -28,13 +30,15 @@ def around(value: float, share: float = 0.1) -> Interval:
     return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
 
 
-def a_plan(rank: int, backend: str, *, tpot_s: float, usd: float, tp: int = 4, note: str = "") -> Plan:
+def a_plan(
+    rank: int, backend: str, *, tpot_s: float, usd: float, tp: int = 4, note: str = "", gpu: str = "a100-sxm-80gb"
+) -> Plan:
     gb = 1e9
     return Plan(
         rank=rank,
         backend=backend,
         deployment=Deployment.model_validate(
-            {"backend": backend, "model": "llama-3.1-70b", "gpu": "a100-sxm-80gb", "tp": tp, "dp": 8 // tp}
+            {"backend": backend, "model": "llama-3.1-70b", "gpu": gpu, "tp": tp, "dp": 8 // tp}
         ),
         prediction=Prediction(
             quantities={
@@ -82,10 +86,11 @@ def a_plan(rank: int, backend: str, *, tpot_s: float, usd: float, tp: int = 4, n
 
 
 def an_answer(request: Request) -> Recommendation:
+    gpu = load_catalog().clusters(request.gpus).clusters[0].gpu.name
     plans = (
-        a_plan(1, "vllm", tpot_s=0.031, usd=3.45, note=HOSTILE),
-        a_plan(2, "vllm", tpot_s=0.024, usd=4.1, tp=8),
-        a_plan(3, "deepspeed-autotp", tpot_s=0.09, usd=11.0, tp=8),
+        a_plan(1, "vllm", tpot_s=0.031, usd=3.45, note=HOSTILE, gpu=gpu),
+        a_plan(2, "vllm", tpot_s=0.024, usd=4.1, tp=8, gpu=gpu),
+        a_plan(3, "deepspeed-autotp", tpot_s=0.09, usd=11.0, tp=8, gpu=gpu),
     )
     return Recommendation(
         request=request.model_dump(mode="json"),
@@ -116,18 +121,34 @@ def no_answer(request: Request) -> Recommendation:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Request], Any]], list[Request]]:
-    """Puts a function in the place of the search and returns the list of requests that it will have seen."""
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Request]]:
+    """Puts a fixed answer ("full", "none" or an exception) in the place of the search; returns the requests seen."""
 
-    def replace(function: Callable[[Request], Any]) -> list[Request]:
+    def replace(kind: str | Exception = "full") -> list[Request]:
         seen: list[Request] = []
 
-        def find(request: Request, catalog: object = None) -> Any:
+        def find(request: Request) -> Recommendation:
             seen.append(request)
-            return function(request)
+            if isinstance(kind, Exception):
+                raise kind
+            return an_answer(request) if kind == "full" else no_answer(request)
 
         st.cache_data.clear()
-        monkeypatch.setattr("advisor.recommend.recommend", find, raising=False)
+        monkeypatch.setattr("advisor.ui.call.find_plans", find)
         return seen
 
     return replace
+
+
+@pytest.fixture
+def open_page(root: Path) -> Callable[..., AppTest]:
+    """Runs one page without a browser: `open_page("recommend", model="8b")`."""
+
+    def run(name: str, **query: str) -> AppTest:
+        code = f"from advisor.ui.call import page\nfrom advisor.ui.pages import {name}\npage({name}.render)()"
+        test = AppTest.from_string(code, default_timeout=60)
+        for key, value in query.items():
+            test.query_params[key] = value
+        return test.run()
+
+    return run

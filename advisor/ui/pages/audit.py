@@ -8,7 +8,7 @@ from advisor.schema import Interval
 from advisor.schema.claims import AuditReport, Finding
 from advisor.ui import call, parts, state
 from advisor.ui.command import shell
-from advisor.ui.text import plain, show
+from advisor.ui.text import plain, sentence, show
 
 MARKS = {
     "consistent": ":green-badge[:material/check: consistent]",
@@ -78,7 +78,7 @@ def _report(report: AuditReport) -> None:
             continue
         with st.container(border=True):
             st.markdown(f"{MARKS[found.verdict]} **{plain(found.text)}**")
-            st.markdown(plain(found.why))
+            st.markdown(sentence(found.why))
             st.caption("  \n".join(_details(found)))
 
 

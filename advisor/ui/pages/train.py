@@ -52,7 +52,7 @@ def render() -> None:
     if chosen:
         if misfit:
             st.caption("Numbers below are what the job would take if the memory were there.")
-        parts.headline(chosen.quantities, HEADLINE)
+        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"])
     _bars(stages, refused, cluster)
     if chosen:
         _step(chosen)
@@ -113,9 +113,7 @@ def _bars(stages: Stages, refused: list[Note], cluster: Cluster) -> None:
     bars = {f"ZeRO-{stage}": memory(p) for stage, (p, _) in stages.items()}
     if bars:
         limit = call.card_limit(cluster.gpu.name)
-        parts.chart(
-            charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card"
-        )
+        parts.chart(charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card")
     parts.notes(refused)
 
 

@@ -1,0 +1,199 @@
+"""Every page in every state, run without a browser: it shows what the API returned, and sentences for bad input."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from advisor.errors import UnknownName
+from advisor.schema import Request
+
+Open = Callable[..., AppTest]
+Answers = Callable[..., list[Request]]
+
+
+def words(test: AppTest) -> str:
+    """All text of a page that Markdown renders."""
+    return "\n".join(str(e.value) for kind in ("title", "subheader", "markdown", "caption") for e in test.get(kind))
+
+
+def metrics(test: AppTest) -> dict[str, str]:
+    return {m.label: m.value for m in test.metric}
+
+
+def codes(test: AppTest) -> list[str]:
+    return [c.value for c in test.code]
+
+
+def test_recommend_answers_without_any_input(answers: Answers, open_page: Open) -> None:
+    seen = answers()
+    test = open_page("recommend")
+    assert not test.exception
+    assert not test.error
+    assert (seen[0].model, seen[0].gpus) == ("70b", "8xA100")
+    shown = metrics(test)
+    assert shown["Cost per million output tokens"] == "$3.45"
+    assert shown["TPOT P99"] == "31.0 ms"
+    assert [m.delta for m in test.metric if m.label == "TPOT P99"] == ["27.9 ms to 34.1 ms"]
+    assert "vllm serve meta-llama/Llama-3.1-70B --tensor-parallel-size 4" in codes(test)
+    assert "advisor recommend --model 70b --gpus 8xA100 --plans 40" in codes(test)
+    assert "Costs 16 % less than the next plan" in words(test)
+
+
+def test_recommend_takes_the_whole_scenario_from_the_url(answers: Answers, open_page: Open) -> None:
+    seen = answers()
+    query = {
+        "model": "qwen3-32b",
+        "gpus": "3xH200",
+        "workload": "rag",
+        "load": "rate",
+        "rate": "7.5",
+        "prompt": "900",
+        "objective": "energy",
+        "ttft_p99": "500 ms",
+        "backends": "vLLM",
+        "usd": "2.5",
+    }
+    test = open_page("recommend", **query)
+    assert not test.exception
+    (request,) = seen
+    assert request.model == "qwen3-32b"
+    assert request.gpus == "3xH200"
+    assert request.rate == 7.5
+    assert request.prompt_tokens == 900
+    assert request.objective == "energy"
+    assert request.backends == ("vllm",)
+    assert request.price_usd_per_gpu_h == 2.5
+    assert [(t.name, t.max_s) for t in request.slo.targets] == [("ttft_p99", 0.5)]
+
+
+def test_the_equal_command_line_gives_the_same_request(answers: Answers, open_page: Open) -> None:
+    from advisor.cli.commands import build_parser
+    from advisor.cli.parse import request_fields
+
+    seen = answers()
+    query = {"model": "qwen3-32b", "gpus": "2x8xH100", "load": "clients", "clients": "64", "tpot_p99": "50 ms"}
+    query |= {"watts": "9000", "kwh": "0.2", "pue": "1.3", "co2": "0.4", "budget": "80", "weights": "fp8"}
+    test = open_page("recommend", **query)
+    command = next(c for c in codes(test) if c.startswith("advisor recommend"))
+    parsed = request_fields(build_parser().parse_args(shlex.split(command)[1:]))
+    assert Request.model_validate(parsed) == seen[0]
+
+
+def test_notes_and_names_are_shown_as_text_not_as_markup(answers: Answers, open_page: Open) -> None:
+    answers()
+    test = open_page("recommend")
+    (warning,) = test.warning
+    assert warning.value.startswith("\\<script\\>")
+    assert "\\[x\\](" in warning.value
+    assert "\\$1" in warning.value
+    assert "\\:red\\[b\\]" in warning.value
+
+
+def test_recommend_without_a_plan_says_so_and_why(answers: Answers, open_page: Open) -> None:
+    answers("none")
+    test = open_page("recommend")
+    assert not test.exception
+    assert "No plan runs 70b on 8xA100" in test.error[0].value
+    assert "weights need 141 GB, the card has 85 GB" in test.dataframe[0].value.to_string()
+
+
+def test_an_unknown_name_is_one_sentence(answers: Answers, open_page: Open) -> None:
+    answers(UnknownName("model", "lama-8b", ["llama-3.1-8b"]))
+    test = open_page("recommend", model="lama-8b")
+    assert not test.exception
+    assert [e.value for e in test.error] == ["unknown model 'lama-8b'; did you mean llama-3.1-8b?"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret/config.json", "~/x", "8x/etc/card.toml", "tests"])
+def test_a_page_reads_no_file_of_its_machine(answers: Answers, open_page: Open, path: str) -> None:
+    seen = answers()
+    test = open_page("recommend", gpus=path)
+    assert "looks like a path" in test.error[0].value
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rate", "-3"), ("rate", "nan"), ("prompt", "1e99"), ("objective", "luck"), ("pue", "9")]
+)
+def test_a_broken_url_falls_back_to_what_is_allowed(answers: Answers, open_page: Open, key: str, value: str) -> None:
+    seen = answers()
+    test = open_page("recommend", load="rate", **{key: value})
+    assert not test.exception
+    assert seen == [Request(model="70b", gpus="8xA100", rate=5.0, max_plans=40)]
+
+
+def test_another_plan_can_be_taken_apart(answers: Answers, open_page: Open) -> None:
+    answers()
+    test = open_page("recommend", plan="3")
+    assert "DeepSpeed AutoTP · a100-sxm-80gb · TP 8 · DP 1 · bf16" in words(test)
+
+
+def test_train_shows_the_prediction_of_the_api(open_page: Open) -> None:
+    from advisor.catalog import load_catalog
+    from advisor.predict.train import predict_train
+    from advisor.schema.training import TrainJob
+    from advisor.ui.text import show
+
+    test = open_page("train", gpus="8xH100", stage="3: + parameters")
+    assert not test.exception
+    catalog = load_catalog()
+    job = TrainJob(
+        model="llama-3.1-8b",
+        zero_stage=3,
+        dp=8,
+        gradient_accumulation_steps=8,
+        sequence_length=2048,
+        is_checkpointed=True,
+    )
+    model, cluster = catalog.model("llama-3.1-8b")[0], catalog.clusters("8xH100").clusters[0]
+    ours = predict_train(model, cluster, job, catalog.coefficients("deepspeed"))
+    assert metrics(test)["Step time"] == show("step_s", ours["step_s"])
+    assert metrics(test)["Memory per GPU"] == show("memory_bytes_per_gpu", ours["memory_bytes_per_gpu"])
+
+
+def test_train_says_what_would_fit(open_page: Open) -> None:
+    test = open_page("train", train_model="llama-2-70b", gpus="8xA100", stage="0: nothing sharded")
+    assert not test.exception
+    assert "This job does not run" in test.error[0].value
+
+
+def test_train_refuses_degrees_that_do_not_divide(open_page: Open) -> None:
+    test = open_page("train", tp="3")
+    assert [e.value for e in test.error] == ["TP x PP is 3, which does not divide the 8 GPUs"]
+
+
+def test_trust_lists_every_coefficient(open_page: Open) -> None:
+    from advisor.catalog import load_catalog
+
+    test = open_page("trust", engine="deepspeed")
+    assert not test.exception
+    frame: Any = next(d.value for d in test.dataframe if "coefficient" in d.value.columns)
+    assert set(frame["coefficient"]) == set(load_catalog().coefficients("deepspeed").coefficients)
+
+
+def test_audit_judges_each_claim_of_a_file(open_page: Open) -> None:
+    test = open_page("audit")
+    assert not test.exception
+    assert "ZeRO-1 shards parameters" in words(test)
+    assert "wrong" in words(test)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("title = ", "not TOML"),
+        ("title = 'x'\n[[figures]]\nid = 'a'", "field required"),
+        ("title = 'x'\nnonsense = 1", "extra inputs are not permitted"),
+        ("title = 'x'\n[[statements]]\nid = 'a'\ntext = 'b'\nrule = 'os.system'", "unknown"),
+    ],
+)
+def test_audit_answers_a_bad_file_with_a_sentence(open_page: Open, text: str, why: str) -> None:
+    test = open_page("audit", claims="paste my own")
+    test.text_area[0].set_value(text).run()
+    assert not test.exception
+    assert why in test.error[0].value
