@@ -221,7 +221,7 @@ def test_the_serving_law_expects_the_times_that_were_measured():
 def test_the_command_line_plans_and_refuses(run, tmp_path, monkeypatch):
     out = tmp_path / "jobs.json"
     status, text = run(
-        "plan", "--model", "llama-3.2-1b", "--minutes", "2", "--tp", "1", "--max-model-len", "600", "--out", out
+        "plan", "--model", "llama-3.2-1b", "--minutes", "2", "--tp", "1", "--max-model-len", "300", "--out", out
     )
     assert status == 0, text
     assert "1 engine start(s)" in text
