@@ -16,101 +16,13 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from advisor.errors import DomainError
-from advisor.predict.step import TERMS, StepCost
+from advisor.predict.engine_state import EngineLimits, Group, Sequence_, Step, Work
+from advisor.predict.step import StepCost
 
 MAX_STRETCH_STEPS = 256
 """Longest stretch summed by one trapezoid; step time is linear in context but for windows and the host's floor."""
-
-
-@dataclass(slots=True)
-class Sequence_:
-    """One request inside the engine; times in engine time [s]."""
-
-    index: int
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    computed_tokens: int = 0
-    to_compute_tokens: int = 0
-    done_tokens: int = 0
-    first_token_s: float = -1.0
-    finish_step: int = 0
-    residue: int = 0
-    group: int = -1
-    shared_blocks: int = 0
-    is_running: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """What the scheduler must respect."""
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    n_kv_blocks: int
-    kv_block_tokens: int = 16
-    n_in_flight: int = 2
-    pp: int = 1
-    blocks_on_launch: bool = False
-    core_s: float = 1e-3
-    reserves_full_prompt: bool = True
-    graph_sizes: tuple[int, ...] = ()
-    tokens_per_step: float = 1.0
-    verify_tokens: int = 1
-    shared_prefix_blocks: int = 0
-
-
-@dataclass(slots=True)
-class Work:
-    """Totals that power, utilisation and breakdowns are computed from."""
-
-    n_steps: float = 0.0
-    prefill_steps: float = 0.0
-    tokens: float = 0.0
-    pairs: float = 0.0
-    context_tokens: float = 0.0
-    sampled: float = 0.0
-    busy_s: float = 0.0
-    n_preemptions: int = 0
-    recomputed_tokens: float = 0.0
-    terms: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
-
-    def add(self, n_steps: float, tokens: float, pairs: float, context: float, sampled: float, busy_s: float) -> None:
-        """Add `n_steps` steps; the other arguments are totals over them."""
-        self.n_steps += n_steps
-        self.tokens += tokens
-        self.pairs += pairs
-        self.context_tokens += context
-        self.sampled += sampled
-        self.busy_s += busy_s
-
-    def add_terms(self, terms: Sequence[float], n_steps: float) -> None:
-        """Add the GPU time of `n_steps` equal steps, term by term."""
-        mine = self.terms
-        for i, term in enumerate(terms):
-            mine[i] += term * n_steps
-
-
-@dataclass(slots=True)
-class _Step:
-    end_s: float
-    firsts: list[Sequence_]
-    finished: list[Sequence_]
-
-
-@dataclass(slots=True)
-class _Group:
-    """Decoding sequences that run in the same batches (one group without pipeline parallelism)."""
-
-    n: int = 0
-    context: float = 0.0
-    steps: int = 0
-    last_end_s: float = 0.0
-    residues: list[int] = field(default_factory=list)
-    finish: list[tuple[int, int, Sequence_]] = field(default_factory=list)
 
 
 class Engine:
@@ -130,12 +42,12 @@ class Engine:
         self.n_running = 0
         self.free_blocks = limits.n_kv_blocks - limits.shared_prefix_blocks
         self.partial: Sequence_ | None = None
-        self.in_flight: deque[_Step] = deque()
+        self.in_flight: deque[Step] = deque()
         self.stage_free_s = [0.0] * limits.pp
         self.launch_free_s = 0.0
         self.power_ratio = [0.0] * limits.pp
         self.group_ready_s = [0.0] * limits.pp
-        self.groups = [_Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
+        self.groups = [Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
         self.step_number = 0
         self.itl: list[tuple[float, float, float]] = []
         self.timeline: list[tuple[float, int, int, int]] = []
@@ -186,7 +98,7 @@ class Engine:
             self.now_s = time_s
 
     # ---- results of a step --------------------------------------------------------------------------------------
-    def _process(self, step: _Step) -> list[tuple[Sequence_, float]]:
+    def _process(self, step: Step) -> list[tuple[Sequence_, float]]:
         for sequence in step.firsts:
             if sequence.first_token_s < 0:
                 sequence.first_token_s = step.end_s
@@ -287,7 +199,7 @@ class Engine:
         else:
             self.partial = sequence
 
-    def _blocks_opened(self, group: _Group, n_steps: int) -> int:
+    def _blocks_opened(self, group: Group, n_steps: int) -> int:
         """Return how many blocks the decodes of `group` open in its next `n_steps` steps."""
         tokens = self.limits.kv_block_tokens
         per_step = self.limits.tokens_per_step
@@ -300,7 +212,7 @@ class Engine:
             opened += residues[-step % tokens]
         return opened
 
-    def _take_decode_blocks(self, group: _Group) -> None:
+    def _take_decode_blocks(self, group: Group) -> None:
         """Give each decode of this step its slot; preempt the newest request while blocks are short."""
         needed = self._blocks_opened(group, 1)
         while needed > self.free_blocks and self._preempt():
@@ -347,7 +259,7 @@ class Engine:
         sizes = self.limits.graph_sizes
         return sizes[n] if n < len(sizes) else n
 
-    def _launch(self, number: int, group: _Group, n_prefill: int, pairs: float, firsts: list[Sequence_]) -> None:
+    def _launch(self, number: int, group: Group, n_prefill: int, pairs: float, firsts: list[Sequence_]) -> None:
         limits = self.limits
         n_decode = group.n
         n_sampled = n_decode + len(firsts)
@@ -385,7 +297,7 @@ class Engine:
         for sequence in firsts:
             if self._join(sequence, group, slot):
                 finished.append(sequence)
-        self.in_flight.append(_Step(end_s, firsts, finished))
+        self.in_flight.append(Step(end_s, firsts, finished))
         if self.sample_every_s:
             self._sample(end_s)
         self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
@@ -397,7 +309,7 @@ class Engine:
         self.power_ratio[k] = new
         return 0.5 * (old + new)
 
-    def _decode_once(self, group: _Group) -> list[Sequence_]:
+    def _decode_once(self, group: Group) -> list[Sequence_]:
         finished: list[Sequence_] = []
         if not group.n:
             return finished
@@ -414,7 +326,7 @@ class Engine:
             group.context = 0.0
         return finished
 
-    def _join(self, sequence: Sequence_, group: _Group, slot: int) -> bool:
+    def _join(self, sequence: Sequence_, group: Group, slot: int) -> bool:
         """Make a prefilled request a decode of `group`; return whether its first token was also its last."""
         held = sequence.prompt_tokens + sequence.done_tokens
         left = sequence.output_tokens - sequence.done_tokens - 1
@@ -431,7 +343,7 @@ class Engine:
         return False
 
     # ---- many equal steps at once -------------------------------------------------------------------------------
-    def _fast_forward(self, group: _Group, until_s: float) -> None:
+    def _fast_forward(self, group: Group, until_s: float) -> None:
         """Run decode steps in closed form while nobody finishes, nobody can be admitted and blocks last.
 
         Step i of the stretch takes ``d_1 + (i - 1) slope`` and ends at E_i; it is fixed at E_{i-2} with two batches in
@@ -491,7 +403,7 @@ class Engine:
         self.work.add(m, m * n_tokens, 0.0, total_context, m * n, end_s - start_s)
         self.work.add_terms(stage.terms(0.0, 0.0, float(n_padded), total_context / m, float(n)), m)
         if limits.n_in_flight > 1:
-            self.in_flight.append(_Step(end_s, [], []))
+            self.in_flight.append(Step(end_s, [], []))
             self.now_s = max(self.now_s, end_of(m - 1))
         else:
             self.now_s = end_s

@@ -21,7 +21,7 @@ GRAPH_BYTES_PER_LAYER_SIZE = 0.42e6
 """CUDA graph memory a layer and captured size: mean of our starts (0.36 to 0.49 MB)."""
 
 MLA_ENTRY_ALIGN = 640
-"""Elements that one cached MLA token of one layer occupies: 576 padded (vllm_kv_startup_logs, row KV40 and its notes)."""
+"""Elements of one cached MLA token of one layer: 576 padded (start-up log of DeepSeek-R1 on 8 x H200, March 2025)."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ class Footprint:
     @property
     def used_bytes(self) -> float:
         """Return what the engine occupies in all, CUDA graphs included."""
-        return (
-            self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.graph_bytes + self.kv_pool_bytes
-        )
+        return self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.graph_bytes + self.kv_pool_bytes
 
     def breakdown(self) -> Breakdown:
         """Return the parts of `device_bytes`, the free rest among them."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from advisor.errors import DomainError
-from advisor.predict.engine import Engine, EngineLimits, Sequence_, Work
+from advisor.predict.engine import Engine
+from advisor.predict.engine_state import EngineLimits, Sequence_, Work
 from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import Traffic
 from advisor.schema import Slo
@@ -50,6 +51,14 @@ class Simulation:
         """Return completed requests over the time from first submission to last completion."""
         return len(self.ttft_s) / self.duration_s
 
+    def since(self, start_s: float) -> Simulation:
+        """Return the same replay with only the requests submitted at `start_s` or later: without the warm-up."""
+        kept = self.submitted_s >= start_s
+        if not kept.any():
+            return self
+        names = ("ttft_s", "tpot_s", "e2e_s", "submitted_s", "output_tokens", "prompt_tokens")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
     def latency(self, metric: Literal["ttft", "tpot", "e2e", "itl"], statistic: str) -> float:
         """Return one statistic ('mean', 'p50' ... 'p99') of a latency [s]; NaN where no request has one."""
         if metric == "itl":
@@ -73,6 +82,18 @@ class Simulation:
     def total(self, name: str) -> float:
         """Return a total of `Work` over all replicas."""
         return float(sum(getattr(work, name) for work in self.work))
+
+    @property
+    def total_work(self) -> Work:
+        """Return the work of all replicas together."""
+        total = Work()
+        for work in self.work:
+            total.add(work.n_steps, work.tokens, work.pairs, work.context_tokens, work.sampled, work.busy_s)
+            total.add_terms(work.terms, 1.0)
+            total.prefill_steps += work.prefill_steps
+            total.n_preemptions += work.n_preemptions
+            total.recomputed_tokens += work.recomputed_tokens
+        return total
 
     def term_seconds(self) -> dict[str, float]:
         """Return the GPU seconds of each term of the step law, summed over replicas and stages."""

@@ -30,7 +30,7 @@ from advisor.laws.power import (
     node_power_w,
     power_limited_run,
 )
-from advisor.predict.engine import Work
+from advisor.predict.engine_state import Work
 from advisor.predict.step import FOUR_BIT, StepCost
 from advisor.schema import Breakdown, CoefficientSet, Gpu, Interval, Part
 

@@ -52,9 +52,9 @@ ROW_QUANTUM = 64
 class Gemm:
     """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has."""
 
-    flops_per_token: float
-    weight_bytes: float
-    n_column_tiles: int
+    flops_per_token: Real
+    weight_bytes: Real
+    n_column_tiles: Real
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,29 @@ def draw_lengths(lengths: Lengths, n: int, rng: np.random.Generator) -> tuple[ND
         return np.maximum(prompt, 1), np.maximum(output, 1)
     index = np.arange(n) % len(lengths.prompt_tokens)
     return np.asarray(lengths.prompt_tokens)[index], np.asarray(lengths.output_tokens)[index]
+
+
+@lru_cache(maxsize=256)
+def mean_lengths(lengths: Lengths) -> tuple[float, float]:
+    """Return the mean prompt and output length [tokens], clipping included (by quadrature over the lognormal)."""
+    if isinstance(lengths, FixedLengths):
+        return float(lengths.prompt_tokens), float(lengths.output_tokens)
+    if isinstance(lengths, LognormalLengths):
+        prompt, output = quantile_lengths(lengths, (np.arange(400) + 0.5) / 400)
+        return float(prompt.mean()), float(output.mean())
+    return float(np.mean(lengths.prompt_tokens)), float(np.mean(lengths.output_tokens))
+
+
+def quantile_lengths(
+    lengths: LognormalLengths, quantiles: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return prompt and output lengths at the given quantiles of their distributions [tokens]."""
+    normal = NormalDist()
+    z = np.array([normal.inv_cdf(float(q)) for q in quantiles])
+    factors = np.exp(lengths.sigma * z - 0.5 * lengths.sigma**2)
+    prompt = np.clip((lengths.prompt_tokens_mean * factors).astype(np.int64), *lengths.prompt_clip)
+    output = np.clip((lengths.output_tokens_mean * factors).astype(np.int64), *lengths.output_clip)
+    return np.maximum(prompt, 1), np.maximum(output, 1)
 
 
 def arrival_times(load: OpenLoad, rng: np.random.Generator) -> NDArray[np.float64]:

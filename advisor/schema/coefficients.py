@@ -47,6 +47,12 @@ class CoefficientSet(Noun):
     engine_versions: tuple[str, ...]
     gpu: Name = Field(description="GPU that the fit's runs used; others are transferred")
     coefficients: dict[str, Coefficient]
+    transfer: dict[str, dict[str, float]] = Field(
+        default={}, description="factors on the efficiencies of other GPUs, by GPU name; 'default' for unknown ones"
+    )
+    error_q90: dict[str, float] = Field(
+        default={}, description="90th percentile of |ln(predicted / measured)| on left-out engine starts, by metric"
+    )
     report: FitReport | None = None
     sources: tuple[Source, ...] = ()
 

@@ -1,0 +1,365 @@
+"""Least squares over simulated cells: run records in, coefficients with intervals out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.errors import BadData, DomainError
+from advisor.fit.parameters import (
+    BY_NAME,
+    HOST_POWER_PRIOR_REL,
+    HOST_SPEED_PRIOR_REL,
+    HOST_TIMES,
+    PARAMETERS,
+)
+from advisor.fit.records import Cell
+from advisor.predict.replica import client_of, engine_limits
+from advisor.predict.shapes import shapes_of
+from advisor.predict.simulate import Simulation, simulate
+from advisor.predict.step import step_cost
+from advisor.predict.traffic import Traffic
+from advisor.schema import Coefficient, CoefficientSet, EngineFacts, FitReport, PrefixSharing
+
+Floats = NDArray[np.float64]
+REFERENCE_GPU = "h100-sxm-80gb"
+LAW_VERSION = 1
+STEP = 5e-3
+"""Relative step of the finite differences: large enough to average over the scheduler's jumps."""
+
+WEIGHTS = {
+    "tpot_s.p50": 0.02,
+    "tpot_s.p90": 0.04,
+    "requests_per_s": 0.02,
+    "ttft_s.p50": 0.06,
+    "ttft_s.mean": 0.06,
+    "ttft_s.p99": 0.12,
+}
+"""Relative error of each metric that counts as one; about the noise between two equal cells."""
+
+FEW_REQUESTS = 8
+Z90 = 1.645
+
+
+@dataclass(frozen=True)
+class Target:
+    """One measured number of a cell and how far off counts as one."""
+
+    metric: str
+    value: float
+    width: float
+
+
+def measured(cell: Cell) -> dict[str, float]:
+    """Return the measured metrics of a cell by their names in the record, zeros left out."""
+    m = cell.record.measured
+    found: dict[str, float] = {}
+    for name, stats in (("ttft_s", m.ttft_s), ("tpot_s", m.tpot_s)):
+        if stats is not None:
+            for statistic in ("mean", "p50", "p90", "p99"):
+                found[f"{name}.{statistic}"] = getattr(stats, statistic)
+    found["requests_per_s"] = m.requests_per_s or 0.0
+    return {name: value for name, value in found.items() if value > 0}
+
+
+def targets(cell: Cell) -> list[Target]:
+    """Return what the fit aims at in a cell; few requests and random arrivals count less."""
+    found = measured(cell)
+    few = (cell.record.measured.n_requests or 0) < FEW_REQUESTS
+    is_short = "tpot_s.p50" not in found
+    wanted = []
+    for metric, width in WEIGHTS.items():
+        if metric not in found:
+            continue
+        factor = 1.0
+        if few and metric == "requests_per_s":
+            factor = 3.0 if is_short else 1.0
+        elif few and metric != "tpot_s.p50":
+            factor = 2.0
+        if len(cell.traffics) > 1:
+            factor *= 2.0
+        wanted.append(Target(metric, found[metric], width * factor))
+    return wanted
+
+
+def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None) -> list[Simulation]:
+    """Return one simulation a draw of the cell's traffic, with the cache that the engine really had."""
+    record, deployment = cell.record, cell.deployment
+    startup = record.startup
+    blocks = (startup.n_kv_blocks if startup else None) or 10**6
+    shapes = shapes_of(cell.model)
+    stages = [step_cost(shapes, cell.gpu, deployment, values, k) for k in range(deployment.pp)]
+    prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
+    limits = engine_limits(cell.model, deployment, blocks, values["core_s"], facts, prefix)
+    send_s = values["send_s"] if deployment.pp > 1 else 0.0
+    client = client_of(values)
+    return [simulate(stages, limits, t, client, dp=deployment.dp, send_s=send_s) for t in cell.traffics]
+
+
+def predicted(simulations: Sequence[Simulation]) -> dict[str, float]:
+    """Return the metrics of some draws, averaged; names as in the record."""
+    found: dict[str, float] = {}
+    for metric in ("ttft", "tpot"):
+        for statistic in ("mean", "p50", "p90", "p99"):
+            values = [s.latency(metric, statistic) for s in simulations]
+            if all(math.isfinite(v) for v in values):
+                found[f"{metric}_s.{statistic}"] = float(np.mean(values))
+    found["requests_per_s"] = float(np.mean([s.requests_per_s for s in simulations]))
+    return found
+
+
+def values_for(cell: Cell, theta: Mapping[str, float], transfer: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the coefficient values of a cell: GPU factors, then its host's speed and energy factors."""
+    values = {name: theta[name] for name in BY_NAME}
+    factors = transfer.get(cell.gpu.name, {}) if cell.gpu.name != REFERENCE_GPU else {}
+    values["joules_per_flop"] *= float(factors.get("joules", 1.0)) * theta.get(f"power@{cell.host}", 1.0)
+    speed = theta.get(f"host@{cell.host}", 1.0)
+    for name in HOST_TIMES:
+        values[name] *= speed
+    return values
+
+
+_CELLS: list[Cell] = []
+_TRANSFER: Mapping[str, Mapping[str, float]] = {}
+
+
+def _start_worker(cells: list[Cell], transfer: Mapping[str, Mapping[str, float]]) -> None:
+    global _CELLS, _TRANSFER
+    _CELLS, _TRANSFER = cells, transfer
+
+
+def _residuals(job: tuple[Sequence[int], Mapping[str, float]]) -> Floats:
+    indices, theta = job
+    out = []
+    for i in indices:
+        cell = _CELLS[i]
+        found = predicted(run_cell(cell, values_for(cell, theta, _TRANSFER)))
+        out += [math.log(found.get(t.metric, t.value) / t.value) / t.width for t in targets(cell)]
+    return np.asarray(out)
+
+
+@contextmanager
+def workers(cells: list[Cell], transfer: Mapping[str, Mapping[str, float]], n: int = 2) -> Iterator[Executor]:
+    """Give a pool of processes that hold the cells."""
+    with ProcessPoolExecutor(n, initializer=_start_worker, initargs=(cells, transfer)) as pool:
+        yield pool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A fit's result: all values, the fitted names, the Jacobian at the end and the residuals."""
+
+    theta: dict[str, float]
+    names: tuple[str, ...]
+    jacobian: Floats
+    residuals: Floats
+
+    def relative_widths(self) -> dict[str, float]:
+        """Return the half-width of each coefficient's 90 % interval as a share of it (Jacobian, robust scale)."""
+        scale = 1.4826 * float(np.median(np.abs(self.residuals)))
+        covariance = np.linalg.pinv(self.jacobian.T @ self.jacobian) * max(scale, 1.0) ** 2
+        deviations = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+        return dict(zip(self.names, (Z90 * deviations).tolist(), strict=True))
+
+    @property
+    def condition_number(self) -> float:
+        """Return the condition number of the Jacobian with columns of length one."""
+        norms = np.linalg.norm(self.jacobian, axis=0)
+        return float(np.linalg.cond(self.jacobian / np.where(norms > 0, norms, 1.0)))
+
+
+def fitted_names(cells: Sequence[Cell], reference_host: str) -> list[str]:
+    """Return what these cells can determine: coefficients of a format or a parallelism need a cell that has it."""
+    dtypes = {c.deployment.weight_dtype for c in cells}
+    needs = {
+        "fp8": bool(dtypes & {"fp8", "int8"}),
+        "int4": any(d.endswith(("int4", "fp4")) for d in dtypes),
+        "moe": any(c.model.moe for c in cells),
+        "kv_fp8": any(c.deployment.kv_dtype == "fp8" for c in cells),
+        "group": any(c.deployment.tp > 1 for c in cells),
+        "pp": any(c.deployment.pp > 1 for c in cells),
+    }
+    of = {
+        "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
+        "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe", "moe_stream_factor": "moe",
+        "kv_fp8_factor": "kv_fp8", "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group",
+        "send_s": "pp", "core_s": "group",
+    }  # fmt: skip
+    names = [p.name for p in PARAMETERS if p.is_fitted and needs.get(of.get(p.name, ""), True)]
+    hosts = sorted({c.host for c in cells} - {reference_host, ""})
+    return names + [f"{kind}@{host}" for host in hosts for kind in ("host", "power")]
+
+
+def estimate(
+    cells: Sequence[Cell],
+    *,
+    reference_host: str = "",
+    transfer: Mapping[str, Mapping[str, float]] | None = None,
+    start: Mapping[str, float] | None = None,
+    max_steps: int = 12,
+    n_workers: int = 2,
+    progress: Callable[[int, float], None] | None = None,
+) -> Estimate:
+    """Return coefficients that make the simulated cells agree with the measured ones.
+
+    Robust (soft L1) least squares on logarithms of ratios within physical bounds; `progress` hears the evaluation and
+    its cost. Raises DomainError when the cells cannot determine what is asked of them.
+    """
+    from scipy.optimize import least_squares
+
+    cells = list(cells)
+    names = fitted_names(cells, reference_host)
+    n_targets = sum(len(targets(c)) for c in cells)
+    if n_targets < 2 * len(names):
+        raise DomainError(
+            f"{len(cells)} cells give {n_targets} numbers for {len(names)} coefficients; "
+            f"measure at least {2 * len(names)} numbers (about {math.ceil(len(names) / 2.5)} cells)"
+        )
+    base = {p.name: p.start for p in PARAMETERS} | {n: 1.0 for n in names if "@" in n} | dict(start or {})
+    bounds = [(BY_NAME[n].low, BY_NAME[n].high) if n in BY_NAME else (0.4, 2.5) for n in names]
+    low, high = np.log(np.array(bounds)).T
+    x0 = np.clip(np.log([base[n] for n in names]), low + 1e-6, high - 1e-6)
+    priors = [(i, math.log(centre), rel) for i, n in enumerate(names) if (centre := _centre(n)) and (rel := _prior(n))]
+
+    def theta_of(x: Floats) -> dict[str, float]:
+        return base | {n: float(v) for n, v in zip(names, np.exp(x), strict=True)}
+
+    def with_priors(x: Floats, residuals: Floats) -> Floats:
+        return np.append(residuals, [(x[i] - centre) / rel for i, centre, rel in priors])
+
+    indices = range(len(cells))
+    halves = [list(indices)[k::n_workers] for k in range(n_workers)]
+    order = [i for half in halves for i in half]
+    n_calls = 0
+    with workers(cells, transfer or {}, n_workers) as pool:
+
+        def residuals(x: Floats) -> Floats:
+            nonlocal n_calls
+            theta = theta_of(x)
+            out = with_priors(x, np.concatenate(list(pool.map(_residuals, [(half, theta) for half in halves]))))
+            n_calls += 1
+            if progress:
+                progress(n_calls, float(0.5 * (out**2).sum()))
+            return out
+
+        def jacobian(x: Floats) -> Floats:
+            at = residuals(x)
+            steps = [STEP if x[j] + STEP < high[j] else -STEP for j in range(len(x))]
+            moved = [x + np.eye(len(x))[j] * steps[j] for j in range(len(x))]
+            jobs = [(order, theta_of(y)) for y in moved]
+            outs = pool.map(_residuals, jobs)
+            columns = [(with_priors(y, o) - at) / s for y, o, s in zip(moved, outs, steps, strict=True)]
+            return np.array(columns).T
+
+        solution = least_squares(
+            residuals, x0, jac=jacobian, bounds=(low, high), loss="soft_l1", max_nfev=max_steps, x_scale=0.1
+        )
+        final = residuals(solution.x)
+        slope = jacobian(solution.x)
+    return Estimate(theta_of(solution.x), tuple(names), slope, final)
+
+
+def _centre(name: str) -> float:
+    return BY_NAME[name].start if name in BY_NAME else 1.0
+
+
+def _prior(name: str) -> float | None:
+    if name in BY_NAME:
+        return BY_NAME[name].prior_rel
+    return HOST_SPEED_PRIOR_REL if name.startswith("host@") else HOST_POWER_PRIOR_REL
+
+
+def as_coefficients(
+    fit: Estimate, cells: Sequence[Cell], transfer: Mapping[str, Mapping[str, float]], error_q90: Mapping[str, float]
+) -> CoefficientSet:
+    """Return the coefficient set of a fit, with intervals, bounds and the runs that it rests on."""
+    widths = fit.relative_widths()
+    runs = tuple(sorted({c.run_id for c in cells}))
+    coefficients: dict[str, Coefficient] = {}
+    for name, value in fit.theta.items():
+        parameter = BY_NAME.get(name)
+        width = min(widths.get(name, 0.0), 3.0)
+        bounds = (parameter.low, parameter.high) if parameter else (0.4, 2.5)
+        is_fitted = name in fit.names
+        coefficients[name] = Coefficient(
+            value=value,
+            low=value * math.exp(-width),
+            high=value * math.exp(width),
+            unit=parameter.unit if parameter else "1",
+            bounds=bounds,
+            meaning=parameter.meaning if parameter else "factor of a host against the reference host",
+            source=f"fit over {len(runs)} engine starts" if is_fitted else _fixed_source(name),
+            is_at_bound=is_fitted and not bounds[0] * 1.001 < value < bounds[1] * 0.999,
+        )
+    errors = fit.residuals[: sum(len(targets(c)) for c in cells)]
+    report = FitReport(
+        run_ids=runs,
+        n_cells=len(cells),
+        n_coefficients=len(fit.names),
+        condition_number=fit.condition_number,
+        median_abs_error={"residual_in_widths": float(np.median(np.abs(errors)))},
+    )
+    return CoefficientSet(
+        name="vllm",
+        version=LAW_VERSION,
+        engine="vllm",
+        engine_versions=tuple(sorted({c.record.engine_version for c in cells})),
+        gpu=REFERENCE_GPU,
+        coefficients=coefficients,
+        transfer={gpu: dict(factors) for gpu, factors in transfer.items()},
+        error_q90=dict(error_q90),
+        report=report,
+    )
+
+
+_FIXED = {
+    "pair_ramp_tokens": "H100 prefill attention of 0.21 of peak at 512 tokens, 0.62 at 16384 (aiconfigurator database)",
+    "clock_exponent": "dynamic power as clock times voltage squared near the top of the range",
+    "all_reduce_switch_bytes": "not reached separately in our runs: one regime",
+}
+
+
+def _fixed_source(name: str) -> str:
+    return _FIXED.get(name, "kept at its start value: no run determines it")
+
+
+def exact_traffic(cell: Cell, rows: Mapping[tuple[str, str], list[list[float]]]) -> Cell:
+    """Return the cell with the very requests that its client sent, where they were kept; the fit uses them."""
+    cell_id = str((cell.record.model_extra or {}).get("cell_id", ""))
+    found = rows.get((cell.run_id, cell_id))
+    if found is None or cell.workload.load.kind == "closed":
+        return cell
+    table = np.array(sorted(r[:7] for r in found), dtype=float)
+    n = len(table)
+    traffic = Traffic(
+        prompt_tokens=table[:, 4].astype(np.int64),
+        output_tokens=table[:, 6].astype(np.int64),
+        cached_tokens=np.zeros(n, dtype=np.int64),
+        shared_prefix_tokens=0,
+        arrival_s=table[:, 0] - table[0, 0],
+        concurrency=0,
+    )
+    return replace(cell, traffics=(traffic,))
+
+
+def read_rows(path: Path) -> dict[tuple[str, str], list[list[float]]]:
+    """Return the requests of each cell from a rows file (gzipped JSON lines), by run and cell id."""
+    rows: dict[tuple[str, str], list[list[float]]] = {}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                entry: dict[str, Any] = json.loads(line)
+                rows[entry["run_id"], entry["cell_id"]] = entry["rows"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BadData(str(path), f"not a file of request rows ({type(error).__name__})") from None
+    return rows

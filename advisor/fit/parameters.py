@@ -1,0 +1,94 @@
+"""The coefficients of the vLLM law: what each is, its physical bounds, where the fit starts, what stays fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One coefficient. `prior_rel` pulls it towards `start` with that relative width; None = data alone decide."""
+
+    name: str
+    start: float
+    low: float
+    high: float
+    unit: str
+    meaning: str
+    is_fitted: bool = True
+    prior_rel: float | None = None
+
+
+_P = Parameter
+PARAMETERS: tuple[Parameter, ...] = (
+    _P("gemm_eff_bf16", 0.81, 0.3, 1.0, "1", "share of the dense bf16 peak that large matrices reach at full clock"),
+    _P("gemm_eff_fp8", 0.65, 0.2, 1.0, "1", "share of the dense fp8 peak, dynamic activation scaling included"),
+    _P("gemm_eff_int4", 0.80, 0.1, 1.0, "1", "share of the bf16 peak with 4-bit weights (dequantised on the fly)"),
+    _P("stream_eff_bf16", 0.84, 0.5, 1.0, "1", "share of the memory bandwidth when bf16 weights are streamed"),
+    _P("stream_eff_fp8", 0.78, 0.4, 1.0, "1", "share of the memory bandwidth when fp8 weights are streamed"),
+    _P("stream_eff_int4", 0.44, 0.2, 1.0, "1", "share of the memory bandwidth when 4-bit weights are streamed"),
+    _P("moe_gemm_factor", 0.65, 0.2, 1.2, "1", "expert matrices' compute efficiency over that of dense ones"),
+    _P("moe_stream_factor", 1.0, 0.5, 1.3, "1", "expert matrices' streaming efficiency over dense ones", prior_rel=0.1),
+    _P("attention_eff", 0.53, 0.2, 0.9, "1", "share of the bf16 peak that causal attention reaches"),
+    _P("kv_eff", 0.82, 0.3, 1.0, "1", "share of the memory bandwidth when decodes read the paged cache"),
+    _P("kv_fp8_factor", 0.97, 0.3, 1.3, "1", "the same with an fp8 cache, over bf16"),
+    _P("elementwise_eff", 0.50, 0.1, 1.0, "1", "share of the bandwidth of norms, rotary embedding, activation"),
+    _P("link_eff", 0.78, 0.1, 1.0, "1", "share of one direction of the links that an all-reduce's bus bytes reach"),
+    _P("all_reduce_s", 8.7e-6, 2e-6, 4e-5, "s", "latency of one all-reduce inside a CUDA graph"),
+    _P(
+        "all_reduce_large_s", 2e-5, 2e-6, 1e-4, "s", "latency above the custom all-reduce's size limit", is_fitted=False
+    ),
+    _P("all_reduce_switch_bytes", 1e15, 1e5, 1e16, "bytes", "bus bytes at which NCCL takes over", is_fitted=False),
+    _P("layer_s", 2.4e-5, 1e-6, 1e-4, "s", "time of a layer that neither arithmetic nor bandwidth explains"),
+    _P("fp8_layer_s", 2.3e-6, 1e-7, 1e-4, "s", "further time of a layer for quantising activations"),
+    _P("moe_layer_s", 2e-5, 1e-6, 3e-4, "s", "further time of a layer for routing", is_fitted=False),
+    _P("step_s", 5.2e-4, 1e-6, 3e-3, "s", "time of a step outside the layers"),
+    _P("seq_s", 1.8e-6, 1e-8, 1e-4, "s", "GPU time a sampled sequence"),
+    _P("sharpness", 4.0, 1.5, 20.0, "1", "exponent that joins arithmetic and bandwidth of a matrix", prior_rel=0.5),
+    _P("sharpness_int4", 2.5, 1.0, 12.0, "1", "the same for 4-bit kernels", prior_rel=0.5),
+    _P("pair_ramp_tokens", 900.0, 10, 4000, "tokens", "keys that a prompt's query pays for before the first", False),
+    _P("wave_frac", 0.38, 1e-3, 1.0, "1", "how much of tile and wave quantisation shows", prior_rel=0.5),
+    _P("joules_per_flop", 9.3e-13, 3e-13, 1.5e-12, "J", "energy of a bf16 operation at full clock", prior_rel=0.15),
+    _P(
+        "fp8_energy_exponent", 1.0, 0.3, 2.0, "1", "how energy an operation follows its peak's inverse", is_fitted=False
+    ),
+    _P("joules_per_byte", 1.5e-10, 2e-11, 3e-10, "J", "energy of a byte of device memory", prior_rel=0.3),
+    _P(
+        "clock_exponent",
+        0.5,
+        0.2,
+        1.0,
+        "1",
+        "slow-down over excess power: clock falls, voltage with it",
+        is_fitted=False,
+    ),
+    _P("throttle_s", 0.21, 0.02, 2.0, "s", "time over which the board averages power before it lowers the clock"),
+    _P("host_step_s", 2.1e-3, 1e-4, 8e-3, "s", "host time to schedule and launch a decode step"),
+    _P(
+        "host_graph_layer_s", 2.2e-4, 2e-5, 6e-4, "s", "host time a layer of a step with prompts, CUDA graphs by pieces"
+    ),
+    _P("host_eager_layer_s", 7.1e-4, 1e-4, 2e-3, "s", "host time a layer of a step larger than any CUDA graph"),
+    _P("host_tp_factor", 1.16, 0.5, 4.0, "1", "the same with tensor parallelism, over one GPU"),
+    _P("host_seq_s", 1.8e-5, 1e-7, 1e-4, "s", "host time a running sequence and step"),
+    _P("submit_s", 2.1e-3, 1e-4, 2e-2, "s", "client to engine core", prior_rel=0.5),
+    _P("return_s", 2.1e-3, 1e-4, 2e-2, "s", "engine core to client", prior_rel=0.5),
+    _P("serial_s", 6e-4, 1e-5, 2e-3, "s", "client's time between two requests that it sends at once"),
+    _P("core_s", 1.1e-3, 1e-4, 2e-2, "s", "engine core's time a step when workers launch (TP or PP)"),
+    _P("send_s", 4.3e-4, 1e-6, 2e-3, "s", "hand-over between pipeline stages"),
+)
+BY_NAME = {p.name: p for p in PARAMETERS}
+
+HOST_TIMES = (
+    "host_step_s",
+    "host_graph_layer_s",
+    "host_eager_layer_s",
+    "host_seq_s",
+    "submit_s",
+    "return_s",
+    "serial_s",
+)
+"""Coefficients that a slower or faster host scales together."""
+
+HOST_SPEED_PRIOR_REL = 0.3
+HOST_POWER_PRIOR_REL = 0.1
+"""Widths of the two nuisance factors of each host but the reference: CPU time and energy an operation."""

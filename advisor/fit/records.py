@@ -1,0 +1,174 @@
+"""Run records from JSON lines, and what the simulator needs to replay one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from advisor.catalog import Catalog, parse_config
+from advisor.errors import BadData, printable
+from advisor.predict.traffic import Traffic, draw
+from advisor.schema import (
+    Deployment,
+    EngineFacts,
+    FixedLengths,
+    Gpu,
+    Lengths,
+    Load,
+    Model,
+    PoissonLoad,
+    PrefixSharing,
+    RunRecord,
+    Workload,
+    first_error,
+)
+from advisor.units import MIB
+
+MAX_FILE_BYTES = 256 * MIB
+N_DRAWS = 5
+"""Draws of a random load that a prediction averages over."""
+
+_LENGTHS: TypeAdapter[Lengths] = TypeAdapter(Lengths)
+_LOAD: TypeAdapter[Load] = TypeAdapter(Load)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One record with its model, GPU, deployment and traffic."""
+
+    record: RunRecord
+    model: Model
+    gpu: Gpu
+    deployment: Deployment
+    workload: Workload
+    traffics: tuple[Traffic, ...]
+    host: str = ""
+
+    @property
+    def run_id(self) -> str:
+        """Return the engine start that the cell belongs to."""
+        return self.record.run_id
+
+
+def read_records(path: str | Path) -> list[RunRecord]:
+    """Return the run records of a JSON-lines file. Raises BadData with the line and the rule that it breaks."""
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise BadData(printable(file), f"larger than {MAX_FILE_BYTES // MIB} MiB")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise BadData(printable(file), f"cannot be read: {reason}") from None
+    records = parse_records(text, printable(file))
+    if not records:
+        raise BadData(printable(file), "holds no run record; expected one JSON object a line (schema 1)")
+    return records
+
+
+def parse_records(text: str, where: str) -> list[RunRecord]:
+    """Return the run records of JSON lines; empty lines are skipped."""
+    records = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+        except (ValueError, RecursionError):
+            raise BadData(where, f"line {number} is not one whole JSON object (truncated?)") from None
+        try:
+            records.append(RunRecord.model_validate(raw))
+        except ValidationError as error:
+            raise BadData(where, f"line {number}: {first_error(error)}") from None
+    return records
+
+
+def is_serving(record: RunRecord) -> bool:
+    """Return whether the record is a vLLM cell that can be replayed."""
+    return record.engine == "vllm" and record.load is not None and record.lengths is not None
+
+
+def deployment_of(record: RunRecord, gpu: Gpu, facts: EngineFacts | None) -> Deployment:
+    """Return the deployment that a record ran; engine defaults where the record names none."""
+    memory = gpu.device_memory_bytes
+    tokens = record.max_num_batched_tokens or (
+        facts.max_num_batched_tokens_default(memory, gpu.name) if facts is not None else 8192
+    )
+    seqs = record.max_num_seqs or (facts.max_num_seqs_default(memory, gpu.name) if facts is not None else 256)
+    return Deployment.model_validate(
+        {
+            "backend": "vllm",
+            "engine_version": record.engine_version,
+            "model": record.model,
+            "gpu": gpu.name,
+            "tp": record.tp,
+            "pp": record.pp,
+            "dp": record.dp,
+            "weight_dtype": record.weight_dtype,
+            "kv_dtype": "bf16" if record.kv_dtype == "auto" else record.kv_dtype,
+            "max_model_len": record.max_model_len or 4096,
+            "max_num_batched_tokens": tokens,
+            "max_num_seqs": seqs,
+            "gpu_memory_utilization": record.gpu_memory_utilization or 0.9,
+            "prefix_caching": record.prefix_caching,
+            "enforce_eager": record.enforce_eager,
+        }
+    )
+
+
+def cell_of(record: RunRecord, catalog: Catalog, host: str = "", n_draws: int = N_DRAWS) -> Cell:
+    """Return what replays a record. Raises BadData when its model, GPU or load cannot be understood.
+
+    The number of requests that a random load really sent is the client's draw, not the engine's answer: it is taken
+    from the record, and so are the mean lengths that a client drew.
+    """
+    where = f"record of {printable(record.run_id)}"
+    gpu = catalog.gpu(record.gpu)
+    limit = record.power_limit_w_per_gpu
+    if limit and limit > gpu.idle_power_w:
+        gpu = gpu.model_copy(update={"board_power_w": limit})
+    model = parse_config(record.hf_config, name=record.model, where=where).model
+    facts = EngineFacts.from_table(catalog.engine("vllm"), record.engine_version)
+    try:
+        deployment = deployment_of(record, gpu, facts)
+        load = _LOAD.validate_python(record.load)
+        lengths = _LENGTHS.validate_python(record.lengths)
+    except ValidationError as error:
+        raise BadData(where, first_error(error)) from None
+    extra = record.model_extra or {}
+    cell = extra.get("cell") if isinstance(extra.get("cell"), dict) else {}
+    prefix = PrefixSharing(shared_prefix_tokens=int(cell.get("shared_prefix_tokens") or 0)) if cell else PrefixSharing()
+    n = record.measured.n_requests
+    if isinstance(load, PoissonLoad) and load.n_requests is None and n:
+        load = load.model_copy(update={"n_requests": n})
+    workload = Workload(lengths=lengths, load=load, prefix=prefix)
+    is_random = not (load.kind == "closed" and isinstance(lengths, FixedLengths))
+    draws = [
+        draw(workload, seed, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)
+        for seed in range(n_draws if is_random else 1)
+    ]
+    return Cell(record, model, gpu, deployment, workload, tuple(_as_drawn(t, record) for t in draws), host)
+
+
+def _as_drawn(traffic: Traffic, record: RunRecord) -> Traffic:
+    """Scale drawn lengths to the means that the record's client drew."""
+    measured = record.measured
+    if record.lengths is None or record.lengths.get("kind") == "fixed" or not measured.requests_per_s:
+        return traffic
+    prompt, output = traffic.prompt_tokens, traffic.output_tokens
+    if measured.input_tokens_per_s:
+        share = measured.input_tokens_per_s / measured.requests_per_s / float(prompt.mean())
+        prompt = (prompt * share).round().astype(prompt.dtype).clip(1)
+    if measured.output_tokens_per_s:
+        share = measured.output_tokens_per_s / measured.requests_per_s / float(output.mean())
+        output = (output * share).round().astype(output.dtype).clip(1)
+    return replace(traffic, prompt_tokens=prompt, output_tokens=output)
+
+
+def cells_of(records: Sequence[RunRecord], catalog: Catalog, host: str = "", n_draws: int = N_DRAWS) -> list[Cell]:
+    """Return the replayable cells of some records; DeepSpeed and micro records are left to their own fits."""
+    return [cell_of(record, catalog, host, n_draws) for record in records if is_serving(record)]

@@ -1,0 +1,88 @@
+"""A simulated replay taken apart: where the GPU time, a token's time and the time to the first token go."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from advisor.laws.expert import expected_experts
+from advisor.predict.replica import Replica
+from advisor.predict.simulate import Simulation
+from advisor.predict.step import TERMS, StepCost
+from advisor.predict.traffic import mean_lengths
+from advisor.schema import Breakdown, Part, Workload
+
+
+def touched_frac(stage: StepCost, n_tokens: float) -> float:
+    """Return the share of a layer's experts that a step of `n_tokens` touches."""
+    return float(expected_experts(n_tokens, stage.n_experts, stage.n_experts_per_token)) / stage.n_experts
+
+
+_WHY = {
+    "linear": "attention projections and MLP: the larger of arithmetic and weight streaming",
+    "experts": "routed experts that the batch touches",
+    "lm_head": "vocabulary projection",
+    "prefill_attention": "prompt tokens against their context",
+    "decode_attention": "reading the KV cache",
+    "elementwise": "norms, rotary embedding, activation",
+    "all_reduce": "tensor parallelism, two a layer",
+    "overhead": "kernel gaps and fixed work of a step",
+}
+
+
+def run_breakdowns(sim: Simulation, replica: Replica, workload: Workload) -> list[Breakdown]:
+    """Return GPU time of the run, decode step, time per output token and to the first, each summing to its whole."""
+    work = sim.total_work
+    seconds = sim.term_seconds()
+    gpu_s = sum(seconds.values())
+    wall = sim.duration_s * len(sim.work) * replica.limits.pp
+    parts = [Part(name=name, value=value, why=_WHY[name]) for name, value in seconds.items() if value > 0]
+    idle = wall - gpu_s
+    parts.append(Part(name="waiting", value=idle, why="no step running: no requests, host or pipeline bubbles"))
+    found = [Breakdown(name="GPU time of the run", unit="s", total=sum(p.value for p in parts), parts=tuple(parts))]
+    n_decode = max(1.0, (work.sampled - len(sim.ttft_s)) / max(work.n_steps, 1.0))
+    context = work.context_tokens / max(work.n_steps, 1.0)
+    totals = np.zeros(len(TERMS))
+    for stage in replica.stages:
+        totals += np.asarray(stage.terms(0.0, 0.0, n_decode, context, n_decode), dtype=float)
+    step = [Part(name=n, value=float(v), why=_WHY[n]) for n, v in zip(TERMS, totals, strict=True) if v > 0]
+    host = float(replica.stages[0].host_s(0.0, n_decode, n_decode))
+    on_gpu = sum(p.value for p in step)
+    if host > on_gpu:
+        step.append(Part(name="host", value=host - on_gpu, why="the GPU waits for the launch of the step"))
+    whole = sum(p.value for p in step)
+    found.append(Breakdown(name="decode step", unit="s", total=whole, parts=tuple(step)))
+    return [*found, _token_time(sim, whole), _first_token(sim, replica, workload)]
+
+
+def _token_time(sim: Simulation, decode_s: float) -> Breakdown:
+    mean = sim.latency("tpot", "mean")
+    if not math.isfinite(mean):
+        mean = 0.0
+    pure = min(decode_s, mean)
+    parts = (
+        Part(name="decode step", value=pure, why="a step of the mean batch without prompts"),
+        Part(name="prompts of others", value=mean - pure, why="steps that also compute prompts take longer"),
+    )
+    return Breakdown(name="time per output token", unit="s", total=mean, parts=parts)
+
+
+def _first_token(sim: Simulation, replica: Replica, workload: Workload) -> Breakdown:
+    client = replica.client
+    mean = sim.latency("ttft", "mean")
+    prompt, _ = mean_lengths(workload.lengths)
+    computed = min(prompt, float(replica.limits.max_num_batched_tokens))
+    own = 0.0
+    for stage in replica.stages:
+        pairs = computed * 0.5 * (computed + 1.0)
+        gpu = float(stage.seconds(computed, pairs, 0.0, 0.0, 1.0)) * max(1.0, prompt / computed)
+        own += max(gpu, float(stage.host_s(computed, 0.0, 1.0)) / len(replica.stages))
+    outside = min(client.submit_s + client.return_s, mean)
+    own = min(own, mean - outside)
+    parts = (
+        Part(name="own prompt", value=own, why="computing this prompt alone"),
+        Part(name="waiting", value=mean - outside - own, why="steps already in flight, queue, prompts of others"),
+        Part(name="client and engine hand-over", value=outside, why="in process; an HTTP server adds its own"),
+    )
+    return Breakdown(name="time to first token", unit="s", total=mean, parts=parts)

@@ -1,0 +1,96 @@
+"""What one simulated engine keeps: requests, limits, batches in flight, totals of the work done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from advisor.predict.step import TERMS
+
+
+@dataclass(slots=True)
+class Sequence_:
+    """One request inside the engine; times in engine time [s]."""
+
+    index: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    to_compute_tokens: int = 0
+    done_tokens: int = 0
+    first_token_s: float = -1.0
+    finish_step: int = 0
+    residue: int = 0
+    group: int = -1
+    shared_blocks: int = 0
+    is_running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the scheduler must respect."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    n_kv_blocks: int
+    kv_block_tokens: int = 16
+    n_in_flight: int = 2
+    pp: int = 1
+    blocks_on_launch: bool = False
+    core_s: float = 1e-3
+    reserves_full_prompt: bool = True
+    graph_sizes: tuple[int, ...] = ()
+    tokens_per_step: float = 1.0
+    verify_tokens: int = 1
+    shared_prefix_blocks: int = 0
+
+
+@dataclass(slots=True)
+class Work:
+    """Totals that power, utilisation and breakdowns are computed from."""
+
+    n_steps: float = 0.0
+    prefill_steps: float = 0.0
+    tokens: float = 0.0
+    pairs: float = 0.0
+    context_tokens: float = 0.0
+    sampled: float = 0.0
+    busy_s: float = 0.0
+    n_preemptions: int = 0
+    recomputed_tokens: float = 0.0
+    terms: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
+
+    def add(self, n_steps: float, tokens: float, pairs: float, context: float, sampled: float, busy_s: float) -> None:
+        """Add `n_steps` steps; the other arguments are totals over them."""
+        self.n_steps += n_steps
+        self.tokens += tokens
+        self.pairs += pairs
+        self.context_tokens += context
+        self.sampled += sampled
+        self.busy_s += busy_s
+
+    def add_terms(self, terms: Sequence[float], n_steps: float) -> None:
+        """Add the GPU time of `n_steps` equal steps, term by term."""
+        mine = self.terms
+        for i, term in enumerate(terms):
+            mine[i] += term * n_steps
+
+
+@dataclass(slots=True)
+class Step:
+    end_s: float
+    firsts: list[Sequence_]
+    finished: list[Sequence_]
+
+
+@dataclass(slots=True)
+class Group:
+    """Decoding sequences that run in the same batches (one group without pipeline parallelism)."""
+
+    n: int = 0
+    context: float = 0.0
+    steps: int = 0
+    last_end_s: float = 0.0
+    residues: list[int] = field(default_factory=list)
+    finish: list[tuple[int, int, Sequence_]] = field(default_factory=list)

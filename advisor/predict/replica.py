@@ -1,0 +1,103 @@
+"""From a deployment to what the simulator and the closed form need: stages, limits, client, all per replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from advisor.errors import DomainError
+from advisor.predict.engine_state import EngineLimits
+from advisor.predict.footprint import Footprint, footprint
+from advisor.predict.shapes import shapes_of
+from advisor.predict.simulate import Client
+from advisor.predict.step import StepCost, graph_batch, step_cost
+from advisor.schema import Deployment, EngineFacts, Gpu, Model, PrefixSharing
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One replica, ready to run."""
+
+    stages: tuple[StepCost, ...]
+    limits: EngineLimits
+    client: Client
+    send_s: float
+    memory: Footprint
+
+
+@lru_cache(maxsize=64)
+def _graph_table(max_num_seqs: int) -> tuple[int, ...]:
+    largest = min(2 * max_num_seqs, 512)
+    return tuple(int(n) for n in graph_batch(np.arange(largest + 1), max_num_seqs))
+
+
+def engine_limits(
+    model: Model,
+    deployment: Deployment,
+    n_kv_blocks: int,
+    core_s: float,
+    facts: EngineFacts | None,
+    prefix: PrefixSharing,
+) -> EngineLimits:
+    """Return the scheduler's limits of one replica; batches in flight follow the engine version."""
+    pp = deployment.pp
+    is_moe = model.moe is not None
+    if facts is not None:
+        in_flight = facts.n_concurrent_batches(
+            pp, is_moe, architecture=model.architecture, is_quantized=model.quantization is not None
+        )
+        reserves = facts.reserves_full_prompt
+    else:
+        in_flight = 2 if pp == 1 else (pp if is_moe else pp + 1)
+        reserves = True
+    speculative = deployment.speculative
+    verify, per_step = 1, 1.0
+    if speculative is not None:
+        verify = speculative.n_draft_tokens + 1
+        a = speculative.acceptance_frac
+        per_step = float(verify) if a >= 1 else (1 - a**verify) / (1 - a)
+    shared = prefix.shared_prefix_tokens // deployment.kv_block_tokens if deployment.prefix_caching else 0
+    return EngineLimits(
+        max_num_batched_tokens=deployment.max_num_batched_tokens,
+        max_num_seqs=deployment.max_num_seqs,
+        n_kv_blocks=n_kv_blocks,
+        kv_block_tokens=deployment.kv_block_tokens,
+        n_in_flight=in_flight,
+        pp=pp,
+        blocks_on_launch=deployment.tp * pp == 1,
+        core_s=core_s,
+        reserves_full_prompt=reserves,
+        graph_sizes=() if deployment.enforce_eager else _graph_table(deployment.max_num_seqs),
+        tokens_per_step=per_step,
+        verify_tokens=verify,
+        shared_prefix_blocks=min(shared, max(0, n_kv_blocks - 1)),
+    )
+
+
+def client_of(values: Mapping[str, float]) -> Client:
+    """Return the delays outside the engine."""
+    return Client(values["submit_s"], values["return_s"], values["serial_s"])
+
+
+def replica_of(
+    model: Model,
+    gpu: Gpu,
+    deployment: Deployment,
+    values: Mapping[str, float],
+    facts: EngineFacts | None = None,
+    prefix: PrefixSharing | None = None,
+) -> Replica:
+    """Return one replica of `deployment`. Raises DomainError when it does not fit, with the reason.
+
+    `values` are coefficient values for this GPU (see `transfer`).
+    """
+    memory = footprint(model, gpu, deployment, facts)
+    if memory.n_kv_blocks <= 0:
+        raise DomainError(f"this deployment does not fit: {memory.reason}")
+    shapes = shapes_of(model)
+    stages = tuple(step_cost(shapes, gpu, deployment, values, stage) for stage in range(deployment.pp))
+    limits = engine_limits(model, deployment, memory.n_kv_blocks, values["core_s"], facts, prefix or PrefixSharing())
+    return Replica(stages, limits, client_of(values), values["send_s"] if deployment.pp > 1 else 0.0, memory)

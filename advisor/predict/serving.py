@@ -1,0 +1,384 @@
+"""Prediction of one vLLM deployment under one workload: every quantity with an interval, every number taken apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from advisor.errors import DomainError
+from advisor.predict.breakdown import run_breakdowns, touched_frac
+from advisor.predict.footprint import Footprint
+from advisor.predict.replica import Replica, replica_of
+from advisor.predict.simulate import STATISTICS, Simulation, simulate
+from advisor.predict.spend import activity_of, board_power
+from advisor.predict.steady import sweep
+from advisor.predict.traffic import draw
+from advisor.predict.transfer import joined_rel, transfer_rel, transferred
+from advisor.schema import (
+    ClosedLoad,
+    Cluster,
+    CoefficientSet,
+    Deployment,
+    EngineFacts,
+    Interval,
+    Model,
+    Note,
+    PoissonLoad,
+    Prediction,
+    Slo,
+    TraceLoad,
+    Workload,
+)
+
+MIN_REQUESTS = 200
+MAX_REQUESTS = 3000
+MIN_SPAN_S = 60.0
+SPAN_E2ES = 12.0
+WARM_E2ES = 3.0
+CLOSED_ROUNDS = 5
+"""An open loop is replayed for a minute or 12 request times, at least 200 requests, of which the first 3 request times
+are warm-up; a closed loop for 5 rounds, all counted, as its clients start together in reality too."""
+
+DEFAULT_Q90 = {"ttft": 0.30, "tpot": 0.10, "requests_per_s": 0.10, "board_power_w.mean": 0.15}
+"""Half-widths (natural log) where a coefficient set brings none of its own: twice the targets of docs/accuracy.md."""
+
+MAX_E2E_S = 600.0
+"""Longest request time that the length of a replay follows."""
+
+MAX_SHARE = 0.97
+"""Highest share of saturation that the search for a sustainable rate tries."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A simulated replay with what it was made from."""
+
+    replica: Replica
+    simulation: Simulation
+    workload: Workload
+    values: Mapping[str, float]
+
+
+def sized(workload: Workload, e2e_s: float) -> Workload:
+    """Return the workload with as many requests as it takes to reach a steady state when one takes `e2e_s`."""
+    load = workload.load
+    if isinstance(load, TraceLoad):
+        return workload
+    if isinstance(load, ClosedLoad):
+        if load.n_requests is not None:
+            return workload
+        n = int(min(max(CLOSED_ROUNDS * load.concurrency, MIN_REQUESTS), max(4000, 2 * load.concurrency)))
+        return workload.model_copy(update={"load": load.model_copy(update={"n_requests": n})})
+    if load.n_requests is not None or load.duration_s is not None:
+        return workload
+    span_s = max(MIN_SPAN_S, SPAN_E2ES * e2e_s)
+    n = int(min(max(span_s * load.arrivals_per_s, MIN_REQUESTS), MAX_REQUESTS))
+    return workload.model_copy(update={"load": load.model_copy(update={"n_requests": n})})
+
+
+def replay(
+    model: Model,
+    cluster: Cluster,
+    deployment: Deployment,
+    workload: Workload,
+    coefficients: CoefficientSet,
+    *,
+    seed: int = 0,
+    facts: EngineFacts | None = None,
+    n_samples: int = 0,
+    progress: Callable[[float], None] | None = None,
+    e2e_s: float = 0.0,
+) -> Run:
+    """Return a simulated replay of `workload` on `deployment`. Raises DomainError when the plan does not fit."""
+    values = transferred(coefficients, cluster.gpu)
+    replica = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix)
+    workload = sized(workload, e2e_s)
+    traffic = draw(workload, seed, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)
+    simulation = simulate(
+        list(replica.stages),
+        replica.limits,
+        traffic,
+        replica.client,
+        dp=deployment.dp,
+        send_s=replica.send_s,
+        n_samples=n_samples,
+        progress=progress,
+    )
+    return Run(replica, simulation, workload, values)
+
+
+def predict_vllm(
+    model: Model,
+    cluster: Cluster,
+    deployment: Deployment,
+    workload: Workload,
+    coefficients: CoefficientSet,
+    *,
+    method: str = "simulated",
+    slo: Slo | None = None,
+    seed: int = 0,
+    facts: EngineFacts | None = None,
+    power: CoefficientSet | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Prediction:
+    """Return what `deployment` will do under `workload`.
+
+    method : 'simulated' replays the scheduler; 'steady' is the closed form
+    power  : coefficients of data/fitted/power.json; without them no watts are predicted
+    Raises DomainError when the plan does not fit, with the reason.
+    """
+    steady = {k: float(v[0]) for k, v in sweep(model, cluster.gpu, [deployment], workload, coefficients, facts).items()}
+    if method == "steady":
+        return _steady(model, cluster, deployment, workload, coefficients, facts, steady)
+    e2e_s = min(steady["e2e_p50_s"], MAX_E2E_S) if math.isfinite(steady["e2e_p50_s"]) else 0.0
+    run = replay(
+        model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
+    )
+    rel = transfer_rel(coefficients, cluster.gpu)
+    q = _Widths(coefficients.error_q90, rel)
+    whole, memory = run.simulation, run.replica.memory
+    is_saturated = steady["is_saturated"] > 0
+    sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
+    found: dict[str, Interval] = {}
+    for metric in ("ttft", "tpot", "e2e", "itl"):
+        for statistic in STATISTICS:
+            value = sim.latency(metric, statistic)
+            if math.isfinite(value):
+                found[f"{metric}_{statistic}_s"] = q.interval(value, f"{metric}_{statistic}")
+    found["requests_per_s"] = q.interval(rate, "requests_per_s")
+    found["output_tokens_per_s"] = q.interval(rate * float(sim.output_tokens.mean()), "requests_per_s")
+    total = rate * float(sim.output_tokens.mean() + sim.prompt_tokens.mean())
+    found["total_tokens_per_s"] = q.interval(total, "requests_per_s")
+    if slo is not None and slo.targets:
+        met = float(sim.attainment(slo).mean())
+        found["slo_attainment_frac"] = _bounded(q.interval(met, "requests_per_s"), 1.0)
+        found["goodput_requests_per_s"] = q.interval(rate * met, "requests_per_s")
+    found["saturation_requests_per_s"] = q.interval(steady["saturation_requests_per_s"], "requests_per_s")
+    work = whole.total_work
+    occupancy = work.context_tokens / max(work.n_steps, 1.0) / max(memory.kv_cache_tokens, 1)
+    found["kv_occupancy_frac"] = _bounded(q.interval(occupancy, "requests_per_s"), 1.0)
+    found["n_preemptions"] = Interval(value=float(work.n_preemptions), low=0.0, high=float(work.n_preemptions) * 2 + 1)
+    breakdowns = [memory.breakdown()]
+    breakdowns += run_breakdowns(whole, run.replica, run.workload)
+    found |= _memory(memory, q)
+    if power is not None:
+        span_s = busy_span_s(whole, run.workload, is_saturated)
+        stages, formats = run.replica.stages, deployment.weight_dtype
+        activity = activity_of(stages, work, span_s, formats, n_replicas=deployment.dp)
+        watts, parts = board_power(activity, cluster.gpu, power, deployment.n_gpus)
+        watts = _widened(
+            watts, rel, cluster.gpu.idle_power_w * deployment.n_gpus, cluster.gpu.board_power_w * deployment.n_gpus
+        )
+        found["board_power_w"] = watts
+        breakdowns.append(parts)
+        tokens_per_s = found["output_tokens_per_s"].value
+        found["energy_j_per_output_token"] = _scaled(watts, 1.0 / tokens_per_s)
+        found["energy_j_per_request"] = _scaled(watts, 1.0 / rate)
+    found |= _activity(run, cluster, deployment, q)
+    return Prediction(
+        quantities=found,
+        breakdowns=tuple(breakdowns),
+        is_saturated=is_saturated,
+        method="simulated",
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, rel)),
+    )
+
+
+def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: bool) -> tuple[Simulation, float]:
+    """Return the requests that count, and the rate at which they are served [requests/s].
+
+    An open loop that is not saturated serves what arrives; its replay ends with a drain that no steady state has.
+    """
+    if isinstance(workload.load, ClosedLoad):
+        return sim, sim.requests_per_s
+    span_s = float(sim.submitted_s.max() - sim.submitted_s.min())
+    rest = sim.since(float(sim.submitted_s.min()) + min(WARM_E2ES * e2e_s, 0.4 * span_s))
+    if is_saturated or span_s <= 0:
+        return rest, sim.requests_per_s
+    return rest, (len(sim.submitted_s) - 1) / span_s
+
+
+def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> float:
+    """Return the time over which the replay's work is spread [s]: without the drain of an open loop."""
+    if isinstance(workload.load, ClosedLoad) or is_saturated:
+        return sim.duration_s
+    drain_s = float(np.median(sim.e2e_s))
+    return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
+
+
+class _Widths:
+    """Half-widths of intervals: the fit's errors on left-out engine starts, joined with the transfer's."""
+
+    def __init__(self, error_q90: Mapping[str, float], rel: float) -> None:
+        self.error_q90 = error_q90
+        self.rel = rel
+
+    def of(self, name: str) -> float:
+        """Return the half-width (natural log) of a metric such as 'ttft_p99' or 'requests_per_s'."""
+        if name == "requests_per_s":
+            own = self.error_q90.get("requests_per_s", DEFAULT_Q90["requests_per_s"])
+        else:
+            metric, statistic = name.split("_")
+            is_tail = statistic in ("p95", "p99")
+            if metric == "ttft":
+                own = self.error_q90.get(f"ttft_s.{'p99' if is_tail else 'p50'}", DEFAULT_Q90["ttft"])
+            else:
+                own = self.error_q90.get("tpot_s.p50", DEFAULT_Q90["tpot"]) * (
+                    2.0 if metric == "itl" or is_tail else 1.0
+                )
+        return joined_rel(own, math.log1p(self.rel))
+
+    def interval(self, value: float, name: str) -> Interval:
+        """Return a value with its 90 % interval."""
+        width = self.of(name)
+        return Interval(value=value, low=value * math.exp(-width), high=value * math.exp(width))
+
+
+def _bounded(interval: Interval, most: float) -> Interval:
+    return Interval(value=min(interval.value, most), low=min(interval.low, most), high=min(interval.high, most))
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(value=interval.value * factor, low=interval.low * factor, high=interval.high * factor)
+
+
+def _widened(interval: Interval, rel: float, floor: float, ceiling: float) -> Interval:
+    low = max(min(interval.low, interval.value * (1 - rel)), min(floor, interval.value))
+    return Interval(value=interval.value, low=low, high=max(interval.value, min(interval.high * (1 + rel), ceiling)))
+
+
+def _memory(memory: Footprint, q: _Widths) -> dict[str, Interval]:
+    width = max(q.error_q90.get("kv_blocks", 0.02), 0.002)
+    used, tokens = memory.used_bytes, float(memory.kv_cache_tokens)
+    return {
+        "memory_bytes_per_gpu": Interval(
+            value=used, low=used * (1 - width), high=min(used * (1 + width), memory.device_bytes)
+        ),
+        "kv_cache_tokens": Interval(value=tokens, low=tokens * math.exp(-width), high=tokens * math.exp(width)),
+    }
+
+
+def _activity(run: Run, cluster: Cluster, deployment: Deployment, q: _Widths) -> dict[str, Interval]:
+    work, duration = run.simulation.total_work, run.simulation.duration_s
+    share = 1.0 / (deployment.pp * deployment.dp * duration)
+    flops = moved = 0.0
+    for stage in run.replica.stages:
+        pairs, context = stage.seen(work.tokens, work.pairs, work.sampled, work.context_tokens)
+        matrix, attention = stage.flops(work.tokens, pairs, work.sampled)
+        flops += float(matrix + attention) * share
+        moved += (
+            float(work.n_steps * (stage.weight_bytes + stage.head_bytes) + context * stage.kv_bytes_per_context_token)
+            * share
+        )
+        if stage.n_experts:
+            touched = touched_frac(stage, work.tokens / max(work.n_steps, 1.0))
+            moved += float(work.n_steps * stage.expert_bytes * touched) * share
+    peaks = cluster.gpu.peak_flops_per_s
+    peak = peaks.get("bf16") or peaks["fp16"]
+    if deployment.weight_dtype in ("fp8", "int8"):
+        peak = peaks.get("fp8") or peaks.get("int8") or peak
+    mbu = moved / cluster.gpu.memory_bandwidth_bytes_per_s
+    return {
+        "mfu_frac": _bounded(q.interval(flops / peak, "requests_per_s"), 1.0),
+        "mbu_frac": _bounded(q.interval(mbu, "requests_per_s"), 1.0),
+    }
+
+
+def _notes(
+    cluster: Cluster, deployment: Deployment, coefficients: CoefficientSet, is_saturated: bool, rel: float
+) -> list[Note]:
+    notes = []
+    if is_saturated:
+        notes.append(
+            Note(level="warning", text="the offered load exceeds what this plan can serve: queues grow without end")
+        )
+    if rel > 0:
+        notes.append(
+            Note(
+                text=f"no engine run on {cluster.gpu.name} is in the fit: efficiencies are carried over from "
+                f"{coefficients.gpu} by datasheet and kernel figures (+-{100 * rel:.0f} % more)"
+            )
+        )
+    if deployment.engine_version not in coefficients.engine_versions:
+        known = ", ".join(coefficients.engine_versions)
+        notes.append(
+            Note(
+                level="warning",
+                text=f"vLLM {deployment.engine_version} was not measured (fitted on {known}); another release can "
+                "differ by tens of per cent",
+            )
+        )
+    if cluster.n_nodes > 1 and deployment.tp * deployment.pp > cluster.gpus_per_node:
+        notes.append(Note(level="warning", text="a replica spans nodes: its network has not been measured"))
+    return notes
+
+
+def _steady(
+    model: Model,
+    cluster: Cluster,
+    deployment: Deployment,
+    workload: Workload,
+    coefficients: CoefficientSet,
+    facts: EngineFacts | None,
+    steady: Mapping[str, float],
+) -> Prediction:
+    rel = transfer_rel(coefficients, cluster.gpu)
+    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel)
+    values = transferred(coefficients, cluster.gpu)
+    memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
+    found = _memory(memory, q)
+    for name in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s"):
+        if math.isfinite(steady[name]):
+            found[name] = q.interval(steady[name], name.removesuffix("_s"))
+    for name in ("requests_per_s", "output_tokens_per_s", "saturation_requests_per_s"):
+        found[name] = q.interval(steady[name], "requests_per_s")
+    is_saturated = steady["is_saturated"] > 0
+    return Prediction(
+        quantities=found,
+        breakdowns=(memory.breakdown(),),
+        is_saturated=is_saturated,
+        method="steady",
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, rel)),
+    )
+
+
+def max_rate(
+    model: Model,
+    cluster: Cluster,
+    deployment: Deployment,
+    workload: Workload,
+    coefficients: CoefficientSet,
+    slo: Slo,
+    *,
+    facts: EngineFacts | None = None,
+    tolerance: float = 0.02,
+    seed: int = 0,
+) -> float:
+    """Return the largest Poisson rate at which every target of `slo` holds [requests/s]; 0 when none does.
+
+    Bisection between nothing and saturation with the simulator; the same seed at every rate keeps it monotone.
+    """
+    probe = workload.model_copy(update={"load": PoissonLoad(arrivals_per_s=1.0)})
+    most = float(sweep(model, cluster.gpu, [deployment], probe, coefficients, facts)["saturation_requests_per_s"][0])
+
+    def holds(rate: float) -> bool:
+        loaded = workload.model_copy(update={"load": PoissonLoad(arrivals_per_s=rate, n_requests=400)})
+        try:
+            sim = replay(model, cluster, deployment, loaded, coefficients, seed=seed, facts=facts).simulation
+        except DomainError:
+            return False
+        return all(not sim.latency(t.metric, t.statistic) > t.max_s for t in slo.targets)
+
+    low, high = 0.0, MAX_SHARE * most
+    if holds(high):
+        return high
+    if not holds(most * tolerance):
+        return 0.0
+    low = most * tolerance
+    while high - low > tolerance * high:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -1,0 +1,171 @@
+"""Steady state of many deployments at once, in closed form: the sweep that comes before simulation.
+
+A replica that runs n sequences takes one step a token. A share of the steps also carries a prompt. From the mean step
+time follow throughput (n over output tokens times step time), the load at which it saturates and the usual latencies;
+the percentiles are rules of thumb (a queue's tail) and finalists are simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.predict.footprint import footprint
+from advisor.predict.shapes import shapes_of
+from advisor.predict.step import Gemm, StepCost, step_cost
+from advisor.predict.traffic import mean_lengths
+from advisor.predict.transfer import transferred
+from advisor.schema import ClosedLoad, CoefficientSet, Deployment, EngineFacts, Gpu, Model, Workload
+
+Floats = NDArray[np.float64]
+N_ITERATIONS = 40
+TAIL = 4.6
+"""ln 100: the 99th percentile of an exponential wait over its mean."""
+
+
+def stacked(costs: Sequence[StepCost], index: NDArray[np.int64]) -> StepCost:
+    """Return one `StepCost` whose numbers are arrays: element i is `costs[index[i]]`."""
+    values: dict[str, object] = {}
+    for field in fields(StepCost):
+        column = [getattr(cost, field.name) for cost in costs]
+        if field.name == "gemms":
+            values["gemms"] = tuple(
+                Gemm(
+                    **{
+                        part.name: np.array([getattr(gemms[k], part.name) for gemms in column])[index]
+                        for part in fields(Gemm)
+                    }
+                )
+                for k in range(len(column[0]))
+            )
+        elif len(set(column)) == 1:
+            values[field.name] = column[0]
+        else:
+            values[field.name] = np.array(column)[index]
+    return StepCost(**values)  # type: ignore[arg-type]
+
+
+def sweep(
+    model: Model,
+    gpu: Gpu,
+    deployments: Sequence[Deployment],
+    workload: Workload,
+    coefficients: CoefficientSet,
+    facts: EngineFacts | None = None,
+) -> dict[str, Floats]:
+    """Return the steady state of every deployment, one array element each.
+
+    Keys: ttft_p50_s ttft_p99_s tpot_p50_s tpot_p99_s e2e_p50_s requests_per_s output_tokens_per_s
+    saturation_requests_per_s n_running mfu_frac mbu_frac is_saturated (1 or 0), all replicas together.
+    Deployments of one engine shape (tp, pp, formats) share their cost, so that 100,000 settings are a few arrays.
+    """
+    values = transferred(coefficients, gpu)
+    shapes = shapes_of(model)
+    keys = [(d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep) for d in deployments]
+    unique: dict[tuple[object, ...], int] = {}
+    index = np.array([unique.setdefault(key, len(unique)) for key in keys], dtype=np.int64)
+    first = {i: d for d, i in zip(reversed(deployments), reversed(index.tolist()), strict=True)}
+    costs = [step_cost(shapes, gpu, first[i], values, first[i].pp - 1) for i in range(len(unique))]
+    cost = stacked(costs, index)
+    memory_keys = [
+        (*key, d.max_num_batched_tokens, d.gpu_memory_utilization, d.max_model_len)
+        for key, d in zip(keys, deployments, strict=True)
+    ]
+    pools: dict[tuple[object, ...], int] = {}
+    for key, d in zip(memory_keys, deployments, strict=True):
+        if key not in pools:
+            pools[key] = footprint(model, gpu, d, facts).n_kv_blocks * d.kv_block_tokens
+    cache = np.array([pools[key] for key in memory_keys], dtype=float)
+    pp = np.array([d.pp for d in deployments], dtype=float)
+    dp = np.array([d.dp for d in deployments], dtype=float)
+    seqs = np.array([d.max_num_seqs for d in deployments], dtype=float)
+    budget = np.array([d.max_num_batched_tokens for d in deployments], dtype=float)
+    prompt, output = mean_lengths(workload.lengths)
+    hit = workload.prefix
+    has_cache = np.array([d.prefix_caching for d in deployments], dtype=float)
+    shared = min(hit.shared_prefix_tokens, prompt)
+    to_compute = np.maximum(prompt - has_cache * (shared + (prompt - shared) * hit.conversation_hit_frac), 1.0)
+    held = prompt + 0.5 * output
+    n_most = np.maximum(
+        np.minimum(seqs, (cache - has_cache * shared) / np.maximum(held - has_cache * shared, 1.0)), 1e-9
+    )
+    client_s = values["submit_s"] + values["return_s"]
+    send_s = values["send_s"]
+
+    def mean_step(n: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return mean step time, pure decode step time and the time that one request's prompt adds to its step [s]."""
+        group = n / pp
+        context = group * held
+        decode = cost.decode_s(group, context, group) * pp + (pp > 1) * pp * send_s
+        chunk = np.minimum(to_compute, np.maximum(budget - group, 1.0))
+        pairs = chunk * (0.5 * (chunk + 1.0) + 0.5 * (to_compute - chunk))
+        mixed_gpu = cost.seconds(chunk, pairs, group, context, group + 1.0)
+        ratio = cost.power_ratio(mixed_gpu, chunk + group, pairs, context, group + 1.0)
+        mixed_gpu = mixed_gpu * cost.stretch(ratio)
+        mixed = np.maximum(mixed_gpu, cost.host_s(chunk, group, group + 1.0))
+        extra = np.maximum(mixed - decode / pp, 0.0) * (to_compute / chunk)
+        # each token of a running sequence brings 1/output of a prompt
+        return decode + n / output * extra, decode, mixed * (to_compute / chunk)
+
+    step_full, _, _ = mean_step(n_most)
+    most = n_most / (output * step_full)
+    low, high = np.full(len(dp), 1e-9), n_most.copy()
+    if isinstance(workload.load, ClosedLoad):
+        per_replica = workload.load.concurrency / dp
+        target = np.minimum(per_replica, n_most)
+    else:
+        target = np.zeros(len(dp))
+    offered = 0.0 if isinstance(workload.load, ClosedLoad) else workload.load.arrivals_per_s
+    for _ in range(N_ITERATIONS):
+        n = 0.5 * (low + high)
+        step, _, mixed = mean_step(n)
+        rate = n / (output * step)
+        if isinstance(workload.load, ClosedLoad):
+            waiting = rate * (2.0 * step + mixed + client_s)
+            is_over = n + waiting > target
+        else:
+            is_over = rate > offered / dp
+        high = np.where(is_over, n, high)
+        low = np.where(is_over, low, n)
+    n = 0.5 * (low + high)
+    step, _, mixed = mean_step(n)
+    rate = n / (output * step)
+    if isinstance(workload.load, ClosedLoad):
+        saturated = np.zeros(len(dp))
+        queue = np.maximum(workload.load.concurrency / dp - n_most, 0.0) / rate
+        ttft = 2.0 * step + mixed + client_s + queue
+        ttft_tail = ttft + TAIL * 0.5 * mixed
+        requests = rate * dp
+    else:
+        load = offered / dp / most
+        saturated = (load >= 1.0).astype(float)
+        wait = 0.5 * np.minimum(load, 0.999) / (1.0 - np.minimum(load, 0.999)) * mixed
+        ttft = 1.5 * step + mixed + client_s + 0.7 * wait
+        ttft_tail = 1.5 * step + mixed * (1.0 + np.minimum(load, 1.0)) + client_s + TAIL * wait
+        requests = np.minimum(np.full(len(dp), offered), most * dp)
+        ttft = np.where(saturated > 0, np.inf, ttft)
+        ttft_tail = np.where(saturated > 0, np.inf, ttft_tail)
+    tpot = step
+    matrix, attention = cost.flops(1.0, 0.5 * prompt, 1.0)
+    per_request = matrix * (to_compute + output) + attention * to_compute
+    peak = gpu.peak_flops_per_s.get("bf16") or gpu.peak_flops_per_s["fp16"]
+    streamed = cost.weight_bytes + cost.head_bytes + cost.expert_bytes * (cost.n_experts > 0)
+    read = streamed / step * pp + n / pp * held * cost.kv_bytes_per_context_token / step * pp
+    ones = np.ones(len(dp))
+    return {
+        "ttft_p50_s": ttft * ones,
+        "ttft_p99_s": ttft_tail * ones,
+        "tpot_p50_s": tpot * ones,
+        "tpot_p99_s": tpot * 1.3 * ones,
+        "e2e_p50_s": ttft + (output - 1.0) * tpot,
+        "requests_per_s": requests * ones,
+        "output_tokens_per_s": requests * output,
+        "saturation_requests_per_s": most * dp,
+        "n_running": n * dp,
+        "mfu_frac": requests / dp * per_request / peak,
+        "mbu_frac": np.minimum(read / gpu.memory_bandwidth_bytes_per_s, 1.0) * ones,
+        "is_saturated": saturated * ones,
+    }

@@ -1,0 +1,71 @@
+"""Coefficients of a GPU on which no engine ran: the measured GPU's, scaled by what kernels reach on both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from advisor.schema import CoefficientSet, Gpu
+
+SCALED_BY: dict[str, tuple[str, ...]] = {
+    "gemm": ("gemm_eff_bf16", "gemm_eff_int4"),
+    "gemm_fp8": ("gemm_eff_fp8",),
+    "stream": ("stream_eff_bf16", "stream_eff_int4", "elementwise_eff"),
+    "stream_fp8": ("stream_eff_fp8",),
+    "kv": ("kv_eff",),
+    "attention": ("attention_eff",),
+    "all_reduce": ("all_reduce_s", "all_reduce_large_s"),
+    "link": ("link_eff",),
+    "joules": ("joules_per_flop",),
+}
+"""Which coefficients each kernel figure scales."""
+
+UNKNOWN_REL = 0.3
+"""Half-width, as a share, of the 90 % interval on a GPU without kernel figures."""
+
+REFERENCE_POWER_W = 700.0
+REFERENCE_PEAK_FLOPS_PER_S = 989.4e12
+"""Board limit and dense bf16 peak of the GPU that the fit's runs used (H100 SXM)."""
+
+
+def transferred(coefficients: CoefficientSet, gpu: Gpu) -> dict[str, float]:
+    """Return coefficient values for `gpu`; efficiencies stay within (0, 1].
+
+    The factors come with the set (data/fitted/transfer.toml). The energy of an operation follows the board's watts a
+    peak operation, so that a card is as throttled as its maker designed it.
+    """
+    values = {name: c.value for name, c in coefficients.coefficients.items()}
+    if gpu.name == coefficients.gpu:
+        return values
+    factors = _factors(coefficients, gpu)
+    for key, names in SCALED_BY.items():
+        factor = float(factors.get(key, 1.0))
+        for name in names:
+            if name in values:
+                scaled = values[name] * factor
+                values[name] = min(scaled, 1.0) if name.endswith(("_eff", "_bf16", "_fp8", "_int4")) else scaled
+    peak = gpu.peak_flops_per_s.get("bf16") or gpu.peak_flops_per_s["fp16"]
+    design = (gpu.board_power_w / peak) / (REFERENCE_POWER_W / REFERENCE_PEAK_FLOPS_PER_S)
+    values["joules_per_flop"] *= design
+    values["joules_per_byte"] *= gpu.board_power_w / REFERENCE_POWER_W * 3.35e12 / gpu.memory_bandwidth_bytes_per_s
+    return values
+
+
+def transfer_rel(coefficients: CoefficientSet, gpu: Gpu) -> float:
+    """Return the extra relative half-width of an interval on `gpu`, 0 for the GPU that was measured."""
+    if gpu.name == coefficients.gpu:
+        return 0.0
+    return float(_factors(coefficients, gpu).get("rel", UNKNOWN_REL))
+
+
+def _factors(coefficients: CoefficientSet, gpu: Gpu) -> Mapping[str, float]:
+    return coefficients.transfer.get(gpu.name, coefficients.transfer.get("default", {}))
+
+
+def joined_rel(*shares: float) -> float:
+    """Return independent relative half-widths joined: the root of the sum of squares.
+
+    >>> joined_rel(0.03, 0.04)
+    0.05
+    """
+    return round(math.sqrt(sum(s * s for s in shares)), 12)
