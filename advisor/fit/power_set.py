@@ -29,7 +29,6 @@ from advisor.fit.power import (
     relative_errors,
 )
 from advisor.fit.records import Cell, cells_of, read_records
-from advisor.predict.engine_state import Work
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import step_cost
 from advisor.predict.transfer import transferred
