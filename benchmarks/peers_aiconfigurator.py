@@ -99,7 +99,9 @@ def answer() -> None:
                         kvcache_quant_mode=KV[record["kv_dtype"]],
                     )
                 except Exception as error:  # whatever stops it is part of what we report
-                    cell[setting] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0].split(" at /")[0][:120]}
+                    cell[setting] = {
+                        "refused": f"{type(error).__name__}: {error}".splitlines()[0].split(" at /")[0][:120]
+                    }
                     continue
                 db_versions.add(found.backend_version)
                 values = (

@@ -1,69 +1,60 @@
-"""Writes docs/cli.md from the command line's own definitions; `--check` only says whether the page is current."""
+"""Writes docs/cli.md from the command line's own parser; `--check` only says whether the page is current."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
-from advisor.cli import app
-from typer.main import get_command
+from advisor.cli.commands import COMMANDS, build_parser, command_parser
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 HEAD = """# Command line
 
-Every command, from its own help; `make docs` rewrites this page and a test compares it. Exit codes: 0 an answer, 2 bad
-input (one sentence says what would be accepted). `--json` prints one object with a `schema_version`.
+Every command, from its own parser; `make docs` rewrites this page and a test compares it. Exit codes: 0 an answer,
+2 bad input (one sentence on stderr says what would be accepted). `--json` prints one object with a `schema_version`.
 """
-
-
-def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    """Each command a user can type, with its full name, parents first."""
-    yield path, command
-    for name, child in getattr(command, "commands", {}).items():
-        if not child.hidden:
-            yield from commands(child, f"{path} {name}")
 
 
 def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def default_of(param: click.Parameter) -> str:
-    shown = getattr(param, "show_default", True)
-    if isinstance(shown, str):
-        return cell(shown)
-    value = param.default
-    if param.required:
-        return "required"
-    if value is None or value == () or callable(value) or shown is False or "UNSET" in repr(value).upper():
+def value_of(action: argparse.Action) -> str:
+    if action.choices is not None:
+        return ", ".join(f"`{choice}`" for choice in action.choices)
+    if action.nargs == 0:
         return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else cell(str(value))}`"
+    metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+    return cell(metavar) + (" ..." if action.nargs in ("*", "+") else "")
 
 
-def parameter_row(param: click.Parameter, context: click.Context) -> str:
-    names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
-    if param.param_type_name == "argument":
-        names = f"`{param.make_metavar(context)}`"
-    choices = getattr(param.type, "choices", None)
-    kind = " \\| ".join(f"`{c}`" for c in choices) if choices else param.type.name
-    return f"| {names} | {kind} | {default_of(param)} | {cell(getattr(param, 'help', None) or '')} |"
+def row(action: argparse.Action) -> str:
+    names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar or action.dest}`"
+    optional = action.nargs in ("?", "*")
+    kind = value_of(action) if action.option_strings else ("optional" if optional else "required")
+    return f"| {names} | {kind} | {cell(action.help or '')} |"
 
 
-def section(path: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=path)
-    params = [p for p in command.params if not getattr(p, "hidden", False) and "--help" not in p.opts]
-    lines = [f"## `{path}`", "", (command.help or "").replace("\b", "").strip(), ""]
-    if params:
-        lines += ["| option | value | default | |", "|---|---|---|---|"]
-        lines += [parameter_row(p, context) for p in params]
-    return "\n".join(lines).rstrip() + "\n"
+def section(name: str, text: str, parser: argparse.ArgumentParser) -> str:
+    lines = [f"## `advisor {name}`", "", text, ""]
+    for group in parser._action_groups:
+        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS and a.dest != "help"]
+        if not actions:
+            continue
+        title = group.title if group.title not in ("positional arguments", "options") else ""
+        lines += [f"| {title or ''} | | |", "|---|---|---|", *map(row, actions), ""]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    parser = build_parser()
+    sections = [section(name, text, command_parser(parser, name)) for name, (text, *_) in COMMANDS.items()]
+    return "\n".join([HEAD, *sections]).rstrip() + "\n"
 
 
 def main() -> int:
-    root = get_command(app)
-    text = "\n".join([HEAD, *(section(path, command) for path, command in commands(root, "advisor"))])
+    text = page()
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(text)
         return 0
