@@ -75,7 +75,7 @@ class PowerCell:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replayed cell did: work of all its replicas, the simulated duration, one step cost a stage."""
+    """What a replayed cell did: work of all its replicas, its duration and tokens, the cost of each stage."""
 
     stages: Sequence[StepCost]
     work: Work

@@ -28,13 +28,15 @@ from advisor.fit.power import (
     published_cell,
     relative_errors,
 )
-from advisor.fit.records import Cell, cells_of, read_records
+from advisor.fit.records import Cell
+from advisor.fit.run import load_data
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import step_cost
 from advisor.predict.transfer import transferred
 from advisor.schema import Coefficient, CoefficientSet, EngineFacts, FitReport, Source
 
 Z90 = 1.645
+ENGINE_VERSION = "0.26.0"
 
 
 def coefficient_set(
@@ -95,7 +97,7 @@ def coefficient_set(
         name="power",
         version=1,
         engine="vllm",
-        engine_versions=("0.26.0",),
+        engine_versions=(ENGINE_VERSION,),
         gpu="h100-sxm-80gb",
         coefficients=table,
         report=FitReport(
@@ -189,14 +191,14 @@ UNKNOWN_ERROR = 0.3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit and write: ``python -m advisor.fit.power_set RUNS.jsonl ... --out data/fitted/power.json``."""
+    """Fit and write: ``python -m advisor.fit.power_set data/runs --out data/fitted/power.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("folder", type=Path, help="run records with their manifest")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     catalog = load_catalog()
-    facts = EngineFacts.from_table(catalog.engine("vllm"), "0.26.0")
-    cells = [cell for path in options.records for cell in cells_of(read_records(path), catalog)]
+    facts = EngineFacts.from_table(catalog.engine("vllm"), ENGINE_VERSION)
+    cells = load_data(options.folder, catalog).fitted
     rows = read_json(catalog.root / "golden" / "power_public.json")["rows"]
     published = [published_cell(row, catalog.gpu(row["gpu"])) for row in rows]
     own = power_cells(cells, catalog.coefficients("vllm"), facts)
