@@ -1,1 +1,1 @@
-"""fit"""
+"""Run records in, coefficients and error tables out."""
