@@ -9,6 +9,7 @@ budget: its default (the prompt length) and the engine's `max_num_batched_tokens
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -157,6 +158,31 @@ def errors_of(predictions: list[Cell], records: list[Cell]) -> dict[str, list[fl
     return errors
 
 
+def ours(records: list[Cell]) -> list[Cell]:
+    """What `advisor validate` predicts for the same cells, with the coefficients of data/fitted."""
+    from advisor.fit.validate import validate
+    from advisor.schema import RunRecord
+
+    predictions: list[Cell] = [{} for _ in records]
+    for row in validate([RunRecord.model_validate(record) for record in records]):
+        predictions[row.cell][row.metric] = row.predicted
+    return predictions
+
+
+def from_rows(path: Path, records: list[Cell]) -> list[Cell]:
+    """Predictions from rows as CSV: run_id, load, lengths, metric, predicted (`advisor validate --rows` writes them)."""
+    found: dict[tuple[str, str, str], Cell] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            cell = found.setdefault((row["run_id"], row["load"], row["lengths"]), {})
+            cell[row["metric"]] = float(row["predicted"])
+
+    def words(values: Cell) -> str:
+        return " ".join(f"{key}={value}" for key, value in values.items())
+
+    return [found.get((r["run_id"], words(r["load"]), words(r["lengths"])), {}) for r in records]
+
+
 def print_table(predictors: dict[str, list[Cell]], records: list[Cell]) -> None:
     print("| predictor, clients | " + " | ".join(METRICS) + " |")
     print("|---" * (len(METRICS) + 1) + "|")
@@ -172,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", default=".venv-peers/bin/python")
+    parser.add_argument("--left-out", type=Path, help="our predictions of starts left out of the fit, rows as CSV")
     parser.add_argument("records", nargs="*", type=Path)
     options = parser.parse_args()
     if options.answer:
@@ -190,6 +217,9 @@ def main() -> None:
     for label, predictions in predictors.items():
         for reason, n in Counter(p["refused"] for p in predictions if "refused" in p).items():
             print(f"  {n} refused by {label}: {reason}")
+    predictors["advisor, fitted on these runs"] = ours(records)
+    if options.left_out:
+        predictors["advisor, each start left out of its fit"] = from_rows(options.left_out, records)
     print("\nrelative error: median and P90 of its size / mean with sign (cells)\n")
     print_table(predictors, records)
 
