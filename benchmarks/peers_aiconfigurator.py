@@ -9,7 +9,6 @@ budget: its default (the prompt length) and the engine's `max_num_batched_tokens
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -29,7 +28,7 @@ SYSTEMS = {
 GEMM = {"bf16": "bfloat16", "fp8": "fp8", "awq-int4": "int4_wo"}
 KV = {"bf16": "bfloat16", "fp8": "fp8"}
 SETTINGS = {"default": "aiconfigurator", "engine": "aiconfigurator with the engine's token budget"}
-GROUPS = (("1", 1, 1), ("8-64", 2, 64), ("128-256", 65, 10**6))
+GROUPS = (("1 client", 1, 1), ("2-16 clients", 2, 16), ("over 16 clients", 17, 10**6))
 Cell = dict[str, Any]
 
 
@@ -169,22 +168,23 @@ def ours(records: list[Cell]) -> list[Cell]:
     return predictions
 
 
-def from_rows(path: Path, records: list[Cell]) -> list[Cell]:
-    """Predictions from rows as CSV: run_id, load, lengths, metric, predicted (`advisor validate --rows` writes them)."""
-    found: dict[tuple[str, str, str], Cell] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            cell = found.setdefault((row["run_id"], row["load"], row["lengths"]), {})
-            cell[row["metric"]] = float(row["predicted"])
-
-    def words(values: Cell) -> str:
-        return " ".join(f"{key}={value}" for key, value in values.items())
-
-    return [found.get((r["run_id"], words(r["load"]), words(r["lengths"])), {}) for r in records]
+def print_left_out() -> None:
+    """Our errors where each engine start was left out of the fit, as `advisor fit` recorded them, for the same loads."""
+    path = Path("data/fitted/accuracy.json")
+    if not path.is_file():
+        return
+    by_load = json.loads(path.read_text())["by_regime"]["load"]
+    for label, *_ in GROUPS:
+        found = by_load.get(f"closed, {label}", {})
+        cells = [
+            f"{e['median']:.1%} / {e['p90']:.1%} / {e['bias']:+.1%} ({e['n']})" if e else "no answer"
+            for e in map(found.get, METRICS)
+        ]
+        print(f"| advisor, each start left out of its fit, {label} | " + " | ".join(cells) + " |")
 
 
 def print_table(predictors: dict[str, list[Cell]], records: list[Cell]) -> None:
-    print("| predictor, clients | " + " | ".join(METRICS) + " |")
+    print("| predictor | " + " | ".join(METRICS) + " |")
     print("|---" * (len(METRICS) + 1) + "|")
     for name, predictions in predictors.items():
         print(table_row(f"{name}, all", errors_of(predictions, records)))
@@ -198,7 +198,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", default=".venv-peers/bin/python")
-    parser.add_argument("--left-out", type=Path, help="our predictions of starts left out of the fit, rows as CSV")
     parser.add_argument("records", nargs="*", type=Path)
     options = parser.parse_args()
     if options.answer:
@@ -217,11 +216,14 @@ def main() -> None:
     for label, predictions in predictors.items():
         for reason, n in Counter(p["refused"] for p in predictions if "refused" in p).items():
             print(f"  {n} refused by {label}: {reason}")
-    predictors["advisor, fitted on these runs"] = ours(records)
-    if options.left_out:
-        predictors["advisor, each start left out of its fit"] = from_rows(options.left_out, records)
+    answered = predictors[SETTINGS["default"]]
+    predictors["advisor, fitted on these runs"] = [
+        {metric: value for metric, value in mine.items() if metric in peer}
+        for mine, peer in zip(ours(records), answered, strict=True)
+    ]
     print("\nrelative error: median and P90 of its size / mean with sign (cells)\n")
     print_table(predictors, records)
+    print_left_out()
 
 
 if __name__ == "__main__":
