@@ -199,24 +199,11 @@ class Engine:
         else:
             self.partial = sequence
 
-    def _blocks_opened(self, group: Group, n_steps: int) -> int:
-        """Return how many blocks the decodes of `group` open in its next `n_steps` steps."""
-        tokens = self.limits.kv_block_tokens
-        per_step = self.limits.tokens_per_step
-        if per_step != 1.0:
-            rate = group.n * per_step / tokens
-            return int(rate * (group.steps + n_steps)) - int(rate * group.steps)
-        residues = group.residues
-        opened = n_steps // tokens * group.n
-        for step in range(group.steps, group.steps + n_steps % tokens):
-            opened += residues[-step % tokens]
-        return opened
-
     def _take_decode_blocks(self, group: Group) -> None:
         """Give each decode of this step its slot; preempt the newest request while blocks are short."""
-        needed = self._blocks_opened(group, 1)
+        needed = group.blocks_opened(1, self.limits)
         while needed > self.free_blocks and self._preempt():
-            needed = self._blocks_opened(group, 1)
+            needed = group.blocks_opened(1, self.limits)
         if needed > self.free_blocks:
             raise DomainError("a request needs more KV-cache blocks than the engine has")
         self.free_blocks -= needed
@@ -353,7 +340,7 @@ class Engine:
         m = min(group.finish[0][0] - group.steps - 1, MAX_STRETCH_STEPS)
         if m < 2 or any(step.finished for step in self.in_flight):
             return
-        while m > 1 and self._blocks_opened(group, m) > self.free_blocks:
+        while m > 1 and group.blocks_opened(m, limits) > self.free_blocks:
             m //= 2
         stage = self.stages[0]
         n = group.n
@@ -384,7 +371,7 @@ class Engine:
         for step in self.in_flight:
             self._process(step)
         self.in_flight.clear()
-        self.free_blocks -= self._blocks_opened(group, m)
+        self.free_blocks -= group.blocks_opened(m, limits)
         last_s = first_s + slope_s * (m - 1)
         if group.steps and start_s > group.last_end_s:
             self.itl.append((start_s - group.last_end_s + first_s, start_s - group.last_end_s + first_s, float(n)))

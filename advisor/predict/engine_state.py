@@ -94,3 +94,14 @@ class Group:
     last_end_s: float = 0.0
     residues: list[int] = field(default_factory=list)
     finish: list[tuple[int, int, Sequence_]] = field(default_factory=list)
+
+    def blocks_opened(self, n_steps: int, limits: EngineLimits) -> int:
+        """Return how many KV blocks the sequences open in their next `n_steps` steps."""
+        tokens, per_step = limits.kv_block_tokens, limits.tokens_per_step
+        if per_step != 1.0:
+            rate = self.n * per_step / tokens
+            return int(rate * (self.steps + n_steps)) - int(rate * self.steps)
+        opened = n_steps // tokens * self.n
+        for step in range(self.steps, self.steps + n_steps % tokens):
+            opened += self.residues[-step % tokens]
+        return opened
