@@ -32,7 +32,8 @@ class Request(Noun):
     rate: PositiveFloat | None = Field(default=None, le=1e7, description="requests/s")
     concurrency: PositiveInt | None = Field(default=None, le=10**6)
     prefix: PrefixSharing | None = None
-    slo: Slo = Slo()
+    slo: Slo = Field(default=Slo(), description="latency targets; empty = usual ones for online serving")
+    is_best_effort: bool = Field(default=False, description="no latency targets at all, also no usual ones")
     objective: Objective = "cost"
     backends: tuple[Backend, ...] = ()
     weight_dtypes: tuple[WeightDtype, ...] = Field(

@@ -1,0 +1,5 @@
+"""`python -m advisor` is the command line."""
+
+from advisor.cli import main
+
+main()

@@ -1,0 +1,53 @@
+"""The command line: parse, call one function of the library, print a table or one JSON object."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from advisor.cli.commands import build_parser, command_parser
+from advisor.cli.parse import UsageError, complain, flag_of, require, unknown_word
+from advisor.errors import AdvisorError
+
+BAD_INPUT = 2
+
+
+def run(argv: Sequence[str]) -> int:
+    """Return the exit code of a command line: 0 an answer, 2 bad input with one sentence on stderr."""
+    from pydantic import ValidationError
+
+    try:
+        parser = build_parser()
+        args, extra = parser.parse_known_args(list(argv))
+        if extra:
+            raise unknown_word(command_parser(parser, args.command), extra[0])
+        require(args)
+        return int(args.run(args))
+    except UsageError as error:
+        complain(str(error))
+    except AdvisorError as error:
+        complain(str(error))
+    except ValidationError as error:
+        from advisor.schema import first_error
+
+        text = first_error(error)
+        field = text.split("'")[1] if text.count("'") > 1 else ""
+        complain(text.replace(f"'{field}'", flag_of(field.split(".")[0]), 1) if field else text)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UnicodeError) as error:
+        complain(str(error))
+    return BAD_INPUT
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line of this process and exit."""
+    try:
+        code = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader (head, less) has what it wanted; Python must not complain when it closes stdout
+        sys.stderr.close()
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,64 @@
+"""Commands about serving: recommend, predict, compare."""
+
+from __future__ import annotations
+
+import argparse
+
+from advisor.catalog import load_catalog
+from advisor.cli.parse import request_fields
+from advisor.cli.show_plan import compare_lines, plan_lines, recommendation_lines
+from advisor.cli.text import out, print_json
+from advisor.recommend.answer import recommend as answer_of
+from advisor.recommend.ask import ask
+from advisor.recommend.form import plan_json, recommendation_json
+from advisor.recommend.one import deployment_of, predict_one
+from advisor.schema import SCHEMA_VERSION, Request
+
+
+def recommend(args: argparse.Namespace) -> int:
+    """Print the ranked plans of a request."""
+    answer = answer_of(Request.model_validate(request_fields(args)))
+    if args.json:
+        print_json(recommendation_json(answer))
+    else:
+        out("\n".join(recommendation_lines(answer, verbose=args.verbose)))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print the best plan of vLLM and of each DeepSpeed path side by side."""
+    answer = answer_of(Request.model_validate(request_fields(args)))
+    if args.json:
+        print_json(recommendation_json(answer))
+    else:
+        out("\n".join(compare_lines(answer)))
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print what one deployment would do."""
+    fields = request_fields(args)
+    fields.setdefault("is_best_effort", "slo" not in fields)
+    question = ask(Request.model_validate(fields), load_catalog())
+    deployment = deployment_of(question, chosen(args))
+    plan = predict_one(question, deployment, method="steady" if args.closed_form else "simulated")
+    if args.json:
+        print_json({"schema_version": SCHEMA_VERSION, "model": question.model.name} | plan_json(plan))
+    else:
+        out("\n".join(plan_lines(question, plan, verbose=args.verbose)))
+    return 0
+
+
+def chosen(args: argparse.Namespace) -> dict[str, object]:
+    """Return the fields of a deployment that the command line sets."""
+    names = ("backend", "tp", "pp", "dp", "weight_dtype", "kv_dtype", "max_num_seqs", "max_num_batched_tokens")
+    fields = {
+        name: value
+        for name in (*names, "gpu_memory_utilization", "static_batch", "offload")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.enforce_eager:
+        fields["enforce_eager"] = True
+    if args.no_prefix_caching:
+        fields["prefix_caching"] = False
+    return fields

@@ -1,0 +1,112 @@
+"""One deployment that the user fixed: completed with the engine's defaults, checked, predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from advisor.errors import DomainError
+from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
+from advisor.predict.footprint import footprint
+from advisor.predict.serving import predict_vllm
+from advisor.recommend.ask import Pool, Question
+from advisor.recommend.plan import Option, make_plan, with_offered_rates
+from advisor.recommend.space import base_deployment, format_fault, kv_dtype_for, layouts, legal_tp, replicas
+from advisor.schema import Deployment, Plan
+
+
+def _pool(question: Question) -> Pool:
+    if len(question.pools) > 1:
+        raise DomainError(f"one deployment runs on one pool, got {len(question.pools)}; give a single GPU spec")
+    return question.pools[0]
+
+
+def deployment_of(question: Question, chosen: Mapping[str, Any]) -> Deployment:
+    """Return the deployment with the fields of `chosen`; what is not given is the engine's default.
+
+    Unset degrees: the fewest GPUs a replica that hold the model, and as many replicas as the GPUs hold. Raises
+    DomainError for degrees that are not legal, with those that are.
+    """
+    pool = _pool(question)
+    cluster, model = pool.cluster, question.model
+    backend = chosen.get("backend", "vllm")
+    if backend != "vllm":
+        every = deepspeed_deployments(model, cluster, max_model_len=question.max_model_len, backends=(backend,))
+        return Deployment.model_validate(every[0].model_dump() | dict(chosen))
+    base = base_deployment(model, cluster.gpu, question.facts, max_model_len=question.max_model_len)
+    fields = base.model_dump() | dict(chosen)
+    if "weight_dtype" in chosen and "kv_dtype" not in chosen:
+        fields["kv_dtype"] = kv_dtype_for(chosen["weight_dtype"], model, cluster.gpu)
+    one = Deployment.model_validate(fields)
+    tps, spread = legal_tp(model, cluster), list(layouts(model, cluster))
+    if "tp" in chosen and one.tp not in tps:
+        shown = ", ".join(str(t) for t in tps)
+        raise DomainError(
+            f"tp {one.tp} is not legal for {model.name} ({model.n_heads} heads, {model.n_kv_heads} KV heads) on"
+            f" nodes of {cluster.gpus_per_node} GPUs; legal: {shown}"
+        )
+    able = [
+        at for at in spread if ("tp" not in chosen or at.tp == one.tp) and (at.pp == one.pp if "pp" in chosen else True)
+    ]
+    if "pp" not in chosen and any(at.pp == 1 for at in able):
+        able = [at for at in able if at.pp == 1] if "tp" in chosen else able
+    if not able:
+        raise DomainError(
+            f"tp {one.tp} x pp {one.pp} does not fit {cluster.n_gpus} GPUs; pp can be at most"
+            f" {max((at.pp for at in spread if at.tp == one.tp), default=1)}"
+        )
+    trials = [
+        (at, one.model_copy(update={"tp": at.tp, "pp": at.pp, "n_nodes": at.n_nodes}))
+        for at in sorted(able, key=lambda at: (at.tp * at.pp, at.pp))
+    ]
+    at, picked = next(
+        ((at, d) for at, d in trials if footprint(model, cluster.gpu, d, question.facts).is_ok), trials[-1]
+    )
+    dp = one.dp if "dp" in chosen else replicas(at.max_dp)[-1]
+    if dp > at.max_dp:
+        raise DomainError(f"{dp} replicas of {at.tp * at.pp} GPUs exceed {cluster.n_gpus} GPUs; dp can be {at.max_dp}")
+    return picked.model_copy(update={"dp": dp})
+
+
+def predict_one(
+    question: Question, deployment: Deployment, *, method: Literal["simulated", "steady"] = "simulated"
+) -> Plan:
+    """Return the plan of one deployment.
+
+    Raises DomainError, with the nearest number that would fit, for a deployment that cannot run.
+    """
+    pool = _pool(question)
+    model, cluster = question.model, pool.cluster
+    fault = question.context_fault
+    if deployment.backend == "vllm":
+        d = deployment
+        fault = fault or format_fault(model, cluster.gpu, d.weight_dtype, d.kv_dtype, question.facts)
+        room = footprint(model, cluster.gpu, d, question.facts)
+        if fault is None and not room.is_ok:
+            fault = room.reason, room.nearest
+        if fault:
+            raise DomainError(f"{fault[0]}; nearest that fits: {fault[1]}")
+        if question.vllm is None:
+            raise DomainError("there are no fitted coefficients for vLLM; run `advisor fit` on run records first")
+        prediction = predict_vllm(
+            model,
+            cluster,
+            d,
+            question.workload,
+            question.vllm,
+            method=method,
+            slo=question.slo,
+            seed=question.request.seed,
+            facts=question.facts,
+            power=question.power,
+        )
+        prediction = with_offered_rates(question, prediction)
+    else:
+        if question.deepspeed is None:
+            raise DomainError("there are no fitted coefficients for DeepSpeed")
+        fault = fault or feasible_deepspeed(model, cluster, deployment, question.workload, question.deepspeed)
+        if fault:
+            raise DomainError(f"{fault[0]}; nearest that fits: {fault[1]}")
+        prediction = predict_deepspeed(model, cluster, deployment, question.workload, question.deepspeed)
+    option = Option(pool, deployment, prediction)
+    return make_plan(question, option, rank=1, has_prices=pool.usd_per_gpu_h is not None, is_pareto=False)

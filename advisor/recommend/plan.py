@@ -1,0 +1,184 @@
+"""A predicted deployment as a plan: price, score, targets, command and remarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advisor.emit.deepspeed import command_for
+from advisor.emit.vllm import launch_notes, vllm_command
+from advisor.predict.traffic import mean_lengths
+from advisor.recommend.ask import Pool, Question
+from advisor.recommend.rank import (
+    MAX_LOAD_FRAC,
+    NO_LATENCY,
+    badness,
+    missed,
+    score,
+    usd_per_h,
+    usd_per_million_tokens,
+    values_of,
+)
+from advisor.schema import ClosedLoad, Deployment, Interval, Note, Plan, Prediction, TraceLoad
+from advisor.units import format_s
+
+
+@dataclass(frozen=True)
+class Option:
+    """A deployment of one pool with its prediction: what a plan is made from."""
+
+    pool: Pool
+    deployment: Deployment
+    prediction: Prediction
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Return what makes two options the same plan but for engine settings."""
+        d = self.deployment
+        return (self.pool.name, d.backend, d.tp, d.pp, d.dp, d.ep, d.weight_dtype, d.kv_dtype, d.offload)
+
+
+def latency_s(prediction: Prediction) -> float:
+    """Return the median end-to-end time of a prediction, a huge number for a saturated one that has none."""
+    found = prediction.quantities.get("e2e_p50_s")
+    return found.value if found is not None else NO_LATENCY
+
+
+def offered_per_s(question: Question) -> float | None:
+    """Return the arrivals per second of an open load, None for a closed one."""
+    load = question.workload.load
+    return None if isinstance(load, ClosedLoad) else load.arrivals_per_s
+
+
+def with_offered_rates(question: Question, prediction: Prediction) -> Prediction:
+    """Return a prediction whose rates are the offered ones while it keeps up with an open load without end.
+
+    The simulation sends some hundred requests and its duration ends with the last answer; in the long run a plan that
+    is not saturated completes what arrives.
+    """
+    load = question.workload.load
+    is_endless = not isinstance(load, ClosedLoad | TraceLoad) and load.n_requests is None and load.duration_s is None
+    if not is_endless or prediction.is_saturated:
+        return prediction
+    assert not isinstance(load, ClosedLoad)
+    rate = load.arrivals_per_s
+    prompt, output = mean_lengths(question.workload.lengths)
+    exact = {
+        "requests_per_s": rate,
+        "output_tokens_per_s": rate * output,
+        "total_tokens_per_s": rate * (prompt + output),
+    }
+    rates = {name: Interval(value=v, low=v, high=v) for name, v in exact.items() if name in prediction.quantities}
+    met = prediction.quantities.get("slo_attainment_frac")
+    if met is not None:
+        rates["goodput_requests_per_s"] = Interval(value=rate * met.value, low=rate * met.low, high=rate * met.high)
+    return prediction.model_copy(update={"quantities": prediction.quantities | rates})
+
+
+def priced_values(question: Question, option: Option, *, has_prices: bool) -> tuple[dict[str, float], float]:
+    """Return the central values, with costs, and USD an hour (GPUs, where no price is known)."""
+    values = values_of(option.prediction)
+    rent = option.pool.usd_per_gpu_h if has_prices and option.pool.usd_per_gpu_h is not None else 1.0
+    hourly = float(usd_per_h(option.deployment.n_gpus, values.get("board_power_w", 0.0), rent, question.request))
+    return values, hourly
+
+
+def option_badness(question: Question, option: Option) -> float:
+    """Return by which factor an option misses its worst target (at most 1: it meets all)."""
+    values = values_of(option.prediction)
+    return float(badness(values, question.slo, option.prediction.is_saturated, offered_per_s(question)))
+
+
+def option_score(question: Question, option: Option, *, has_prices: bool) -> float:
+    """Return the objective's value; a plan without a power model scores last for energy."""
+    values, hourly = priced_values(question, option, has_prices=has_prices)
+    if question.request.objective == "energy" and "board_power_w" not in values:
+        return NO_LATENCY
+    return float(score(question.request.objective, values, hourly, is_open=question.is_open))
+
+
+def _spend(question: Question, option: Option) -> dict[str, Interval]:
+    """Return cost and carbon quantities of a plan where price and power are known."""
+    request, pool, q = question.request, option.pool, option.prediction.quantities
+    tokens = q["output_tokens_per_s"]
+    power = q.get("board_power_w")
+    found: dict[str, Interval] = {}
+    if pool.usd_per_gpu_h is not None:
+        n, rent = option.deployment.n_gpus, pool.usd_per_gpu_h
+        watts = power or Interval(value=0, low=0, high=0)
+        hourly = [float(usd_per_h(n, w, rent, request)) for w in (watts.value, watts.low, watts.high)]
+        found["usd_per_h"] = Interval(value=hourly[0], low=hourly[1], high=hourly[2])
+        pairs = zip(hourly, (tokens.value, tokens.high, tokens.low), strict=True)
+        per = [float(usd_per_million_tokens(h, t)) for h, t in pairs if t > 0]
+        if len(per) == len(hourly):
+            found["usd_per_million_output_tokens"] = Interval(value=per[0], low=min(per), high=max(per))
+    if power is not None and request.grid_kgco2e_per_kwh is not None:
+        scale = request.pue * request.grid_kgco2e_per_kwh / 1000
+        found["kgco2e_per_h"] = Interval(value=power.value * scale, low=power.low * scale, high=power.high * scale)
+    return found
+
+
+def load_share(question: Question, prediction: Prediction) -> float:
+    """Return an open load over what the plan can serve, 0 for a closed loop."""
+    offered = offered_per_s(question)
+    capacity = prediction.quantities.get("saturation_requests_per_s")
+    return offered / capacity.value if offered is not None and capacity is not None and capacity.value else 0.0
+
+
+def _risks(question: Question, option: Option) -> list[Note]:
+    notes = []
+    for target in question.slo.targets:
+        interval = option.prediction.quantities.get(f"{target.metric}_{target.statistic}_s")
+        if interval is not None and interval.value <= target.max_s < interval.high:
+            text = (
+                f"{target.name}: met at {format_s(interval.value)}, but the 90 % interval reaches"
+                f" {format_s(interval.high)} against {format_s(target.max_s)}"
+            )
+            notes.append(Note(level="warning", text=text))
+    share = load_share(question, option.prediction)
+    if share > MAX_LOAD_FRAC and not option.prediction.is_saturated:
+        text = f"the load is {share:.0%} of what it can serve: no headroom, a burst makes the queue grow"
+        notes.append(Note(level="warning", text=text))
+    if option.prediction.is_saturated:
+        served = option.prediction.quantities.get("saturation_requests_per_s")
+        shown = served.value if served else option.prediction["requests_per_s"]
+        text = f"saturated: it serves at most {shown:.3g} requests/s, so queue and latency grow without end"
+        notes.append(Note(level="warning", text=text))
+    return notes
+
+
+def command_of(question: Question, option: Option) -> str:
+    """Return the shell line that starts the plan (of a DeepSpeed path: one replica)."""
+    d, gpu = option.deployment, option.pool.cluster.gpu
+    if d.backend == "vllm":
+        return vllm_command(d, question.model, gpu, question.facts)
+    return command_for(d, question.model)
+
+
+def make_plan(question: Question, option: Option, *, rank: int, has_prices: bool, is_pareto: bool) -> Plan:
+    """Return an option as a plan."""
+    d, prediction = option.deployment, option.prediction
+    values, hourly = priced_values(question, option, has_prices=has_prices)
+    misses = missed(values, question.slo)
+    reasons = []
+    for target in question.slo.targets:
+        value = values.get(f"{target.metric}_{target.statistic}_s")
+        if value is not None:
+            verb = "misses" if target in misses else "meets"
+            reasons.append(f"{verb} {target.name}: {format_s(value)} against {format_s(target.max_s)}")
+    notes = [*_risks(question, option)]
+    if d.backend == "vllm":
+        notes += launch_notes(d, question.model, option.pool.cluster.gpu, question.facts)
+    priced = prediction.model_copy(update={"quantities": prediction.quantities | _spend(question, option)})
+    return Plan(
+        rank=rank,
+        backend=d.backend,
+        deployment=d,
+        prediction=priced,
+        meets_slo=not misses and not prediction.is_saturated,
+        is_pareto=is_pareto,
+        usd_per_h=hourly if option.pool.usd_per_gpu_h is not None else 0.0,
+        score=option_score(question, option, has_prices=has_prices),
+        command=command_of(question, option),
+        reasons=tuple(reasons),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,328 @@
+"""The search: closed form for every deployment, simulation for the finalists, one ranking over all backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.errors import AdvisorError
+from advisor.predict.deepspeed_paths import DEEPSPEED_BACKENDS, path_of
+from advisor.predict.serving import predict_vllm
+from advisor.predict.spend import Activity, power_parts
+from advisor.predict.steady import sweep
+from advisor.recommend.ask import Pool, Question
+from advisor.recommend.feasible import Fits, Rejections, fitting
+from advisor.recommend.plan import Option, latency_s, offered_per_s, option_badness, option_score, with_offered_rates
+from advisor.recommend.rank import Floats, badness, first_of_each, order, score, usd_per_h
+from advisor.recommend.static import offers
+from advisor.schema import Deployment, Rejected, Workload
+from advisor.units import format_usd, format_w
+
+NEAR_MISS = 1.6
+"""A cheaper plan that misses its targets by up to this factor in the closed form is simulated before it is dropped."""
+
+
+@dataclass
+class Table:
+    """All vLLM deployments that run, with their closed-form values as arrays."""
+
+    deployments: list[Deployment] = field(default_factory=list)
+    pools: list[Pool] = field(default_factory=list)
+    values: dict[str, Floats] = field(default_factory=dict)
+    badness: Floats = field(default_factory=lambda: np.zeros(0))
+    score: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def keys(self) -> list[object]:
+        """Return for each row what makes it the same plan but for engine settings."""
+        return [
+            (p.name, d.tp, d.pp, d.dp, d.ep, d.weight_dtype, d.kv_dtype)
+            for p, d in zip(self.pools, self.deployments, strict=True)
+        ]
+
+
+@dataclass
+class Found:
+    """What the search found: predicted options from best to worst, and what was rejected."""
+
+    options: list[Option]
+    rejections: Rejections
+    table: Table
+    n_simulated: int
+    has_prices: bool
+
+
+def backends_of(question: Question) -> tuple[str, ...]:
+    """Return the backends that the request allows; none named means all."""
+    return question.request.backends or ("vllm", *DEEPSPEED_BACKENDS)
+
+
+def steady_values(
+    question: Question, pool: Pool, deployments: Sequence[Deployment], workload: Workload
+) -> dict[str, Floats]:
+    """Return the closed form of deployments of one pool, with an estimate of the power of all their GPUs [W].
+
+    The estimate takes all arithmetic as that of matrices; it serves to compare plans and is not shown.
+    """
+    assert question.vllm is not None
+    gpu = pool.cluster.gpu
+    values = sweep(question.model, gpu, deployments, workload, question.vllm, question.facts)
+    n = np.array([d.n_gpus for d in deployments], dtype=float)
+    if question.power is None:
+        return values | {"board_power_w": n * gpu.board_power_w}
+    peak = gpu.peak_flops_per_s.get("bf16") or gpu.peak_flops_per_s["fp16"]
+    activity = Activity(
+        flops_per_s={"bf16": values["mfu_frac"] * peak},
+        bytes_per_s=values["mbu_frac"] * gpu.memory_bandwidth_bytes_per_s,
+    )
+    return values | {"board_power_w": n * power_parts(activity, gpu, question.power)["total"]}
+
+
+def _limits(
+    question: Question, pool: Pool, fits: Fits, values: dict[str, Floats], rejections: Rejections
+) -> NDArray[np.bool_]:
+    """Return which rows respect the budget and the power cap, and reject the others."""
+    request = question.request
+    n = np.array([d.n_gpus for d in fits.deployments], dtype=float)
+    power = values["board_power_w"]
+    keep = np.ones(len(n), dtype=bool)
+    if request.budget_usd_per_h is not None:
+        if pool.usd_per_gpu_h is None:
+            reason = f"the budget cannot be checked: no price is known for {pool.cluster.gpu.name}"
+            rejected = Rejected(
+                backend="vllm", deployment=fits.deployments[0], reason=reason, nearest="--price USD per GPU hour"
+            )
+            rejections.add(pool.name, "budget", 0, rejected.model_copy(update={"count": len(n)}))
+            return np.zeros(len(n), dtype=bool)
+        hourly = usd_per_h(n, power, pool.usd_per_gpu_h, request)
+        over = hourly > request.budget_usd_per_h
+        affordable = int(request.budget_usd_per_h / pool.usd_per_gpu_h)
+        nearest = f"{affordable} GPUs" if affordable else f"a budget of {format_usd(float(hourly.min()))}/h"
+        for i in np.flatnonzero(over).tolist():
+            reason = f"costs {format_usd(hourly[i])}/h, the budget is {format_usd(request.budget_usd_per_h)}/h"
+            rejected = Rejected(backend="vllm", deployment=fits.deployments[i], reason=reason, nearest=nearest)
+            rejections.add(pool.name, "budget", float(hourly[i]), rejected)
+        keep &= ~over
+    if request.power_cap_w is not None:
+        over = power > request.power_cap_w
+        fewer = int(request.power_cap_w / float((power / n).min())) if len(n) else 0
+        nearest = f"{fewer} GPUs" if fewer else f"a cap of {format_w(float(power.min()))}"
+        for i in np.flatnonzero(over).tolist():
+            reason = f"draws {format_w(power[i])}, the cap is {format_w(request.power_cap_w)}"
+            rejected = Rejected(backend="vllm", deployment=fits.deployments[i], reason=reason, nearest=nearest)
+            rejections.add(pool.name, "power", float(power[i]), rejected)
+        keep &= ~over
+    return keep
+
+
+def tabulate(question: Question, rejections: Rejections, *, has_prices: bool) -> Table:
+    """Return every vLLM deployment that fits memory, budget and power cap, with closed-form values."""
+    table = Table()
+    if question.vllm is None:
+        return table
+    pieces: dict[str, list[Floats]] = {}
+    hourly: list[Floats] = []
+    for pool in question.pools:
+        fits = fitting(question, pool, rejections)
+        if not fits.deployments:
+            continue
+        values = steady_values(question, pool, fits.deployments, question.workload)
+        keep = _limits(question, pool, fits, values, rejections)
+        kept = [d for d, k in zip(fits.deployments, keep.tolist(), strict=True) if k]
+        table.deployments += kept
+        table.pools += [pool] * len(kept)
+        for name, array in values.items():
+            pieces.setdefault(name, []).append(np.asarray(array)[keep])
+        rent = pool.usd_per_gpu_h if has_prices and pool.usd_per_gpu_h is not None else 1.0
+        n = np.array([d.n_gpus for d in kept], dtype=float)
+        hourly.append(np.asarray(usd_per_h(n, np.asarray(values["board_power_w"])[keep], rent, question.request)))
+    if not table.deployments:
+        return table
+    table.values = {name: np.concatenate(parts) for name, parts in pieces.items()}
+    objective = question.request.objective
+    table.score = np.asarray(score(objective, table.values, np.concatenate(hourly), is_open=question.is_open))
+    saturated = table.values["is_saturated"].astype(bool)
+    table.badness = np.asarray(badness(table.values, question.slo, saturated, offered_per_s(question)))
+    return table
+
+
+def _first(rows: Sequence[int], by: Floats, where: NDArray[np.bool_] | None = None) -> list[int]:
+    able = [i for i in rows if where is None or where[i]]
+    return [min(able, key=lambda i: float(by[i]))] if able else []
+
+
+def choose_finalists(question: Question, table: Table, ranked: Sequence[int], n: int) -> list[int]:
+    """Return up to `n` different rows worth a simulation: the best of each pool and kind, then in rank order."""
+    v = table.values
+    meets = table.badness <= 1
+    tokens = np.maximum(v["output_tokens_per_s"], 1e-12)
+    wanted = list(ranked[:2])
+    near = [i for i in ranked if 1 < table.badness[i] <= NEAR_MISS]
+    if ranked and meets[ranked[0]]:
+        wanted += _first([i for i in near if table.score[i] < table.score[ranked[0]]], table.score)
+    wanted += _first(ranked, v["e2e_p50_s"], meets)
+    wanted += _first(ranked, v["board_power_w"] / tokens, meets)
+    wanted += _first(ranked, -tokens, meets)
+    names = [table.pools[i].name for i in ranked]
+    wanted += [ranked[names.index(name)] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys([*wanted, *ranked[: 2 * n]]))[:n]
+
+
+def _rank(question: Question, options: Sequence[Option], *, has_prices: bool) -> list[Option]:
+    if not options:
+        return []
+    scores = np.array([option_score(question, o, has_prices=has_prices) for o in options])
+    bad = np.array([option_badness(question, o) for o in options])
+    latency = np.array([latency_s(o.prediction) for o in options])
+    n = np.array([o.deployment.n_gpus for o in options], dtype=float)
+    tier = np.array(
+        [o.deployment.backend != "vllm" and not path_of(o.deployment.backend).is_maintained for o in options],
+        dtype=float,
+    )
+    ranked = [options[i] for i in order(scores, bad, latency, n, tier).tolist()]
+    best: dict[tuple[object, ...], Option] = {}
+    for option in ranked:
+        best.setdefault(option.key, option)
+    return list(best.values())
+
+
+class _Contest:
+    """Rows of the table that are simulated, one after the other, until the leader is a simulated one."""
+
+    def __init__(self, question: Question, table: Table, *, has_prices: bool) -> None:
+        self.question = question
+        self.table = table
+        self.has_prices = has_prices
+        self.score = table.score.copy()
+        self.badness = table.badness.copy()
+        self.latency = table.values["e2e_p50_s"].copy() if table.deployments else np.zeros(0)
+        self.n_gpus = np.array([d.n_gpus for d in table.deployments], dtype=float)
+        self.simulated: dict[int, Option] = {}
+        self.failed: set[int] = set()
+        self.keys = table.keys()
+
+    def ranked(self) -> list[int]:
+        """Return the best row of each plan, best first, on what is known now."""
+        ranked = order(self.score, self.badness, self.latency, self.n_gpus)
+        return [i for i in first_of_each(self.keys, ranked) if i not in self.failed]
+
+    def predict(self, row: int, method: str) -> Option | None:
+        """Return a row with its prediction; None when it turns out not to run."""
+        q, pool, d = self.question, self.table.pools[row], self.table.deployments[row]
+        assert q.vllm is not None
+        try:
+            prediction = predict_vllm(
+                q.model,
+                pool.cluster,
+                d,
+                q.workload,
+                q.vllm,
+                method=method,
+                slo=q.slo,
+                seed=q.request.seed,
+                facts=q.facts,
+                power=q.power,
+            )
+        except AdvisorError:
+            self.failed.add(row)
+            return None
+        return Option(pool, d, with_offered_rates(q, prediction))
+
+    def simulate(self, rows: Iterable[int]) -> None:
+        """Simulate rows and put what comes out in place of the closed form."""
+        for row in rows:
+            if row in self.simulated or row in self.failed:
+                continue
+            option = self.predict(row, "simulated")
+            if option is None:
+                continue
+            self.simulated[row] = option
+            self.score[row] = option_score(self.question, option, has_prices=self.has_prices)
+            self.badness[row] = option_badness(self.question, option)
+            self.latency[row] = latency_s(option.prediction)
+
+
+def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[list[Option], int]:
+    contest = _Contest(question, table, has_prices=has_prices)
+    n = question.request.n_finalists
+    if n:
+        contest.simulate(choose_finalists(question, table, contest.ranked(), n))
+        for _ in range(max(2, n // 2)):
+            leader = next(iter(contest.ranked()), None)
+            if leader is None or leader in contest.simulated:
+                break
+            contest.simulate([leader])
+        contest.simulate(_other_settings(contest, min(1, n - 1)))
+    options: list[Option] = []
+    rows: list[int] = []
+    for row in contest.ranked():
+        if row in contest.simulated:
+            options.append(contest.simulated[row])
+            rows.append(row)
+        elif len(options) < question.request.max_plans and not _is_beaten(table, row, rows):
+            option = contest.predict(row, "steady")
+            if option is not None:
+                options.append(option)
+                rows.append(row)
+    return options, len(contest.simulated)
+
+
+def _is_beaten(table: Table, row: int, better: Sequence[int]) -> bool:
+    """Return whether a better row on as many GPUs of the same pool is also faster in TTFT and TPOT."""
+    v, mine = table.values, table.deployments[row]
+    return any(
+        table.pools[i] is table.pools[row]
+        and table.deployments[i].n_gpus == mine.n_gpus
+        and v["ttft_p99_s"][i] <= v["ttft_p99_s"][row]
+        and v["tpot_p50_s"][i] <= v["tpot_p50_s"][row]
+        for i in better
+    )
+
+
+def _other_settings(contest: _Contest, n: int) -> list[int]:
+    """Return rows with the leader's layout and other engine settings, the most promising first."""
+    leader = next(iter(contest.ranked()), None)
+    if leader is None:
+        return []
+    ranked = order(contest.score, contest.badness, contest.latency, contest.n_gpus).tolist()
+    return [i for i in ranked if contest.keys[i] == contest.keys[leader] and i not in contest.simulated][:n]
+
+
+def search(question: Question) -> Found:
+    """Return all predicted options from best to worst; vLLM's finalists simulated, DeepSpeed's paths replayed."""
+    rejections = Rejections()
+    has_prices = all(p.usd_per_gpu_h is not None for p in question.pools)
+    allowed = backends_of(question)
+    options: list[Option] = []
+    table, n_simulated = Table(), 0
+    if "vllm" in allowed:
+        table = tabulate(question, rejections, has_prices=has_prices)
+        if table.deployments:
+            options, n_simulated = _contest(question, table, has_prices=has_prices)
+    deepspeed = tuple(b for b in DEEPSPEED_BACKENDS if b in allowed)
+    for pool in question.pools if deepspeed else ():
+        for offer in offers(question, pool, deepspeed, rejections):
+            option = Option(offer.pool, offer.deployment, offer.prediction)
+            if _within(question, option, rejections):
+                options.append(option)
+    return Found(_rank(question, options, has_prices=has_prices), rejections, table, n_simulated, has_prices)
+
+
+def _within(question: Question, option: Option, rejections: Rejections) -> bool:
+    """Return whether an option respects budget and power cap; one that does not is rejected."""
+    request, d = question.request, option.deployment
+    power = option.prediction.quantities.get("board_power_w")
+    hourly = option.pool.usd_per_gpu_h and d.n_gpus * option.pool.usd_per_gpu_h
+    reason = nearest = ""
+    if request.budget_usd_per_h is not None and (hourly is None or hourly > request.budget_usd_per_h):
+        shown = f"costs {format_usd(hourly)}/h" if hourly else "has no price"
+        reason, nearest = f"{shown}, the budget is {format_usd(request.budget_usd_per_h)}/h", "fewer GPUs"
+    if request.power_cap_w is not None and power is not None and power.value > request.power_cap_w:
+        reason = f"draws {format_w(power.value)}, the cap is {format_w(request.power_cap_w)}"
+        nearest = "fewer GPUs"
+    if reason:
+        rejected = Rejected(backend=d.backend, deployment=d, reason=reason, nearest=nearest)
+        rejections.add(option.pool.name, "limit", 0, rejected)
+    return not reason
