@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -16,11 +17,24 @@ from advisor.catalog.files import data_root
 from advisor.emit import ARTEFACTS, FILE_NAMES, emit
 from advisor.emit.deepspeed_training import training_command, training_config, training_script
 from advisor.errors import AdvisorError, BadData, DomainError, printable
+from advisor.predict.serving import replay
 from advisor.predict.train import feasible_train, predict_train
 from advisor.recommend.answer import recommend as find_plans
 from advisor.recommend.ask import ask
 from advisor.recommend.audit import audit as find_verdicts
-from advisor.schema import Cluster, CoefficientSet, Model, Plan, Recommendation, Request, first_error
+from advisor.recommend.form import recommendation_json
+from advisor.recommend.one import deployment_of, predict_one
+from advisor.schema import (
+    ClosedLoad,
+    Cluster,
+    CoefficientSet,
+    Model,
+    Plan,
+    Recommendation,
+    Request,
+    TraceLoad,
+    first_error,
+)
 from advisor.schema.claims import AuditReport, ClaimsFile
 from advisor.schema.training import TrainJob, TrainPrediction
 from advisor.ui.text import plain
@@ -28,6 +42,9 @@ from advisor.units import KIB, format_bytes
 
 ACCURACY = "accuracy"
 MAX_CLAIMS_BYTES = 128 * KIB
+LOAD_SHARES = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
+"""Points of a load curve, as shares of the rate at which the deployment saturates."""
+N_SAMPLES = 300
 MAX_ENTRIES = 256
 """Answers kept in memory for all sessions together; one is some tens of kB."""
 
@@ -136,3 +153,64 @@ def fitted_names() -> tuple[str, ...]:
 def coefficients(name: str) -> CoefficientSet:
     """Return the fitted coefficients of an engine."""
     return load_catalog().coefficients(name)
+
+
+def answer_json(answer: Recommendation) -> str:
+    """Return an answer as the command line's --json prints it."""
+    return json.dumps(recommendation_json(answer), indent=1)
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
+def _predict(request_json: str, chosen_json: str) -> Plan:
+    question = ask(Request.model_validate_json(request_json), load_catalog())
+    return predict_one(question, deployment_of(question, json.loads(chosen_json)))
+
+
+def predict(request: Request, chosen: dict[str, Any]) -> Plan:
+    """Return the plan of one deployment under the request's load, simulated."""
+    return _predict(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
+
+
+def load_curve(request: Request, chosen: dict[str, Any]) -> list[tuple[float, Plan]]:
+    """Return predictions at shares of the largest rate that the deployment completes, with these rates."""
+    open_loop = request.model_copy(update={"concurrency": None, "rate": 1.0})
+    most = predict(open_loop, chosen).prediction["saturation_requests_per_s"]
+    rates = [most * share for share in LOAD_SHARES]
+    return [(rate, predict(open_loop.model_copy(update={"rate": rate}), chosen)) for rate in rates]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Samples of one replica: (time [s], running, waiting, KV blocks in use), and the blocks that it has."""
+
+    samples: tuple[tuple[float, int, int, int], ...]
+    n_kv_blocks: int
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
+def _timeline(request_json: str, chosen_json: str) -> Timeline:
+    question = ask(Request.model_validate_json(request_json), load_catalog())
+    deployment = deployment_of(question, json.loads(chosen_json))
+    if question.vllm is None:
+        raise DomainError("there are no fitted coefficients for vLLM; run `advisor fit` on run records first")
+    load, n = question.workload.load, deployment.dp
+    if isinstance(load, ClosedLoad):
+        load = load.model_copy(update={"concurrency": max(1, load.concurrency // n), "n_requests": None})
+    elif not isinstance(load, TraceLoad):
+        load = load.model_copy(update={"arrivals_per_s": load.arrivals_per_s / n})
+    run = replay(
+        question.model,
+        question.pools[0].cluster,
+        deployment.model_copy(update={"dp": 1}),
+        question.workload.model_copy(update={"load": load}),
+        question.vllm,
+        seed=question.request.seed,
+        facts=question.facts,
+        n_samples=N_SAMPLES,
+    )
+    return Timeline(run.simulation.timeline, run.replica.limits.n_kv_blocks)
+
+
+def timeline(request: Request, chosen: dict[str, Any]) -> Timeline:
+    """Return what one replica's scheduler does over time, under its share of the request's load."""
+    return _timeline(request.model_dump_json(), json.dumps(chosen, sort_keys=True))

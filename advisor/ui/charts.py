@@ -64,15 +64,20 @@ def _laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.F
     return figure
 
 
-def plan_name(plan: Plan) -> str:
-    """Return a plan in a few words: parallel degrees, format, batch limits."""
+def layout(plan: Plan) -> str:
+    """Return how a plan uses its GPUs: card, parallel degrees, format, batch limits."""
     d = plan.deployment
     words = [f"TP {d.tp}", *([f"PP {d.pp}"] if d.pp > 1 else []), f"DP {d.dp}", d.weight_dtype]
     if d.offload != "none":
         words.append(f"offload {d.offload}")
     if d.static_batch:
         words.append(f"batch {d.static_batch}")
-    return f"{BACKENDS.get(plan.backend, plan.backend)} · {d.gpu} · {' · '.join(words)}"
+    return " · ".join((d.gpu, *words))
+
+
+def plan_name(plan: Plan) -> str:
+    """Return a plan in a few words: its engine and its layout."""
+    return f"{BACKENDS.get(plan.backend, plan.backend)} · {layout(plan)}"
 
 
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, object]:
@@ -160,7 +165,7 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
         values = [sum(p.value for p in b.parts if p.name == name) for b in bars.values()]
         whys = [next((p.why for p in b.parts if p.name == name), "") for b in bars.values()]
         figure.add_bar(
-            y=[plain_html(bar) for bar in bars],
+            y=[plain_html(bar).replace(" ", "<br>", 1) if len(bar) > 14 else plain_html(bar) for bar in bars],
             x=values,
             name=part_name(name),
             orientation="h",
@@ -180,7 +185,7 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
     figure.update_xaxes({"tickformat": "~s", "ticksuffix": UNITS.get(unit, ""), "rangemode": "tozero"})
     figure.update_yaxes(autorange="reversed", tickfont={"size": 12})
     below = {"orientation": "h", "y": -0.5 / len(bars), "yanchor": "top", "x": 0, "traceorder": "normal"}
-    height = 130 + 20 * (1 + len(parts) // 3) + 52 * len(bars)
+    height = 112 + 20 * (1 + len(parts) // 3) + 48 * len(bars)
     return _laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(legend=below)
 
 

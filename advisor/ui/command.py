@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from advisor.schema import Request, Slo
 from advisor.units import MS
@@ -30,6 +31,8 @@ FLAGS = {
     "n_finalists": "--finalists",
     "seed": "--seed",
 }
+SEARCH = ("task", "max_plans", "n_finalists")
+"""Fields that only `advisor recommend` takes."""
 
 
 def slo_text(slo: Slo) -> str:
@@ -44,16 +47,34 @@ def shell(words: Iterable[str]) -> str:
 
 def recommend_words(request: Request) -> list[str]:
     """Return the words of `advisor recommend` for a request; what is the default is left out."""
-    words = ["advisor", "recommend", "--model", request.model, "--gpus", request.gpus]
-    if request.workload != Request.model_fields["workload"].default:
-        words += ["--workload", request.workload]
-    for field, flag in FLAGS.items():
-        value = getattr(request, field)
-        if value is not None and value != Request.model_fields[field].default:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    words = _common("recommend", request, FLAGS)
     for field, flag in (("backends", "--backend"), ("weight_dtypes", "--weight-dtype"), ("kv_dtypes", "--kv-dtype")):
         if values := getattr(request, field):
             words += [flag, ",".join(values)]
+    return words
+
+
+def compare_words(request: Request) -> list[str]:
+    """Return the words of `advisor compare` for a request."""
+    return _common("compare", request, {k: v for k, v in FLAGS.items() if k not in SEARCH})
+
+
+def predict_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
+    """Return the words of `advisor predict` for a request and the settings of one deployment."""
+    words = _common("predict", request, {k: v for k, v in FLAGS.items() if k not in (*SEARCH, "objective")})
+    for field, value in chosen.items():
+        words += [f"--{field.replace('_', '-')}", str(value)]
+    return words
+
+
+def _common(command: str, request: Request, flags: Mapping[str, str]) -> list[str]:
+    words = ["advisor", command, "--model", request.model, "--gpus", request.gpus]
+    if request.workload != Request.model_fields["workload"].default:
+        words += ["--workload", request.workload]
+    for field, flag in flags.items():
+        value = getattr(request, field)
+        if value is not None and value != Request.model_fields[field].default:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     if request.slo.targets:
         words += ["--slo", slo_text(request.slo)]
     return words

@@ -6,10 +6,12 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from advisor.ui.call import page
-from advisor.ui.pages import audit, recommend, train, trust
+from advisor.ui.pages import audit, compare, explore, recommend, train, trust
 
 PAGES = {
     "Recommend": (recommend.render, ":material/recommend:"),
+    "Compare": (compare.render, ":material/compare_arrows:"),
+    "Explore": (explore.render, ":material/query_stats:"),
     "Train": (train.render, ":material/model_training:"),
     "Trust": (trust.render, ":material/verified:"),
     "Audit": (audit.render, ":material/fact_check:"),

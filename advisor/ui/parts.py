@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from advisor.schema import Interval, Note, Plan
-from advisor.ui.text import BACKENDS, HELP, label, plain, sentence, show, show_range, tooltip
+from advisor.ui import call, charts
+from advisor.ui.text import BACKENDS, HELP, label, part_name, plain, sentence, show, show_short, tooltip
 
 CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 2}, "responsive": True}
 PLAN_COLUMNS = (
@@ -38,8 +39,8 @@ def headline(quantities: Mapping[str, Interval], names: Sequence[str], n_columns
             is_exact = interval.low == interval.high
             column.metric(
                 label(name),
-                show(name, interval.value),
-                None if is_exact else show_range(name, interval),
+                show_short(name, interval.value),
+                None if is_exact else f"{show_short(name, interval.low)} to {show_short(name, interval.high)}",
                 delta_color="off",
                 delta_arrow="off",
                 help=tooltip(name),
@@ -74,11 +75,21 @@ def chart(figure: go.Figure, key: str, alt: str) -> None:
     st.plotly_chart(figure, key=key, config=CHART, alt=alt)
 
 
+def taken_apart(plan: Plan) -> None:
+    """Show each breakdown of a plan's prediction as one bar whose parts sum to its end, two beside each other."""
+    columns = st.columns(2)
+    for i, b in enumerate(plan.prediction.breakdowns):
+        limit = call.card_limit(plan.deployment.gpu) if b.unit == "bytes" else None
+        with columns[i % 2]:
+            figure = charts.stacked({part_name(b.name): b}, limit=limit)
+            chart(figure, f"part-{b.name}", f"Parts of {b.name}, which sum to the whole")
+
+
 def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
     """Show rows whose numbers sort as numbers and read as text with units."""
     frame = pd.DataFrame(list(rows))
     known = {column: form for column, form in formats.items() if column in frame.columns}
-    st.dataframe(frame.style.format(known, na_rep=""), hide_index=True, key=key, width="stretch")
+    st.dataframe(frame.style.format(known, na_rep=""), hide_index=True, key=key, width="stretch", placeholder="–")
 
 
 def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:

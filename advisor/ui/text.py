@@ -52,6 +52,7 @@ HELP = {
 
 LABELS = {
     "requests_per_s": "Requests completed",
+    "offered_requests_per_s": "Requests that arrive",
     "output_tokens_per_s": "Output tokens",
     "total_tokens_per_s": "Prompt and output tokens",
     "goodput_requests_per_s": "Goodput",
@@ -64,8 +65,8 @@ LABELS = {
     "energy_j_per_output_token": "Energy per output token",
     "energy_j_per_request": "Energy per request",
     "usd_per_h": "Rent",
-    "usd_per_million_output_tokens": "Cost per million output tokens",
-    "usd_per_million_tokens": "Cost per million tokens",
+    "usd_per_million_output_tokens": "Cost of 1M output tokens",
+    "usd_per_million_tokens": "Cost of 1M tokens",
     "mfu_frac": "MFU",
     "mbu_frac": "MBU",
     "step_s": "Step time",
@@ -95,8 +96,9 @@ def plain(text: object) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return text that starts with a capital and that Markdown shows as it stands."""
-    return plain(text[:1].upper() + text[1:])
+    """Return text that starts with a capital, unless with a name, and that Markdown shows as it stands."""
+    is_word = re.match(r"[a-z]+(?=[ ,:;.]|$)", text)
+    return plain(text[:1].upper() + text[1:] if is_word else text)
 
 
 def label(name: str) -> str:
@@ -154,8 +156,15 @@ def show(name: str, value: float) -> str:
     return f"{format_count(value)} tokens" if name.endswith("_tokens") else format_count(value)
 
 
+def show_short(name: str, value: float) -> str:
+    """Return a value as text without the thing that a rate counts, for places where its label says it."""
+    return show(name, value).replace(" tokens", " ").replace(" requests", " ").rstrip()
+
+
 def show_range(name: str, interval: Interval) -> str:
     """Return the 90 % interval as text, such as '41.0 ms to 48.2 ms'."""
+    if interval.low == interval.high:
+        return "exact"
     return f"{show(name, interval.low)} to {show(name, interval.high)}"
 
 

@@ -36,7 +36,7 @@ def test_recommend_answers_without_any_input(answers: Answers, open_page: Open) 
     assert not test.error
     assert (seen[0].model, seen[0].gpus) == ("70b", "8xA100")
     shown = metrics(test)
-    assert shown["Cost per million output tokens"] == "$3.45"
+    assert shown["Cost of 1M output tokens"] == "$3.45"
     assert shown["TPOT P99"] == "31.0 ms"
     assert [m.delta for m in test.metric if m.label == "TPOT P99"] == ["27.9 ms to 34.1 ms"]
     assert "vllm serve meta-llama/Llama-3.1-70B --tensor-parallel-size 4" in codes(test)
@@ -163,7 +163,7 @@ def test_train_says_what_would_fit(open_page: Open) -> None:
 
 
 def test_train_refuses_degrees_that_do_not_divide(open_page: Open) -> None:
-    test = open_page("train", tp="3")
+    test = open_page("train", train_tp="3")
     assert [e.value for e in test.error] == ["TP x PP is 3, which does not divide the 8 GPUs"]
 
 

@@ -8,7 +8,7 @@ from advisor.schema import Plan, Recommendation, Rejected, Request
 from advisor.ui import call, charts, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import recommend_words, shell
-from advisor.ui.text import BACKENDS, HELP, label, part_name, plain
+from advisor.ui.text import BACKENDS, HELP, label, plain
 
 HEADLINE = (
     "usd_per_million_output_tokens",
@@ -36,7 +36,7 @@ def render() -> None:
     _rejected(answer.rejected)
     parts.downloads(
         {
-            "Answer (JSON)": ("recommendation.json", "application/json", answer.model_dump_json(indent=1)),
+            "Answer (JSON)": ("recommendation.json", "application/json", call.answer_json(answer)),
             "Plans (CSV)": ("plans.csv", "text/csv", parts.plans_csv(answer.plans)),
         },
         "recommend",
@@ -102,21 +102,10 @@ def _ranked(answer: Recommendation) -> None:
     chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0])
     plan = next(p for p in answer.plans if str(p.rank) == chosen)
     st.markdown(title_of(plan))
-    breakdowns(plan)
+    parts.taken_apart(plan)
     if plan.reasons:
         st.markdown("\n".join(f"- {plain(r)}" for r in plan.reasons))
     artefacts(plan, answer.request)
-
-
-def breakdowns(plan: Plan) -> None:
-    """Show each breakdown of a plan's prediction as one bar whose parts sum to its end."""
-    for b in plan.prediction.breakdowns:
-        limit = call.card_limit(plan.deployment.gpu) if b.unit == "bytes" else None
-        parts.chart(
-            charts.stacked({part_name(b.name): b}, limit=limit),
-            f"breakdown-{b.name}",
-            f"Parts of {b.name}, which sum to the whole",
-        )
 
 
 def _rejected(rejected: tuple[Rejected, ...]) -> None:

@@ -71,9 +71,9 @@ def _job(model: Model, cluster: Cluster) -> TrainJob:
         fields["sequence_length"] = state.whole("sequence", "Sequence [tokens]", default=2048, high=10**7)
         left, right = st.columns(2)
         with left:
-            fields["tp"] = state.whole("tp", "TP [GPUs]", default=1, high=1024, help=HELP["tp"])
+            fields["tp"] = state.whole("train_tp", "TP [GPUs]", default=1, high=1024, help=HELP["tp"])
         with right:
-            fields["pp"] = state.whole("pp", "PP [stages]", default=1, high=1024, help=HELP["pp"])
+            fields["pp"] = state.whole("train_pp", "PP [stages]", default=1, high=1024, help=HELP["pp"])
         fields["is_checkpointed"] = state.tick(
             "checkpointing", "Activation checkpointing", default=True, help=HELP["checkpointing"]
         )

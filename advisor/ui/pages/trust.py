@@ -31,7 +31,7 @@ def render() -> None:
         },
         "trust",
     )
-    parts.equal_command(shell(["advisor", "show", name]))
+    parts.equal_command(shell(["advisor", "show", "coefficients"]))
 
 
 def _report(fitted: CoefficientSet) -> None:
