@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from advisor.predict.deepspeed_paths import DEEPSPEED_BACKENDS
-from advisor.recommend.audit_figures import JUDGES, claimed_interval, finding
-from advisor.recommend.audit_search import Auditor, Serve
+from advisor.recommend.audit_figures import JUDGES, LATENCIES, claimed_interval, finding
+from advisor.recommend.audit_search import Auditor, Scenario, Serve, vllm_serve
 from advisor.recommend.claims import Names, judge_statement
 from advisor.schema import Backend, Interval
 from advisor.schema.claims import AuditReport, ClaimsFile, FigureClaim, Finding, Setup, StatementClaim, Verdict
@@ -34,7 +34,7 @@ def _judge_ratio(claims: Sequence[FigureClaim], file_setup: Setup) -> Iterator[F
         yield finding(claim, verdict, why, "arithmetic on the claimed figures", ours)
 
 
-def _contradictions(claims: ClaimsFile) -> Iterator[Finding]:
+def _contradictions(auditor: Auditor, claims: ClaimsFile) -> Iterator[Finding]:
     """Check figures of one setup against each other: Little's law, a full static batch, memory against utilisation."""
     groups: dict[Setup, dict[str, FigureClaim]] = {}
     for claim in claims.figures:
@@ -54,6 +54,20 @@ def _contradictions(claims: ClaimsFile) -> Iterator[Finding]:
                     " rate, batch and latency (end to end) is right"
                 )
                 verdict = "impossible"
+            scenario = ""
+            source = "Little 1961, doi:10.1287/opre.9.3.383, on the claimed figures"
+            searched = auditor.scenarios(setup) if verdict == "consistent" else []
+            if searched:
+                both = [s for s in searched if _gives(s, rate, (rate.quantity,)) and _gives(s, latency, LATENCIES)]
+                usual = [s for s in both if s.is_usual]
+                scenario = str((usual or both)[0]) if both else ""
+                if not usual:
+                    verdict = "implausible"
+                    why += (
+                        f"; of {len(searched)} searched scenarios {len(both)} give both figures (latency read as end"
+                        " to end, first token or per token), none with ordinary lengths"
+                    )
+                source += "; serving model of this project"
             yield Finding(
                 id=f"{rate.id}+{latency.id}",
                 text=f"{rate.text} and {latency.text}",
@@ -61,8 +75,16 @@ def _contradictions(claims: ClaimsFile) -> Iterator[Finding]:
                 why=why,
                 ours=Interval(value=in_flight, low=in_flight, high=in_flight),
                 quantity="requests_in_flight",
-                source="Little 1961, doi:10.1287/opre.9.3.383, on the claimed figures",
+                scenario=scenario,
+                source=source,
             )
+
+
+def _gives(scenario: Scenario, claim: FigureClaim, readings: Sequence[str]) -> bool:
+    """Return whether a scenario's interval of any reading meets the claimed figure."""
+    claimed = claimed_interval(claim)
+    found = [scenario.prediction.quantities.get(r) for r in readings]
+    return any(q is not None and q.low <= claimed.high and q.high >= claimed.low for q in found)
 
 
 def _against_each_other(auditor: Auditor, claims: ClaimsFile) -> Iterator[Finding]:
@@ -140,12 +162,13 @@ def _judge_offline(auditor: Auditor, claim: StatementClaim, setup: Setup) -> Fin
 def audit(claims: ClaimsFile, names: Names, serve: Serve | None = None) -> AuditReport:
     """Return a verdict on every claim of a file, and on the claims against each other.
 
-    `names` is the catalogue; `serve` predicts vLLM (without it, vLLM's rates and latencies meet only physical bounds).
+    `names` is the catalogue; `serve` predicts vLLM, by default this project's replay with the catalogue's coefficients
+    (a catalogue without them leaves vLLM's rates and latencies to physical bounds).
     A figure is *consistent* when some ordinary scenario gives it within our 90 % interval, *implausible* when only an
     extraordinary one does, *impossible* when none does or a physical bound forbids it. A statement is judged by a rule.
     Raises UnknownName for models, GPUs and rules that do not exist.
     """
-    auditor = Auditor(names, serve)
+    auditor = Auditor(names, serve or vllm_serve(names))
     findings = []
     for claim in claims.figures:
         if claim.quantity == "power_gain_frac":
@@ -156,7 +179,7 @@ def audit(claims: ClaimsFile, names: Names, serve: Serve | None = None) -> Audit
             continue
         findings.append(judge(auditor, claim, claim.setup or claims.setup))
     findings += _judge_ratio(claims.figures, claims.setup)
-    findings += _contradictions(claims)
+    findings += _contradictions(auditor, claims)
     findings += _against_each_other(auditor, claims)
     findings += [_judge_statement(auditor, c, claims.setup, names) for c in claims.statements]
     return AuditReport(title=claims.title, url=claims.url, findings=tuple(findings))

@@ -9,16 +9,45 @@ from dataclasses import dataclass
 
 from advisor.errors import AdvisorError
 from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
+from advisor.predict.deepspeed_step import weight_bytes_of
+from advisor.predict.serving import predict_vllm
+from advisor.predict.shapes import shapes_of
 from advisor.recommend.claims import Names
-from advisor.schema import ClosedLoad, Cluster, Deployment, FixedLengths, Gpu, Model, Prediction, Workload
+from advisor.schema import (
+    ClosedLoad,
+    Cluster,
+    Deployment,
+    EngineFacts,
+    FixedLengths,
+    Gpu,
+    Model,
+    Prediction,
+    Workload,
+)
 from advisor.schema.claims import Setup
 
 Serve = Callable[[Model, Cluster, Deployment, Workload], Prediction]
 """A serving model of vLLM; raises AdvisorError for a deployment that it cannot run."""
 
+
+def vllm_serve(names: Names) -> Serve | None:
+    """Return this project's replay of vLLM with the catalogue's coefficients; None when there are none."""
+    try:
+        fitted, power = names.coefficients("vllm"), names.coefficients("power")
+        table = names.engine("vllm")
+    except AdvisorError:
+        return None
+
+    def serve(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
+        facts = EngineFacts.from_table(table, deployment.engine_version)
+        return predict_vllm(model, cluster, deployment, workload, fitted, facts=facts, power=power)
+
+    return serve
+
+
 PROMPTS = (16, 128, 512, 2048)
 OUTPUTS = (1, 16, 128, 512)
-CLIENTS = (1, 8, 32, 128)
+CLIENTS = (1, 16, 128)
 USUAL_PROMPT, USUAL_OUTPUT = 128, 64
 """Shortest lengths of ordinary chat traffic (Azure 2023 conversation trace: medians 1020 and 129 tokens)."""
 MAX_CANDIDATES = 4
@@ -68,19 +97,23 @@ class Auditor:
         """Return what the author may have run: the legal plans of the backend that use all GPUs."""
         model, _, cluster = self.hardware(setup)
         if setup.backend in (None, "vllm"):
+            legal = [t for t in (8, 4, 2, 1) if cluster.gpus_per_node % t == 0 and model.n_heads % t == 0]
+            weights = weight_bytes_of(shapes_of(model), setup.weight_dtype)
+            fitting = [t for t in legal if weights / t < 0.9 * cluster.gpu.device_memory_bytes] or legal[:1]
+            # the widest split has the lowest latency, the narrowest the most replicas: the others lie between
+            degrees = [setup.tp] if setup.tp else list(dict.fromkeys((fitting[0], fitting[-1])))
             found = [
                 Deployment(
                     backend="vllm",
                     model=model.name,
                     gpu=cluster.gpu.name,
                     tp=tp,
-                    dp=cluster.n_gpus // tp,
+                    dp=max(1, cluster.n_gpus // tp),
                     weight_dtype=setup.weight_dtype,
                     kv_dtype="fp16" if setup.weight_dtype == "fp16" else "bf16",
                     max_model_len=min(model.max_context_tokens, 4096),
                 )
-                for tp in (8, 4, 2, 1)
-                if cluster.gpus_per_node % tp == 0 and model.n_heads % tp == 0
+                for tp in degrees
             ]
         else:
             batches = (setup.static_batch,) if setup.static_batch else (32,)

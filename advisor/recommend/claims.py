@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,6 +41,9 @@ class Names(Protocol):
 
     def coefficients(self, name: str) -> CoefficientSet:
         """Return a fitted set by name."""
+
+    def engine(self, name: str) -> dict[str, Any]:
+        """Return the table of an engine's facts."""
 
 
 class Ruling(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from advisor.catalog import load_catalog
-from advisor.errors import AdvisorError, UnknownName
+from advisor.errors import AdvisorError, DomainError, UnknownName
 from advisor.predict.shapes import shapes_of
 from advisor.recommend.audit import audit
 from advisor.recommend.audit_figures import fastest_s
@@ -32,7 +32,11 @@ def article() -> AuditReport:
 def verdicts(*claims: dict[str, Any], statements: bool = False, **file: Any) -> dict[str, str]:
     key = "statements" if statements else "figures"
     document = {"title": "t", "setup": A100, key: claims} | file
-    return {f.id: f.verdict for f in audit(ClaimsFile.model_validate(document), CATALOG).findings}
+    return {f.id: f.verdict for f in audit(ClaimsFile.model_validate(document), CATALOG, no_model).findings}
+
+
+def no_model(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
+    raise DomainError("only physics and rules are tested here")
 
 
 def figure(quantity: str, value: float, **more: Any) -> dict[str, Any]:
@@ -73,6 +77,17 @@ def test_the_article_s_figures_contradict_each_other() -> None:
     assert found["deepspeed-memory+deepspeed-utilisation"].verdict == "wrong"
     assert found["power-gain"].verdict == "consistent"  # 2.8 / 2.4 kW is 16.7 %
     assert found["vllm-memory+vllm-utilisation"].verdict == "consistent"
+
+
+def test_the_serving_model_judges_vllm_s_figures() -> None:
+    found = {f.id: f for f in article().findings}
+    assert found["vllm-qps"].verdict == "consistent"
+    assert "512 prompt" in found["vllm-qps"].scenario or "128 prompt" in found["vllm-qps"].scenario
+    assert found["vllm-p99"].verdict == "implausible"
+    assert "time to first token" in found["vllm-p99"].scenario
+    # each alone is possible; no searched length and load of ordinary traffic gives both
+    assert found["vllm-qps+vllm-p99"].verdict == "implausible"
+    assert found["hybrid"].ours is not None
 
 
 def test_latency_as_time_to_first_token_is_offered_as_the_reading_that_works() -> None:
