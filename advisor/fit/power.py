@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from advisor.errors import DomainError
 from advisor.predict.engine_state import Work
-from advisor.predict.spend import Activity, activity_of, demand_parts, power_parts
+from advisor.predict.spend import Activity, activity_of, demand_parts, memory_core_frac, power_parts
 from advisor.predict.step import StepCost
 from advisor.schema import Gpu, RunRecord
 
@@ -309,8 +309,8 @@ def fit_family(cells: Sequence[PowerCell], base: Mapping[str, float], family: st
 def clock_exponent(cells: Sequence[PowerCell], values: Mapping[str, float]) -> tuple[float, float]:
     """Return n of ``P ~ f^n`` and its standard deviation, from cells whose mean clock was sampled.
 
-    At a clock phi an operation costs ``phi^(n-1)`` of its energy at the nominal one; the fit takes the measured clock
-    instead of the cap, and holds what memory draws.
+    At a clock phi what the cores' supply feeds costs ``phi^(n-1)`` of its energy at the nominal clock; the fit takes
+    the measured clock instead of the cap, and holds what the DRAM draws.
     """
     sampled = [c for c in cells if 0.3 < c.clock_frac <= 1.0]
     if len(sampled) < 20:
@@ -318,12 +318,14 @@ def clock_exponent(cells: Sequence[PowerCell], values: Mapping[str, float]) -> t
     parts = []
     for cell in sampled:
         found = demand_parts(cell.activity, cell.gpu, values)
-        rest = cell.gpu.idle_power_w + float(found["memory"]) + float(found["link"])
-        parts.append((float(found["compute"]), rest, cell.watts, cell.clock_frac))
-    compute, rest_w, watts, phi = np.array(parts).T
+        core = memory_core_frac(values, cell.gpu)
+        memory = float(found["memory"]) + float(found["link"])
+        rest = cell.gpu.idle_power_w + memory * (1.0 - core)
+        parts.append((float(found["compute"]) + memory * core, rest, cell.watts, cell.clock_frac))
+    core_w, rest_w, watts, phi = np.array(parts).T
 
     def residuals(x: Floats) -> Floats:
-        return np.asarray(np.log((compute * math.exp(x[1]) * phi ** x[0] + rest_w) / watts) / 0.03, dtype=np.float64)
+        return np.asarray(np.log((core_w * math.exp(x[1]) * phi ** x[0] + rest_w) / watts) / 0.03, dtype=np.float64)
 
     solution = least_squares(residuals, [0.8, 0.0], loss="soft_l1")
     relative, _ = _deviations(solution, len(sampled))

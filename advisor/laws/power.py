@@ -86,7 +86,7 @@ def power_limited_clock_frac(demand_w: Real, available_w: Real, exponent: float)
 
     demand_w    : D > 0, dynamic draw of the compute units at the nominal clock [W]
     available_w : what limit, idle and memory leave for them, >= 0 [W]
-    exponent    : n of ``P ~ f^n``; 3 if voltage followed the clock, 1 if it were fixed; 1.8 fitted on H100 and H200
+    exponent    : n of ``P ~ f^n``; 3 if voltage followed the clock, 1 if it were fixed
 
     Assumes that the voltage curve has one slope; at the floor of the voltage (about 0.4 of the nominal clock) the true
     exponent is 1 and this law is too optimistic.
@@ -121,24 +121,27 @@ def power_limited_run(
     compute_w: float,
     memory_w: float,
     memory_exponent: float,
+    memory_core_frac: float,
     compute_frac: float,
     clock_exponent: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return clock, speed (shares of those at the nominal clock) and board power [W] under each power limit.
 
-    The clock phi solves ``idle + compute phi^(n-1) s + memory s^g = limit`` with the speed ``s(phi)`` of
-    `clock_speed_frac`: operations and bytes per second fall with the speed, energy per operation with the voltage.
+    The clock phi solves ``idle + compute phi^(n-1) s + memory s^g (1 - m + m phi^(n-1)) = limit`` with the speed
+    ``s(phi)`` of `clock_speed_frac`: operations and bytes per second fall with the speed, the energy of everything on
+    the cores' supply (arithmetic, and the share m of moving data) with the voltage.
     `limit_w` is clipped to what the lowest clock that is tried (0.15) still draws.
 
-    limit_w      : board limits [W], an array
-    compute_w    : draw of the arithmetic at the nominal clock [W]
-    memory_w     : draw of memory and link at the nominal clock [W]
-    compute_frac : share of the time that scales with the clock
+    limit_w          : board limits [W], an array
+    compute_w        : draw of the arithmetic at the nominal clock [W]
+    memory_w         : draw of memory and link at the nominal clock [W]
+    memory_core_frac : m in [0, 1], share of `memory_w` that is caches and fabric on the cores' supply, not DRAM
+    compute_frac     : share of the time that scales with the clock
 
     Reference: as for `power_limited_clock_frac` and `memory_power_w`.
 
     >>> clock, speed, power = power_limited_run(np.array([700.0]), idle_w=100.0, compute_w=300.0, memory_w=100.0,
-    ...     memory_exponent=1.0, compute_frac=1.0, clock_exponent=2.0)
+    ...     memory_exponent=1.0, memory_core_frac=0.5, compute_frac=1.0, clock_exponent=2.0)
     >>> float(clock[0]), float(speed[0]), float(power[0])  # the limit is not reached
     (1.0, 1.0, 500.0)
     """
@@ -146,8 +149,9 @@ def power_limited_run(
 
     def drawn(phi: NDArray[np.float64]) -> NDArray[np.float64]:
         speed = clock_speed_frac(phi, compute_frac)
-        total = idle_w + compute_w * phi ** (clock_exponent - 1.0) * speed + memory_w * speed**memory_exponent
-        return np.asarray(total, dtype=np.float64)
+        energy = phi ** (clock_exponent - 1.0)
+        moving = memory_w * speed**memory_exponent * (1.0 - memory_core_frac + memory_core_frac * energy)
+        return np.asarray(idle_w + compute_w * energy * speed + moving, dtype=np.float64)
 
     low, high = np.full(limits.shape, LOWEST_CLOCK_FRAC), np.ones(limits.shape)
     for _ in range(50):  # bisection: power rises with the clock

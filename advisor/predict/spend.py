@@ -237,6 +237,7 @@ def power_limit_curve(
         compute_w=compute_w,
         memory_w=memory_w,
         memory_exponent=power_coefficient(coefficients, "memory_exponent", gpu),
+        memory_core_frac=memory_core_frac(coefficients, gpu),
         compute_frac=compute_frac,
         clock_exponent=exponent,
     )
@@ -245,6 +246,17 @@ def power_limit_curve(
     allowed = np.where(speed_frac >= slowest_speed_frac - 1e-9, energy_frac, np.inf)
     best = float(limits[int(np.argmin(allowed))]) if np.isfinite(allowed).any() else gpu.board_power_w
     return LimitCurve(limits, clock[:-1], speed_frac, power[:-1], energy_frac, best)
+
+
+DRAM_J_PER_BYTE = 8 * 3.92e-12
+"""Energy of a byte in HBM2 itself, 3.92 pJ/bit (O'Connor et al. 2017, doi:10.1145/3123939.3124545); the rest of what a
+byte costs is spent in caches and fabric on the cores' supply, and falls with their clock."""
+
+
+def memory_core_frac(coefficients: Coefficients, gpu: Gpu) -> float:
+    """Return the share of the memory power that is drawn outside the DRAM."""
+    whole = power_coefficient(coefficients, "memory_j_per_byte", gpu)
+    return max(0.0, 1.0 - DRAM_J_PER_BYTE / whole)
 
 
 def node_power(board: Interval, n_gpus: int, coefficients: CoefficientSet) -> Interval:

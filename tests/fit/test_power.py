@@ -20,7 +20,7 @@ from advisor.fit.power import (
 )
 from advisor.fit.power_set import fit_power_set
 from advisor.predict.engine_state import Work
-from advisor.predict.spend import Activity, demand_parts, power_parts
+from advisor.predict.spend import Activity, demand_parts, memory_core_frac, power_parts
 from advisor.schema import RunRecord
 
 H100 = load_catalog().gpu("h100-sxm-80gb")
@@ -108,7 +108,9 @@ def test_the_clock_exponent_comes_back_from_throttled_cells() -> None:
             continue
         phi = float(rng.uniform(0.72, 1.0))
         parts = demand_parts(cell.activity, H100, TRUTH)
-        watts = H100.idle_power_w + float(parts["memory"]) + float(parts["compute"]) * phi ** (EXPONENT - 1)
+        core = float(parts["memory"]) * memory_core_frac(TRUTH, H100)
+        watts = H100.idle_power_w + float(parts["memory"]) - core
+        watts += (float(parts["compute"]) + core) * phi ** (EXPONENT - 1)
         found.append(PowerCell(cell.run_id, H100, cell.kind, cell.activity, watts, 8.0, clock_frac=phi))
     value, deviation = clock_exponent(found, TRUTH)
     assert value == pytest.approx(EXPONENT, abs=0.02)

@@ -28,6 +28,7 @@ UNLIMITED = {
     "compute_w": 500.0,
     "memory_w": 300.0,
     "memory_exponent": 0.7,
+    "memory_core_frac": 0.75,
     "compute_frac": 0.6,
     "clock_exponent": 1.7,
 }
@@ -102,7 +103,7 @@ def test_the_solved_clock_satisfies_the_equation_by_hand() -> None:
     phi = float(clock[0])
     s = 1 / (0.6 / phi + 0.4)
     assert float(speed[0]) == pytest.approx(s)
-    assert 70 + 500 * phi**0.7 * s + 300 * s**0.7 == pytest.approx(500.0, rel=1e-6)
+    assert 70 + 500 * phi**0.7 * s + 300 * s**0.7 * (0.25 + 0.75 * phi**0.7) == pytest.approx(500.0, rel=1e-6)
 
 
 def test_an_impossible_limit_runs_at_the_lowest_clock_instead_of_failing() -> None:
