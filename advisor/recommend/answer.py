@@ -13,7 +13,7 @@ from advisor.recommend.flips import flips
 from advisor.recommend.plan import Option, latency_s, make_plan
 from advisor.recommend.rank import pareto
 from advisor.recommend.search import Found, search
-from advisor.schema import Note, Plan, Recommendation, Request
+from advisor.schema import Plan, Recommendation, Request
 
 PARETO = ("cost", "e2e_p50_s", "energy")
 
@@ -63,9 +63,10 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
     plans, by_backend = plans_of(question, found)
     best = plans[0] if plans else None
     remarks = [*notes(question, found, best)]
-    reasons = why(question, plans, by_backend)
+    rejected = found.rejections.all()
+    reasons = [*why(question, plans, by_backend, rejected)]
     if "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
-        remarks += [Note(text=text) for text in what_would_fit(question, catalog.gpus())]
+        reasons += what_would_fit(question, catalog.gpus())
     report = question.vllm.report if question.vllm is not None else None
     return Recommendation(
         request=request.model_dump(mode="json", exclude_none=True),
@@ -75,8 +76,8 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
         best=best,
         best_by_backend=by_backend,
         plans=tuple(plans),
-        rejected=found.rejections.all(),
-        why=reasons,
+        rejected=rejected,
+        why=tuple(reasons),
         flips=flips(question, plans, found),
         accuracy={"median_abs_error": report.median_abs_error} if report else {},
         notes=tuple(remarks),

@@ -14,6 +14,7 @@ from advisor.schema import (
     CoefficientSet,
     EngineFacts,
     FixedLengths,
+    Gpu,
     Lengths,
     LognormalLengths,
     Model,
@@ -25,6 +26,7 @@ from advisor.schema import (
     TraceLengths,
     Workload,
 )
+from advisor.schema.engine import version_key
 from advisor.units import format_usd
 
 LENGTH_STEP = 1024
@@ -75,10 +77,14 @@ class Question:
 
     @property
     def slo(self) -> Slo:
-        """Return the latency targets: the request's, else the usual ones where people wait for the answers."""
+        """Return the latency targets: the request's, else the usual ones where users arrive and wait.
+
+        A closed loop starts with all its clients at once, so the first tokens of its first requests say nothing about
+        service: it has no usual targets.
+        """
         request = self.request
-        is_offline = request.task == "batch" or request.is_best_effort or self.workload.name == "batch"
-        return request.slo if request.slo.targets or is_offline else USUAL_SLO
+        is_online = self.is_open and request.task != "batch" and not request.is_best_effort
+        return request.slo if request.slo.targets or not is_online else USUAL_SLO
 
     @property
     def is_open(self) -> bool:
@@ -220,6 +226,12 @@ def fit_context(
     return workload, served, None, notes
 
 
+def _day(date: str) -> str:
+    """Return the date that a text begins with."""
+    found = re.match(r"\d{4}(-\d{2}){0,2}", date)
+    return found[0] if found else date
+
+
 def _pools(request: Request, catalog: Catalog) -> tuple[tuple[Pool, ...], list[Note]]:
     parsed = catalog.clusters(request.gpus)
     own = {p.gpu: p for p in parsed.prices}
@@ -245,7 +257,7 @@ def _pools(request: Request, catalog: Catalog) -> tuple[tuple[Pool, ...], list[N
                 )
             else:
                 p, others = choice.price, choice.alternatives
-                rent, text = p.usd_per_gpu_h, f"{p.provider} {p.kind}, {p.date[:10]}"
+                rent, text = p.usd_per_gpu_h, f"{p.provider} {p.kind}, {_day(p.date)}"
                 shown = ", ".join(f"{o.provider} {format_usd(o.usd_per_gpu_h)}" for o in others[:4])
                 more = f" (others: {shown})" if others else ""
                 notes.append(Note(text=f"price of {gpu}: {format_usd(rent)} per GPU hour, {text}{more}"))
@@ -260,6 +272,26 @@ def _coefficients(catalog: Catalog, name: str) -> CoefficientSet | None:
         return None
 
 
+def _facts(request: Request, pools: tuple[Pool, ...], catalog: Catalog) -> tuple[EngineFacts, list[Note]]:
+    """Return the facts of the release; the default release gives way to the newest that still runs on old cards."""
+    table = catalog.engine("vllm")
+    facts = EngineFacts.from_table(table, request.engine_version)
+    if request.engine_version != Request.model_fields["engine_version"].default:
+        return facts, []
+    old = [p.cluster.gpu for p in pools if p.cluster.gpu.vendor == "nvidia" and not _runs_on(facts, p.cluster.gpu)]
+    known = sorted((str(r["version"]) for r in table.get("release", [])), key=version_key, reverse=True)
+    for version in known if old else ():
+        other = EngineFacts.from_table(table, version)
+        if version_key(version) < version_key(facts.version) and all(_runs_on(other, g) for g in old):
+            text = f"vLLM {facts.version} no longer runs on {old[0].name}: {version} is planned for"
+            return other, [Note(level="warning", text=text)]
+    return facts, []
+
+
+def _runs_on(facts: EngineFacts, gpu: Gpu) -> bool:
+    return version_key(gpu.compute_capability) >= version_key(facts.min_compute_capability)
+
+
 def ask(request: Request, catalog: Catalog) -> Question:
     """Return the request made concrete.
 
@@ -268,7 +300,7 @@ def ask(request: Request, catalog: Catalog) -> Question:
     model, model_notes = catalog.model(request.model)
     pools, notes = _pools(request, catalog)
     workload, max_model_len, fault, cut = fit_context(workload_of(request, catalog), model, request)
-    facts = EngineFacts.from_table(catalog.engine("vllm"), request.engine_version)
+    facts, older = _facts(request, pools, catalog)
     return Question(
         request=request,
         model=model,
@@ -281,5 +313,5 @@ def ask(request: Request, catalog: Catalog) -> Question:
         vllm=_coefficients(catalog, "vllm"),
         deepspeed=_coefficients(catalog, "deepspeed"),
         power=_coefficients(catalog, "power"),
-        notes=(*notes, *cut),
+        notes=(*notes, *cut, *older),
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from advisor.predict.shapes import shapes_of
 from advisor.recommend.ask import Question, mean_tokens
 from advisor.recommend.plan import latency_s
 from advisor.recommend.search import Found
-from advisor.schema import ClosedLoad, Deployment, FixedLengths, Note, Plan, Prediction
-from advisor.units import format_count, format_j, format_rate, format_s, format_usd, format_w
+from advisor.schema import ClosedLoad, Deployment, FixedLengths, Note, Plan, Prediction, Rejected
+from advisor.units import format_count, format_frac, format_j, format_rate, format_s, format_usd, format_w
 
 DEEPSPEED_LABELS = {
     "deepspeed-zero-inference": "ZeRO-Inference",
@@ -81,8 +82,8 @@ def _headline(question: Question, best: Plan) -> str:
 
 
 def _capacity(question: Question, best: Plan) -> list[str]:
-    capacity = best.prediction.quantities.get("saturation_requests_per_s")
-    load = question.workload.load
+    q, load = best.prediction.quantities, question.workload.load
+    capacity = q.get("saturation_requests_per_s", q["requests_per_s"] if best.prediction.is_saturated else None)
     if capacity is None or isinstance(load, ClosedLoad):
         return []
     share = load.arrivals_per_s / capacity.value
@@ -90,9 +91,9 @@ def _capacity(question: Question, best: Plan) -> list[str]:
         gpus = best.deployment.n_gpus * share
         return [
             f"No plan here carries {format_rate(load.arrivals_per_s, 'requests')}: this one saturates at"
-            f" {format_rate(capacity.value, 'requests')}; the load takes about {gpus:,.0f} GPUs of this kind."
+            f" {format_rate(capacity.value, 'requests')}; the load takes about {math.ceil(gpus):,} GPUs run like this."
         ]
-    return [f"The load is {share:.0%} of what it can serve ({format_rate(capacity.value, 'requests')})."]
+    return [f"The load is {format_frac(share)} of what it can serve ({format_rate(capacity.value, 'requests')})."]
 
 
 def _versus(question: Question, best: Plan, other: Plan) -> str:
@@ -149,12 +150,18 @@ def _backends(question: Question, best: Plan, by_backend: dict[str, Plan]) -> li
     return [text + "."]
 
 
-def why(question: Question, plans: Sequence[Plan], by_backend: dict[str, Plan]) -> tuple[str, ...]:
+def why(
+    question: Question, plans: Sequence[Plan], by_backend: dict[str, Plan], rejected: Sequence[Rejected]
+) -> tuple[str, ...]:
     """Return why the first plan is first, against the runner-up and against the other backend."""
     if not plans:
         return ()
     best = plans[0]
     sentences = [_headline(question, best), *_capacity(question, best)]
+    if best.backend != "vllm" and "vllm" not in by_backend:
+        for r in [r for r in rejected if r.backend == "vllm"][:1]:
+            nearest = f" Nearest that fits: {r.nearest}." if r.nearest else ""
+            sentences.append(f"vLLM cannot run it here: {r.reason}.{nearest}")
     if not best.meets_slo and not best.prediction.is_saturated:
         sentences.append("No plan meets every target; this one comes closest: " + "; ".join(best.reasons) + ".")
     rivals = [p for p in plans[1:] if p.backend == best.backend]

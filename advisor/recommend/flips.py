@@ -225,4 +225,7 @@ def flips(question: Question, plans: Sequence[Plan], found: Found) -> tuple[str,
     sentences = target_flips(question, plans) + price_flips(question, plans)
     if plans[0].backend == "vllm" and question.vllm is not None:
         sentences += load_flips(question, plans, found)
-    return tuple(f"{s[0].upper()}{s[1:]}." for s in dict.fromkeys(sentences))
+    starts_with_name = {p.cluster.gpu.name for p in question.pools}
+    return tuple(
+        f"{s}." if s.split()[0] in starts_with_name else f"{s[0].upper()}{s[1:]}." for s in dict.fromkeys(sentences)
+    )

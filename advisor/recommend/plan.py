@@ -29,6 +29,8 @@ class Option:
     pool: Pool
     deployment: Deployment
     prediction: Prediction
+    badness_factor: float = 1.0
+    """how much worse simulated neighbours were than the closed form that this prediction is"""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -50,27 +52,27 @@ def offered_per_s(question: Question) -> float | None:
 
 
 def with_offered_rates(question: Question, prediction: Prediction) -> Prediction:
-    """Return a prediction whose rates are the offered ones while it keeps up with an open load without end.
+    """Return a prediction with the rates of the long run of an open load: what arrives, or what saturates it.
 
-    The simulation sends some hundred requests and its duration ends with the last answer; in the long run a plan that
-    is not saturated completes what arrives.
+    The simulation sends some hundred requests and its duration ends with the last answer.
     """
     load = question.workload.load
-    is_endless = not isinstance(load, ClosedLoad | TraceLoad) and load.n_requests is None and load.duration_s is None
-    if not is_endless or prediction.is_saturated:
+    if isinstance(load, ClosedLoad | TraceLoad) or load.n_requests is not None or load.duration_s is not None:
         return prediction
-    assert not isinstance(load, ClosedLoad)
-    rate = load.arrivals_per_s
+    rate = Interval(value=load.arrivals_per_s, low=load.arrivals_per_s, high=load.arrivals_per_s)
+    if prediction.is_saturated:
+        rate = prediction.quantities.get("saturation_requests_per_s", prediction.quantities["requests_per_s"])
     prompt, output = mean_lengths(question.workload.lengths)
-    exact = {
-        "requests_per_s": rate,
-        "output_tokens_per_s": rate * output,
-        "total_tokens_per_s": rate * (prompt + output),
+    scales = {"requests_per_s": 1.0, "output_tokens_per_s": output, "total_tokens_per_s": prompt + output}
+    rates = {
+        name: Interval(value=rate.value * by, low=rate.low * by, high=rate.high * by)
+        for name, by in scales.items()
+        if name in prediction.quantities
     }
-    rates = {name: Interval(value=v, low=v, high=v) for name, v in exact.items() if name in prediction.quantities}
     met = prediction.quantities.get("slo_attainment_frac")
     if met is not None:
-        rates["goodput_requests_per_s"] = Interval(value=rate * met.value, low=rate * met.low, high=rate * met.high)
+        goodput = (rate.value * met.value, rate.low * met.low, rate.high * met.high)
+        rates["goodput_requests_per_s"] = Interval(value=goodput[0], low=goodput[1], high=goodput[2])
     return prediction.model_copy(update={"quantities": prediction.quantities | rates})
 
 
@@ -85,7 +87,8 @@ def priced_values(question: Question, option: Option, *, has_prices: bool) -> tu
 def option_badness(question: Question, option: Option) -> float:
     """Return by which factor an option misses its worst target (at most 1: it meets all)."""
     values = values_of(option.prediction)
-    return float(badness(values, question.slo, option.prediction.is_saturated, offered_per_s(question)))
+    found = badness(values, question.slo, option.prediction.is_saturated, offered_per_s(question))
+    return float(found) * option.badness_factor
 
 
 def option_score(question: Question, option: Option, *, has_prices: bool) -> float:
@@ -166,6 +169,10 @@ def make_plan(question: Question, option: Option, *, rank: int, has_prices: bool
             verb = "misses" if target in misses else "meets"
             reasons.append(f"{verb} {target.name}: {format_s(value)} against {format_s(target.max_s)}")
     notes = [*_risks(question, option)]
+    is_doubtful = not misses and bool(question.slo.targets) and option_badness(question, option) > 1
+    if is_doubtful:
+        text = f"simulated plans were {option.badness_factor:.2g} times worse than this closed form: counted as a miss"
+        notes.append(Note(level="warning", text=text))
     if d.backend == "vllm":
         notes += launch_notes(d, question.model, option.pool.cluster.gpu, question.facts)
     priced = prediction.model_copy(update={"quantities": prediction.quantities | _spend(question, option)})
@@ -174,7 +181,7 @@ def make_plan(question: Question, option: Option, *, rank: int, has_prices: bool
         backend=d.backend,
         deployment=d,
         prediction=priced,
-        meets_slo=not misses and not prediction.is_saturated,
+        meets_slo=not misses and not is_doubtful and not prediction.is_saturated,
         is_pareto=is_pareto,
         usd_per_h=hourly if option.pool.usd_per_gpu_h is not None else 0.0,
         score=option_score(question, option, has_prices=has_prices),

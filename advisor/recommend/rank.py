@@ -102,14 +102,14 @@ def badness(values: Mapping[str, Real], slo: Slo, is_saturated: Real, offered_pe
 
 
 def order(
-    score_of: Floats, badness_of: Floats, latency_s: Floats, n_gpus: Floats, is_unmaintained: Floats | None = None
+    score_of: Floats, badness_of: Floats, latency_s: Floats, n_gpus: Floats, tier: Floats | None = None
 ) -> NDArray[np.intp]:
     """Return indices from best to worst: plans that meet the targets by score, then the others by how far they miss.
 
-    Of either kind, what rests on unmaintained software comes last. Equal scores (within 0.5 %) go to the lower latency,
-    then to fewer GPUs.
+    Of either kind, a higher tier (less certain, unmaintained) comes later. Equal scores (within 0.5 %) go to the lower
+    latency, then to fewer GPUs.
     """
-    tier = np.zeros(len(score_of)) if is_unmaintained is None else is_unmaintained
+    tier = np.zeros(len(score_of)) if tier is None else tier
     misses = badness_of > 1
     sign = np.sign(score_of)
     bins = np.round(sign * np.log(np.maximum(np.abs(score_of), 1e-300)) * SCORE_BINS)
@@ -137,11 +137,11 @@ def missed(values: Mapping[str, float], slo: Slo) -> list[Target]:
     return [t for t in slo.targets if float(target_value(values, t)) > t.max_s]
 
 
-def first_of_each(keys: Sequence[object], ranked: NDArray[np.intp]) -> list[int]:
+def first_of_each(keys: Sequence[object], ranked: Sequence[int]) -> list[int]:
     """Return the best index of each key, best first."""
     seen: set[object] = set()
     found = []
-    for i in ranked.tolist():
+    for i in ranked:
         if keys[i] not in seen:
             seen.add(keys[i])
             found.append(i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from advisor.predict.steady import sweep
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.feasible import Fits, Rejections, fitting
 from advisor.recommend.plan import Option, latency_s, offered_per_s, option_badness, option_score, with_offered_rates
-from advisor.recommend.rank import Floats, badness, first_of_each, order, score, usd_per_h
+from advisor.recommend.rank import SATURATED, Floats, badness, first_of_each, order, score, usd_per_h
 from advisor.recommend.static import offers
 from advisor.schema import Deployment, Rejected, Workload
 from advisor.units import format_usd, format_w
@@ -170,6 +170,13 @@ def choose_finalists(question: Question, table: Table, ranked: Sequence[int], n:
     return list(dict.fromkeys([*wanted, *ranked[: 2 * n]]))[:n]
 
 
+def _tier(question: Question, option: Option) -> int:
+    """Return 0, or 1 for the closed form where plans are simulated, or 2 for unmaintained software."""
+    if option.deployment.backend != "vllm":
+        return 0 if path_of(option.deployment.backend).is_maintained else 2
+    return int(option.prediction.method == "steady" and question.request.n_finalists > 0)
+
+
 def _rank(question: Question, options: Sequence[Option], *, has_prices: bool) -> list[Option]:
     if not options:
         return []
@@ -177,10 +184,7 @@ def _rank(question: Question, options: Sequence[Option], *, has_prices: bool) ->
     bad = np.array([option_badness(question, o) for o in options])
     latency = np.array([latency_s(o.prediction) for o in options])
     n = np.array([o.deployment.n_gpus for o in options], dtype=float)
-    tier = np.array(
-        [o.deployment.backend != "vllm" and not path_of(o.deployment.backend).is_maintained for o in options],
-        dtype=float,
-    )
+    tier = np.array([_tier(question, o) for o in options], dtype=float)
     ranked = [options[i] for i in order(scores, bad, latency, n, tier).tolist()]
     best: dict[tuple[object, ...], Option] = {}
     for option in ranked:
@@ -189,24 +193,58 @@ def _rank(question: Question, options: Sequence[Option], *, has_prices: bool) ->
 
 
 class _Contest:
-    """Rows of the table that are simulated, one after the other, until the leader is a simulated one."""
+    """Rows of the table that are simulated, one after the other, until the leader is a simulated one.
+
+    What the simulation finds corrects the closed form of the rows that are not simulated: by the ratio of the two on
+    the same layout where there is one, else by the median ratio of the pool.
+    """
 
     def __init__(self, question: Question, table: Table, *, has_prices: bool) -> None:
         self.question = question
         self.table = table
         self.has_prices = has_prices
-        self.score = table.score.copy()
-        self.badness = table.badness.copy()
-        self.latency = table.values["e2e_p50_s"].copy() if table.deployments else np.zeros(0)
+        n = len(table.deployments)
+        latency = table.values["e2e_p50_s"] if n else np.zeros(0)
+        self.closed = np.stack([table.score, table.badness, latency]) if n else np.zeros((3, 0))
+        self.known = self.closed.copy()
         self.n_gpus = np.array([d.n_gpus for d in table.deployments], dtype=float)
         self.simulated: dict[int, Option] = {}
         self.failed: set[int] = set()
         self.keys = table.keys()
 
+    def factors(self) -> Floats:
+        """Return by what score, badness and latency of each row are multiplied: simulated over closed form."""
+        factors = np.ones_like(self.closed)
+        rows = [i for i in self.simulated if self.closed[1, i] < SATURATED]
+        for k in range(3):
+            by_pool: dict[str, list[float]] = {}
+            by_key: dict[object, list[float]] = {}
+            for i in rows:
+                if self.closed[k, i] * self.known[k, i] > 0:
+                    ratio = float(np.log(self.known[k, i] / self.closed[k, i]))
+                    by_pool.setdefault(self.table.pools[i].name, []).append(ratio)
+                    by_key.setdefault(self.keys[i], []).append(ratio)
+            if rows:
+                pools = {name: float(np.median(found)) for name, found in by_pool.items()}
+                layouts = {key: float(np.median(found)) for key, found in by_key.items()}
+                factors[k] = [
+                    np.exp(layouts.get(key, pools.get(pool.name, 0.0)))
+                    for key, pool in zip(self.keys, self.table.pools, strict=True)
+                ]
+        # how overloaded a plan is does not depend on the latencies
+        factors[1] = np.where(self.closed[1] >= SATURATED, 1.0, factors[1])
+        return factors
+
+    def order(self) -> list[int]:
+        """Return all rows, best first, on what is known now."""
+        now = self.closed * self.factors()
+        for i in self.simulated:
+            now[:, i] = self.known[:, i]
+        return [i for i in order(now[0], now[1], now[2], self.n_gpus).tolist() if i not in self.failed]
+
     def ranked(self) -> list[int]:
-        """Return the best row of each plan, best first, on what is known now."""
-        ranked = order(self.score, self.badness, self.latency, self.n_gpus)
-        return [i for i in first_of_each(self.keys, ranked) if i not in self.failed]
+        """Return the best row of each plan, best first."""
+        return first_of_each(self.keys, self.order())
 
     def predict(self, row: int, method: str) -> Option | None:
         """Return a row with its prediction; None when it turns out not to run."""
@@ -239,9 +277,9 @@ class _Contest:
             if option is None:
                 continue
             self.simulated[row] = option
-            self.score[row] = option_score(self.question, option, has_prices=self.has_prices)
-            self.badness[row] = option_badness(self.question, option)
-            self.latency[row] = latency_s(option.prediction)
+            self.known[0, row] = option_score(self.question, option, has_prices=self.has_prices)
+            self.known[1, row] = option_badness(self.question, option)
+            self.known[2, row] = latency_s(option.prediction)
 
 
 def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[list[Option], int]:
@@ -249,7 +287,7 @@ def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[lis
     n = question.request.n_finalists
     if n:
         contest.simulate(choose_finalists(question, table, contest.ranked(), n))
-        for _ in range(max(2, n // 2)):
+        for _ in range(2 * n):
             leader = next(iter(contest.ranked()), None)
             if leader is None or leader in contest.simulated:
                 break
@@ -257,6 +295,7 @@ def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[lis
         contest.simulate(_other_settings(contest, min(1, n - 1)))
     options: list[Option] = []
     rows: list[int] = []
+    factors = contest.factors()
     for row in contest.ranked():
         if row in contest.simulated:
             options.append(contest.simulated[row])
@@ -264,7 +303,7 @@ def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[lis
         elif len(options) < question.request.max_plans and not _is_beaten(table, row, rows):
             option = contest.predict(row, "steady")
             if option is not None:
-                options.append(option)
+                options.append(replace(option, badness_factor=float(factors[1, row])))
                 rows.append(row)
     return options, len(contest.simulated)
 
@@ -286,8 +325,8 @@ def _other_settings(contest: _Contest, n: int) -> list[int]:
     leader = next(iter(contest.ranked()), None)
     if leader is None:
         return []
-    ranked = order(contest.score, contest.badness, contest.latency, contest.n_gpus).tolist()
-    return [i for i in ranked if contest.keys[i] == contest.keys[leader] and i not in contest.simulated][:n]
+    rows = contest.order()
+    return [i for i in rows if contest.keys[i] == contest.keys[leader] and i not in contest.simulated][:n]
 
 
 def search(question: Question) -> Found:
