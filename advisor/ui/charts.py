@@ -306,3 +306,37 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], errors: Sequence[Seque
     )
     figure.update_yaxes(autorange="reversed")
     return _laid_out(figure, height=120 + 34 * len(rows))
+
+
+def over_hours(at: Sequence[int], lines: Mapping[str, Sequence[float]], title: str) -> go.Figure:
+    """Return step lines of values by hour."""
+    figure = over_time([float(h) for h in at], lines, title)
+    figure.update_xaxes({"title": {"text": "hour of the plan"}, "tickformat": "d", "ticksuffix": ""})
+    figure.update_traces(hovertemplate=f"hour %{{x}}: %{{y:.3s}} {plain_html(title)}<extra></extra>")
+    return figure.update_layout(height=240, showlegend=len(lines) > 1)
+
+
+def against(groups: Mapping[str, Sequence[tuple[float, float, str]]], unit: str, title: str) -> go.Figure:
+    """Return predicted against measured values, (measured, predicted, words) a mark, with the line of equality."""
+    figure = go.Figure()
+    every = [v for points in groups.values() for m, p, _ in points for v in (m, p) if v > 0]
+    for i, (group, points) in enumerate(groups.items()):
+        figure.add_scatter(
+            x=[m for m, _, _ in points],
+            y=[p for _, p, _ in points],
+            mode="markers",
+            name=plain_html(group),
+            marker={"color": COLOURS[i % len(COLOURS)], "symbol": SHAPES[i % len(SHAPES)], "size": 8},
+            opacity=0.8,
+            text=[f"measured {show(unit, m)}, predicted {show(unit, p)}<br>{plain_html(w)}" for m, p, w in points],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    if every:
+        ends = [min(every), max(every)]
+        figure.add_scatter(
+            x=ends, y=ends, mode="lines", name="equal", line={"dash": "dash", "color": GREY}, hoverinfo="skip"
+        )
+    ticks = {"type": "log", "tickvals": LOG_TICKS, "ticktext": [_tick(unit, v) for v in LOG_TICKS]}
+    figure.update_xaxes({"title": {"text": f"{title}, measured"}} | ticks)
+    figure.update_yaxes({"title": {"text": f"{title}, predicted"}} | ticks)
+    return _laid_out(figure, height=440)

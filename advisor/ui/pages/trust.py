@@ -5,11 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor.schema import CoefficientSet
-from advisor.ui import call, parts, state
+from advisor.ui import accuracy, call, parts, state
 from advisor.ui.command import shell
 from advisor.ui.text import plain
 
-SPLIT = "; "
+VLLM = "vllm"
 
 
 def render() -> None:
@@ -17,25 +17,41 @@ def render() -> None:
     st.title("What the numbers rest on")
     names = call.fitted_names()
     with st.sidebar:
-        name = state.choice("engine", "Engine", names, default=names[0])
+        name = state.choice("engine", "Coefficients of", names, default=names[0])
+        files = accuracy.run_files()
+        chosen = state.choice("runs", "Measured runs (vLLM)", tuple(files), default=min(files, key=_not_h200))
     fitted = call.coefficients(name)
+    if name == VLLM:
+        st.markdown(f"**Measured runs: {plain(chosen)}**")
+        rows = accuracy.validate_file(chosen)
+        accuracy.headline(rows)
+        accuracy.show_rows(rows, "trust")
     _report(fitted)
     _coefficients(fitted)
     st.subheader("Sources")
     st.markdown("\n".join(f"- {plain(f'{s.title} {s.url} {s.quote}'.strip())}" for s in fitted.sources) or "- own runs")
-    rows = coefficient_rows(fitted)
+    table = coefficient_rows(fitted)
     parts.downloads(
         {
             "Coefficients (JSON)": (f"{name}.json", "application/json", fitted.model_dump_json(indent=1)),
-            "Coefficients (CSV)": (f"{name}.csv", "text/csv", parts.to_csv(rows)),
+            "Coefficients (CSV)": (f"{name}.csv", "text/csv", parts.to_csv(table)),
         },
-        "trust",
+        "coefficients",
     )
-    parts.equal_command(shell(["advisor", "show", "coefficients"]))
+    commands = [shell(["advisor", "show", "coefficients"])]
+    if name == VLLM:
+        commands.append(shell(["advisor", "validate", f"data/runs/{chosen}.jsonl"]))
+    parts.equal_command("\n".join(commands))
+
+
+def _not_h200(name: str) -> bool:
+    # a card that the fit did not use says most about trust
+    return "h200" not in name
 
 
 def _report(fitted: CoefficientSet) -> None:
     versions = ", ".join(fitted.engine_versions)
+    st.subheader("The fit")
     st.markdown(
         f"**{plain(fitted.engine)} {plain(versions)}**, fitted on {plain(fitted.gpu)};"
         " other cards are transferred by their datasheets, with wider intervals."
