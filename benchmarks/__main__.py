@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -15,50 +16,59 @@ import numpy as np
 import advisor
 from benchmarks import cases
 
-QUESTION = {"model": "70b", "gpus": "8xA100"}
 ADVISOR = [str(Path(sys.executable).with_name("advisor")), "recommend", "--model", "70b", "--gpus", "8xA100"]
 BARE = [sys.executable, "-c", "import numpy, pydantic"]
 
 
-def timed_s(call: Callable[[], object], n_runs: int) -> float:
-    """The median of several runs: what a user waits for on this machine, its other load included."""
-    times = []
+@dataclass(frozen=True)
+class Time:
+    """The best of several runs: what the call needs, rather than what else this machine did meanwhile."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def timed(call: Callable[[], object], n_runs: int) -> Time:
+    walls, cpus = [], []
     for _ in range(n_runs):
-        start = perf_counter()
+        wall, before = perf_counter(), os.times()
         call()
-        times.append(perf_counter() - start)
-    return median(times)
+        walls.append(perf_counter() - wall)
+        # user and system time, of this process and of the ones it waited for
+        cpus.append(sum(os.times()[:4]) - sum(before[:4]))
+    return Time(min(walls), min(cpus))
 
 
-def process_s(command: list[str], n_runs: int) -> float:
-    return timed_s(lambda: subprocess.run(command, check=True, capture_output=True), n_runs)
+def process(command: list[str], n_runs: int) -> Time:
+    return timed(lambda: subprocess.run(command, check=True, capture_output=True), n_runs)
 
 
-def show(what: str, seconds: float, remark: str = "") -> None:
-    print(f"{what:<58} {seconds * 1e3:>9.1f} ms  {remark}", flush=True)
+def show(what: str, time: Time, remark: str = "") -> None:
+    print(f"{what:<56} {time.wall_s * 1e3:>8.0f} ms wall {time.cpu_s * 1e3:>8.0f} ms CPU  {remark}", flush=True)
 
 
 def main() -> None:
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}"
-    print(f"advisor {advisor.__version__}, {versions}")
-    process_s(BARE, 1)  # the first start after an install compiles and fills the page cache
-    process_s(ADVISOR, 1)
-    bare, whole = process_s(BARE, 9), process_s(ADVISOR, 9)
+    print(f"advisor {advisor.__version__}, {versions}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    process(BARE, 1)  # the first start after an install compiles and fills the page cache
+    process(ADVISOR, 1)
+    bare, whole = process(BARE, 9), process(ADVISOR, 5)
     show("a bare python -c 'import numpy, pydantic'", bare)
-    show("advisor recommend --model 70b --gpus 8xA100, process", whole, f"{whole / bare:.1f} times the bare one")
+    ratio = f"{whole.wall_s / bare.wall_s:.1f} times the bare one (CPU: {whole.cpu_s / bare.cpu_s:.1f} times)"
+    show("advisor recommend --model 70b --gpus 8xA100, process", whole, ratio)
 
-    request = advisor.Request(**QUESTION)
+    request = advisor.Request(model="70b", gpus="8xA100")
     advisor.recommend(request)
-    show("advisor.recommend(...), warm", timed_s(lambda: advisor.recommend(request), 9))
-    many = advisor.Request(**QUESTION, n_finalists=10)
-    show("advisor.recommend(...), 10 plans simulated", timed_s(lambda: advisor.recommend(many), 5))
+    show("advisor.recommend(...), warm", timed(lambda: advisor.recommend(request), 5))
+    many = request.model_copy(update={"n_finalists": 10})
+    show("advisor.recommend(...), 10 finalists", timed(lambda: advisor.recommend(many), 3))
 
-    n, sweep = cases.sweep(100_000)
-    seconds = timed_s(sweep, 3)
-    show(f"closed form of {n:,} deployments", seconds, f"{n / seconds:,.0f} a second")
-    n, replay = cases.scheduler(10_000)
-    seconds = timed_s(replay, 3)
-    show(f"replay of {n:,} requests through the scheduler", seconds, f"{n / seconds:,.0f} a second")
+    n, call = cases.sweep(100_000)
+    time = timed(call, 3)
+    show(f"closed form of {n:,} deployments", time, f"{n / time.wall_s:,.0f} a second")
+    n, call = cases.scheduler(10_000)
+    time = timed(call, 3)
+    show(f"trace of {n:,} requests through the scheduler", time, f"{n / time.wall_s:,.0f} a second")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def ours(records: list[Cell]) -> list[Cell]:
 
 
 def print_left_out() -> None:
-    """Our errors where each engine start was left out of the fit, as `advisor fit` recorded them, for the same loads."""
+    """Our errors when each engine start is left out of the fit, as `advisor fit` recorded them, for the same loads."""
     path = Path("data/fitted/accuracy.json")
     if not path.is_file():
         return
