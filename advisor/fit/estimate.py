@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from advisor.errors import BadData, DomainError
 from advisor.fit.parameters import (
     BY_NAME,
+    FALLBACKS,
     HOST_POWER_PRIOR_REL,
     HOST_SPEED_PRIOR_REL,
     HOST_TIMES,
@@ -46,6 +47,12 @@ WEIGHTS = {
     "ttft_s.p99": 0.12,
 }
 """Relative error of each metric that counts as one; about the noise between two equal cells."""
+
+UNTOLD = 1e-3
+"""Jacobian column length below which the data say nothing about a coefficient."""
+
+MAX_WIDTH = 1.0
+"""Half-width (natural log) of a coefficient's interval at most, also of one that the data say nothing about."""
 
 FEW_REQUESTS = 8
 Z90 = 1.645
@@ -163,19 +170,52 @@ class Estimate:
     names: tuple[str, ...]
     jacobian: Floats
     residuals: Floats
+    owners: tuple[int, ...] = ()
+    """Cell of each residual in order; the residuals after them are the priors'."""
+
+    def without(self, left_out: set[int]) -> dict[str, float]:
+        """Return the coefficients of a fit that never saw the cells `left_out`.
+
+        One Gauss-Newton step from the full fit on the remaining rows (robust weights kept), within the bounds; what no
+        remaining row tells takes its value of `FALLBACKS`, so that nothing of the left-out cells stays.
+        """
+        kept = np.array([i not in left_out for i in self.owners] + [True] * (len(self.residuals) - len(self.owners)))
+        told = np.array([True] * len(self.names))
+        data = self.jacobian[: len(self.owners)][kept[: len(self.owners)]]
+        whole = np.abs(self.jacobian[: len(self.owners)]).sum(axis=0)
+        told &= np.abs(data).sum(axis=0) > 1e-3 * np.maximum(whole, 1e-12)
+        weights = (1.0 + self.residuals**2) ** -0.25
+        rows = (self.jacobian * weights[:, None])[kept][:, told]
+        aims = -(self.residuals * weights)[kept]
+        step = np.linalg.lstsq(rows, aims, rcond=1e-8)[0]
+        theta = dict(self.theta)
+        for name, move in zip(np.array(self.names)[told], step, strict=True):
+            low, high = (BY_NAME[name].low, BY_NAME[name].high) if name in BY_NAME else (0.4, 2.5)
+            theta[name] = float(np.clip(theta[name] * math.exp(float(np.clip(move, -1.0, 1.0))), low, high))
+        for name in np.array(self.names)[~told]:
+            fallback = FALLBACKS.get(name, 1.0)
+            theta[name] = theta[fallback] if isinstance(fallback, str) else fallback
+        return theta
 
     def relative_widths(self) -> dict[str, float]:
         """Return the half-width of each coefficient's 90 % interval as a share of it (Jacobian, robust scale)."""
         scale = 1.4826 * float(np.median(np.abs(self.residuals)))
         covariance = np.linalg.pinv(self.jacobian.T @ self.jacobian) * max(scale, 1.0) ** 2
         deviations = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-        return dict(zip(self.names, (Z90 * deviations).tolist(), strict=True))
+        is_told = np.linalg.norm(self.jacobian, axis=0) > UNTOLD
+        widths = np.where(is_told, Z90 * deviations, MAX_WIDTH)
+        return dict(zip(self.names, widths.tolist(), strict=True))
+
+    def untold(self) -> list[str]:
+        """Return the coefficients that no measured number depends on smoothly."""
+        return [n for n, c in zip(self.names, self.jacobian.T, strict=True) if float(np.linalg.norm(c)) <= UNTOLD]
 
     @property
     def condition_number(self) -> float:
         """Return the condition number of the Jacobian with columns of length one."""
         norms = np.linalg.norm(self.jacobian, axis=0)
-        return float(np.linalg.cond(self.jacobian / np.where(norms > 0, norms, 1.0)))
+        told = self.jacobian[:, norms > UNTOLD]
+        return float(np.linalg.cond(told / np.linalg.norm(told, axis=0)))
 
 
 def fitted_names(cells: Sequence[Cell], reference_host: str) -> list[str]:
@@ -266,7 +306,8 @@ def estimate(
         )
         final = residuals(solution.x)
         slope = jacobian(solution.x)
-    return Estimate(theta_of(solution.x), tuple(names), slope, final)
+    owners = tuple(i for i in order for _ in targets(cells[i]))
+    return Estimate(theta_of(solution.x), tuple(names), slope, final, owners)
 
 
 def _centre(name: str) -> float:
@@ -288,7 +329,7 @@ def as_coefficients(
     coefficients: dict[str, Coefficient] = {}
     for name, value in fit.theta.items():
         parameter = BY_NAME.get(name)
-        width = min(widths.get(name, 0.0), 3.0)
+        width = min(widths.get(name, 0.0), MAX_WIDTH)
         bounds = (parameter.low, parameter.high) if parameter else (0.4, 2.5)
         is_fitted = name in fit.names
         coefficients[name] = Coefficient(
@@ -308,6 +349,7 @@ def as_coefficients(
         n_coefficients=len(fit.names),
         condition_number=fit.condition_number,
         median_abs_error={"residual_in_widths": float(np.median(np.abs(errors)))},
+        notes=tuple(f"{name}: the runs do not determine it beyond its start value" for name in fit.untold()),
     )
     return CoefficientSet(
         name="vllm",
@@ -324,6 +366,7 @@ def as_coefficients(
 
 _FIXED = {
     "pair_ramp_tokens": "H100 prefill attention of 0.21 of peak at 512 tokens, 0.62 at 16384 (aiconfigurator database)",
+    "return_s": "only its sum with submit_s shows in our runs: shared equally",
     "clock_exponent": "dynamic power as clock times voltage squared near the top of the range",
     "all_reduce_switch_bytes": "not reached separately in our runs: one regime",
 }

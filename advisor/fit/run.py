@@ -21,8 +21,6 @@ from advisor.schema import CoefficientSet, EngineFacts
 
 Transfer = Mapping[str, Mapping[str, float]]
 Say = Callable[[str], None]
-REFIT_STEPS = 4
-"""Steps of a refit that starts from the full fit; further ones moved the left-out errors by less than 0.1 %."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,8 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
     return Data(fitted, judged, str(manifest.get("reference_host", "")))
 
 
-def cross_validate(
-    data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, n_workers: int, say: Say
-) -> list[Row]:
-    """Return the errors of every engine start under coefficients fitted without it.
+def cross_validate(data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, say: Say) -> list[Row]:
+    """Return the errors of every engine start under coefficients that never saw it.
 
     A left-out start is predicted as a stranger's would be: its host's nuisance factors are 1, its requests drawn anew.
     """
@@ -82,20 +78,13 @@ def cross_validate(
     rows: list[Row] = []
     runs = sorted({c.run_id for c in data.fitted})
     for number, run in enumerate(runs, 1):
-        rest = [c for c in data.fitted if c.run_id != run]
-        fit = estimate(
-            rest,
-            reference_host=data.reference_host,
-            transfer=transfer,
-            start=full.theta,
-            max_steps=REFIT_STEPS,
-            n_workers=n_workers,
-        )
-        out = [c for c in data.judged if c.run_id == run]
-        theta = {name: value for name, value in fit.theta.items() if "@" not in name}
-        found = rows_of(
-            out, lambda cell, theta=theta: predict_cell(cell, values_for(cell, theta, transfer), power, facts), facts
-        )  # type: ignore[misc]
+        theta = full.without({i for i, c in enumerate(data.fitted) if c.run_id == run})
+        theta = {name: value for name, value in theta.items() if "@" not in name}
+
+        def predict(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
+            return predict_cell(cell, values_for(cell, theta, transfer), power, facts)
+
+        found = rows_of([c for c in data.judged if c.run_id == run], predict, facts)
         rows += found
         errors = table(found)
         shown = ", ".join(f"{m} {100 * errors[m]['median']:.1f} %" for m in METRICS if m in errors)
@@ -150,7 +139,7 @@ def fit_all(
         n_workers=n_workers,
         progress=lambda n, cost: say(f"evaluation {n}: cost {cost:.1f}"),
     )
-    rows = cross_validate(data, catalog, full, transfer, n_workers, say)
+    rows = cross_validate(data, catalog, full, transfer, say)
     quantiles = error_quantiles(rows)
     coefficients = as_coefficients(full, data.fitted, transfer, quantiles)
     accuracy = {
