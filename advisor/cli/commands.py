@@ -94,6 +94,24 @@ def _audit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object with a schema_version")
 
 
+def _records(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--max-steps", type=count, default=8, metavar="N", help="steps of the fit at most (default 8)")
+    p.add_argument("--json", action="store_true", help="print one JSON object with a schema_version")
+
+
+def _validate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("files", nargs="+", metavar="FILE.jsonl", help="run records, one JSON object a line")
+    p.add_argument("--rows", metavar="OUT.csv", help="also write every prediction beside its measurement")
+    p.add_argument("--cross", action="store_true", help="leave one engine start out, refit, predict it (minutes)")
+    _records(p)
+
+
+def _fit(p: argparse.ArgumentParser) -> None:
+    p.add_argument("files", nargs="*", metavar="FILE.jsonl", help="your own run records, beside the shipped ones")
+    p.add_argument("--out", metavar="FOLDER", help="write vllm.json and accuracy.json there")
+    _records(p)
+
+
 COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "recommend": ("Rank every legal way to run a model on the GPUs.", _recommend, handler("serve", "recommend")),
     "predict": ("Predict one deployment.", _predict, handler("serve", "predict")),
@@ -101,6 +119,8 @@ COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "models": ("List the models of the catalogue.", _models, handler("data", "models")),
     "gpus": ("List the GPUs of the catalogue with their prices.", _gpus, handler("data", "gpus")),
     "show": ("Show a model, a GPU, a workload or the fitted coefficients.", _show, handler("data", "show")),
+    "validate": ("Predict run records and print the errors.", _validate, handler("records", "validate")),
+    "fit": ("Fit the coefficients to run records.", _fit, handler("records", "fit")),
     "audit": ("Judge published claims against physics, measurements and rules.", _audit, handler("work", "audit")),
 }
 
