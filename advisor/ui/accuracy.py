@@ -74,7 +74,9 @@ def show_rows(rows: list[Row], key: str) -> None:
     found = summary(rows)
     st.subheader("Median error by regime")
     regimes = by_regime(rows)
-    wanted = state.choice(f"{key}_by", "Group by", tuple(regimes), default=next(iter(regimes)))
+    wanted = state.choice(
+        f"{key}_by", "Group by", tuple(regimes), default="model" if "model" in regimes else next(iter(regimes))
+    )
     groups = {"all of them": found["overall"]} | regimes[wanted]
     metrics = [m for m in METRICS if m in found["overall"]]
     errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
@@ -122,9 +124,7 @@ def in_fit(rows: list[Row], name: str) -> str:
     law = {"vllm": "the serving law", "power": "board power"}[name]
     both = len(runs & fitted)
     if both == 0:
-        return (
-            f"Fit of {law}: none of these {len(runs)} engine starts was in it, so the errors are those of a prediction."
-        )
+        return f"Fit of {law}: none of these {len(runs)} engine starts was in it, so these are errors of prediction."
     return f"Fit of {law}: {both} of these {len(runs)} engine starts were in it; for those, the errors are residuals."
 
 

@@ -55,7 +55,7 @@ def _laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.F
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 16, "t": 36, "b": 10},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "title": {"text": ""}},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "traceorder": "normal"},
         hoverlabel={"align": "left"},
         **layout,
     )

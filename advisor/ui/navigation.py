@@ -9,14 +9,14 @@ from advisor.ui.call import page
 from advisor.ui.pages import audit, calibrate, capacity, compare, explore, recommend, train, trust
 
 PAGES = {
-    "Recommend": (recommend.render, ":material/recommend:"),
-    "Compare": (compare.render, ":material/compare_arrows:"),
-    "Explore": (explore.render, ":material/query_stats:"),
-    "Train": (train.render, ":material/model_training:"),
-    "Capacity": (capacity.render, ":material/calendar_view_day:"),
-    "Trust": (trust.render, ":material/verified:"),
-    "Audit": (audit.render, ":material/fact_check:"),
-    "Calibrate": (calibrate.render, ":material/tune:"),
+    "Recommend": recommend.render,
+    "Compare": compare.render,
+    "Explore": explore.render,
+    "Train": train.render,
+    "Capacity": capacity.render,
+    "Trust": trust.render,
+    "Audit": audit.render,
+    "Calibrate": calibrate.render,
 }
 """Title of each page, which is its path in small letters too, with what shows it."""
 
@@ -24,6 +24,6 @@ PAGES = {
 def pages() -> list[StreamlitPage]:
     """Return the pages of the navigation; the first one opens without a path."""
     return [
-        st.Page(page(render), title=title, url_path=title.lower(), default=i == 0, icon=icon)
-        for i, (title, (render, icon)) in enumerate(PAGES.items())
+        st.Page(page(render), title=title, url_path=title.lower(), default=i == 0)
+        for i, (title, render) in enumerate(PAGES.items())
     ]
