@@ -34,7 +34,7 @@ def _writable(name: str) -> Path:
 
 
 def _error_rows(tables: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, errors in tables.items():
         for metric, e in errors.items():
             shown = (format_frac(e["median"]), format_frac(e["p90"]), f"{100 * e['bias']:+.1f} %", f"{e['n']:.0f}")
@@ -140,7 +140,7 @@ def fit(args: argparse.Namespace) -> int:
             f"condition number {report.condition_number:.2g}."
         )
         for note in report.notes:
-            out(bullet(note))
+            out("\n".join(bullet(note)))
     head = ("left-out starts", "metric", "median", "P90", "bias", "n")
     out("\n".join(table(head, _error_rows({"overall": accuracy["overall"]}), left=2)))
     return 0

@@ -45,11 +45,31 @@ class Row:
         return self.predicted / self.measured - 1.0
 
 
+JITTER = {"serial_s": 0.4, "core_s": 0.5, "submit_s": 0.2, "host_step_s": 0.2, "kv_eff": 0.03, "gemm_eff_bf16": 0.03}
+N_JITTERED = 5
+"""Closed loops with equal lengths fall into groups, and a median then jumps from one group to the next on a millisecond.
+Their predictions are means over a few replays whose times differ as much as two hosts do (natural log, one sigma)."""
+
+
+def jittered(cell: Cell, values: Mapping[str, float]) -> list[Mapping[str, float]]:
+    """Return the values to replay a cell with: one set for random traffic, a few perturbed ones for a closed loop."""
+    load = cell.workload.load
+    if len(cell.traffics) > 1 or load.kind != "closed" or load.concurrency == 1:
+        return [values]
+    rng = np.random.default_rng(0)
+    sets: list[Mapping[str, float]] = [values]
+    for _ in range(N_JITTERED - 1):
+        factors = {name: math.exp(sigma * rng.standard_normal()) for name, sigma in JITTER.items()}
+        factors["gemm_eff_fp8"] = factors["gemm_eff_bf16"]
+        sets.append({name: value * factors.get(name, 1.0) for name, value in values.items()})
+    return sets
+
+
 def predict_cell(
     cell: Cell, values: Mapping[str, float], power: CoefficientSet | None, facts: EngineFacts | None = None
 ) -> dict[str, float]:
     """Return the predicted metrics of a cell from coefficient values for its GPU, nothing of its measurements used."""
-    simulations = run_cell(cell, values, facts)
+    simulations = [s for v in jittered(cell, values) for s in run_cell(cell, v, facts)]
     found = predicted(simulations)
     if power is not None:
         found["board_power_w.mean"] = float(np.mean([_power(cell, values, power, s) for s in simulations]))
