@@ -19,6 +19,7 @@ from advisor.cli.parse import (
     backends,
     caches,
     count,
+    number,
     weights,
 )
 
@@ -112,10 +113,91 @@ def _fit(p: argparse.ArgumentParser) -> None:
     _records(p)
 
 
+def _simulate(p: argparse.ArgumentParser) -> None:
+    add_target(p)
+    add_deployment(p)
+    add_workload(p)
+    g = p.add_argument_group("replay")
+    g.add_argument("--arrivals", choices=("poisson", "gamma", "constant"), default="poisson", help="default poisson")
+    g.add_argument("--cv", type=number, default=2.0, metavar="F", help="gamma: variation of the gaps (default 2)")
+    g.add_argument("--requests", type=count, metavar="N", help="requests to send")
+    g.add_argument("--duration", type=number, metavar="S", help="seconds in which requests arrive")
+    g.add_argument("--trace", metavar="CSV", help="replay a trace: columns t_s, prompt_tokens, output_tokens")
+    g.add_argument("--trace-name", default="", metavar="NAME", help="rows whose column 'trace' holds this")
+    g.add_argument("--out", metavar="CSV", help="write every request")
+    add_output(p)
+
+
+def _capacity(p: argparse.ArgumentParser) -> None:
+    add_target(p)
+    add_deployment(p)
+    add_workload(p)
+    add_money(p)
+    add_output(p)
+
+
+def _emit(p: argparse.ArgumentParser) -> None:
+    names = "vllm, compose, kubernetes, ray, kuberay, slurm, locust, nsys, prometheus"
+    p.add_argument("artefact", help=f"{names}, deepspeed, deepspeed-command or deepspeed-config")
+    add_target(p)
+    add_deployment(p)
+    add_workload(p)
+    add_money(p)
+    p.add_argument("--out", metavar="PATH", help="file or folder to write to, instead of printing")
+
+
+def _verify(p: argparse.ArgumentParser) -> None:
+    p.add_argument("url", help="OpenAI-compatible endpoint, such as http://localhost:8000")
+    add_target(p)
+    add_deployment(p)
+    add_workload(p)
+    p.add_argument("--served-model", default="", metavar="NAME", help="name that the server gives the model")
+    p.add_argument("--key", default="", metavar="KEY", help="API key")
+    p.add_argument("--timeout", type=number, default=120.0, metavar="S", help="of one request (default 120)")
+    p.add_argument("--record", metavar="JSONL", help="append the run records to this file")
+    add_output(p)
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+    add_target(p)
+    g = p.add_argument_group("training")
+    g.add_argument("--global-batch", type=count, default=64, metavar="N", help="sequences a step (default 64)")
+    g.add_argument("--sequence-length", type=count, default=2048, metavar="N", help="tokens (default 2048)")
+    g.add_argument("--lora-rank", type=count, default=0, metavar="N", help="train adapters of this rank (0 = all)")
+    g.add_argument("--tokens", type=count, default=0, metavar="N", help="tokens to train on")
+    g.add_argument("--objective", choices=("throughput", "cost", "energy"), help="default throughput")
+    g.add_argument("--price", type=number, metavar="USD", help="your price of one GPU hour")
+    add_output(p)
+
+
+def _mixed(p: argparse.ArgumentParser) -> None:
+    add_target(p)
+    add_workload(p)
+    add_money(p)
+    g = p.add_argument_group("the day and the offline work")
+    g.add_argument("--night-frac", type=number, default=0.2, metavar="F", help="lowest load over peak (default 0.2)")
+    g.add_argument("--peak-hour", type=number, default=14.0, metavar="H", help="hour of the peak (default 14)")
+    g.add_argument("--headroom", type=number, default=0.2, metavar="F", help="capacity kept free (default 0.2)")
+    g.add_argument("--batch-tokens", type=count, default=0, metavar="N", help="tokens of an offline queue")
+    g.add_argument("--batch-deadline", type=count, default=24, metavar="H", help="hours (default 24)")
+    g.add_argument("--train-tokens", type=count, default=0, metavar="N", help="tokens of a training job")
+    g.add_argument("--train-model", default="", metavar="NAME", help="model to train (default: the served one)")
+    g.add_argument("--train-gpus", type=count, default=0, metavar="N", help="GPUs of the training job")
+    g.add_argument("--train-deadline", type=count, default=24, metavar="H", help="hours (default 24)")
+    g.add_argument("--lora-rank", type=count, default=0, metavar="N", help="train adapters of this rank (0 = all)")
+    add_output(p)
+
+
 COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "recommend": ("Rank every legal way to run a model on the GPUs.", _recommend, handler("serve", "recommend")),
     "predict": ("Predict one deployment.", _predict, handler("serve", "predict")),
     "compare": ("vLLM and DeepSpeed side by side for one scenario.", _compare, handler("serve", "compare")),
+    "simulate": ("Replay traffic request by request.", _simulate, handler("simulation", "simulate")),
+    "capacity": ("Largest rate within targets, GPUs a load needs.", _capacity, handler("simulation", "capacity")),
+    "train": ("Rank the ways to train or fine-tune a model with DeepSpeed.", _train, handler("training", "train")),
+    "mixed": ("One GPU budget for serving and offline work, hour by hour.", _mixed, handler("training", "mixed")),
+    "emit": ("Write the files that start a plan.", _emit, handler("artefacts", "emit")),
+    "verify": ("Load a live endpoint and compare it with the prediction.", _verify, handler("artefacts", "verify")),
     "models": ("List the models of the catalogue.", _models, handler("data", "models")),
     "gpus": ("List the GPUs of the catalogue with their prices.", _gpus, handler("data", "gpus")),
     "show": ("Show a model, a GPU, a workload or the fitted coefficients.", _show, handler("data", "show")),

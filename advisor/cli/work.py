@@ -23,6 +23,8 @@ def audit(args: argparse.Namespace) -> int:
     from advisor.schema.claims import ClaimsFile
 
     path = Path(args.file)
+    if not path.is_file():
+        raise BadData(printable(path, 200), "no such file")
     if path.is_file() and path.stat().st_size > MAX_CLAIMS_BYTES:
         raise BadData(printable(path, 200), f"is larger than {MAX_CLAIMS_BYTES:,} bytes")
     try:
@@ -33,11 +35,12 @@ def audit(args: argparse.Namespace) -> int:
         raise BadData(printable(path, 200), first_error(error)) from None
     catalog = load_catalog()
     fitted = catalog.coefficients("vllm")
+    power = catalog.coefficients("power")
     table = catalog.engine("vllm")
 
     def serve(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
         facts = EngineFacts.from_table(table, deployment.engine_version)
-        return predict_vllm(model, cluster, deployment, workload, fitted, method="steady", facts=facts)
+        return predict_vllm(model, cluster, deployment, workload, fitted, method="steady", facts=facts, power=power)
 
     report = audit_of(claims, catalog, serve)
     if args.json:

@@ -12,7 +12,7 @@ from advisor.predict.serving import predict_vllm
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.plan import Option, make_plan, with_offered_rates
 from advisor.recommend.space import base_deployment, format_fault, kv_dtype_for, layouts, legal_tp, replicas
-from advisor.schema import Deployment, Plan
+from advisor.schema import CoefficientSet, Deployment, Plan
 
 
 def _pool(question: Question) -> Pool:
@@ -68,6 +68,23 @@ def deployment_of(question: Question, chosen: Mapping[str, Any]) -> Deployment:
     return picked.model_copy(update={"dp": dp})
 
 
+def check_vllm(question: Question, deployment: Deployment) -> CoefficientSet:
+    """Return vLLM's coefficients when the deployment can run; else raise DomainError with the nearest that would."""
+    if deployment.backend != "vllm":
+        raise DomainError(f"only vllm is simulated step by step, not {deployment.backend}; use `advisor predict`")
+    model, gpu = question.model, _pool(question).cluster.gpu
+    fault = question.context_fault
+    fault = fault or format_fault(model, gpu, deployment.weight_dtype, deployment.kv_dtype, question.facts)
+    if fault is None:
+        room = footprint(model, gpu, deployment, question.facts)
+        fault = None if room.is_ok else (room.reason, room.nearest)
+    if fault:
+        raise DomainError(f"{fault[0]}; nearest that fits: {fault[1]}")
+    if question.vllm is None:
+        raise DomainError("there are no fitted coefficients for vLLM; run `advisor fit` on run records first")
+    return question.vllm
+
+
 def predict_one(
     question: Question, deployment: Deployment, *, method: Literal["simulated", "steady"] = "simulated"
 ) -> Plan:
@@ -77,23 +94,14 @@ def predict_one(
     """
     pool = _pool(question)
     model, cluster = question.model, pool.cluster
-    fault = question.context_fault
     if deployment.backend == "vllm":
-        d = deployment
-        fault = fault or format_fault(model, cluster.gpu, d.weight_dtype, d.kv_dtype, question.facts)
-        room = footprint(model, cluster.gpu, d, question.facts)
-        if fault is None and not room.is_ok:
-            fault = room.reason, room.nearest
-        if fault:
-            raise DomainError(f"{fault[0]}; nearest that fits: {fault[1]}")
-        if question.vllm is None:
-            raise DomainError("there are no fitted coefficients for vLLM; run `advisor fit` on run records first")
+        vllm = check_vllm(question, deployment)
         prediction = predict_vllm(
             model,
             cluster,
-            d,
+            deployment,
             question.workload,
-            question.vllm,
+            vllm,
             method=method,
             slo=question.slo,
             seed=question.request.seed,
@@ -104,7 +112,9 @@ def predict_one(
     else:
         if question.deepspeed is None:
             raise DomainError("there are no fitted coefficients for DeepSpeed")
-        fault = fault or feasible_deepspeed(model, cluster, deployment, question.workload, question.deepspeed)
+        fault = question.context_fault or feasible_deepspeed(
+            model, cluster, deployment, question.workload, question.deepspeed
+        )
         if fault:
             raise DomainError(f"{fault[0]}; nearest that fits: {fault[1]}")
         prediction = predict_deepspeed(model, cluster, deployment, question.workload, question.deepspeed)

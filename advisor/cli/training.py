@@ -1,0 +1,183 @@
+"""Commands train and mixed: DeepSpeed training plans, and one GPU budget for serving and offline work."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from advisor.catalog import load_catalog
+from advisor.cli.parse import request_fields
+from advisor.cli.text import breakdown_lines, bullet, format_interval, out, print_json, table
+from advisor.errors import DomainError
+from advisor.predict.serving import max_rate
+from advisor.recommend.ask import Question, ask
+from advisor.recommend.explain import layout_text
+from advisor.recommend.hybrid import batch_job, daily_load, plan_mixed, training_job
+from advisor.recommend.one import check_vllm, deployment_of, predict_one
+from advisor.recommend.training import recommend_training
+from advisor.schema import SCHEMA_VERSION, Deployment, Request
+from advisor.schema.mixed import MixedPlan, OfflineJob, OnlineNeed
+from advisor.schema.training import TrainPlan
+from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd
+
+MAIN = ("step_s", "tokens_per_s", "mfu_frac", "allocated_bytes_per_gpu", "board_power_w", "energy_j_per_token")
+
+
+def _row(plan: TrainPlan) -> list[str]:
+    job, q = plan.job, plan.prediction.quantities
+    return [
+        str(plan.rank),
+        f"ZeRO-{job.zero_stage}" + (" ckpt" if job.is_checkpointed else ""),
+        f"{job.offload_optimizer}/{job.offload_param}",
+        f"{job.tp}/{job.pp}/{job.dp}",
+        f"{job.micro_batch_size}x{job.gradient_accumulation_steps}",
+        format_s(q["step_s"].value),
+        format_count(q["tokens_per_s"].value),
+        format_frac(q["mfu_frac"].value),
+        format_bytes(q["allocated_bytes_per_gpu"].value),
+        format_usd(plan.usd_per_million_tokens) if plan.usd_per_million_tokens else "-",
+    ]
+
+
+def train(args: argparse.Namespace) -> int:
+    """Print the ranked ways to train a model on the GPUs."""
+    catalog = load_catalog()
+    question = ask(Request.model_validate(request_fields(args)), catalog)
+    pool = question.pools[0]
+    if len(question.pools) > 1:
+        raise DomainError(f"a training job runs on one pool, got {len(question.pools)}; give a single GPU spec")
+    answer = recommend_training(
+        question.model,
+        pool.cluster,
+        catalog.coefficients("deepspeed"),
+        global_batch=args.global_batch,
+        sequence_length=args.sequence_length,
+        objective=args.objective or "throughput",
+        lora_rank=args.lora_rank,
+        total_tokens=args.tokens,
+        usd_per_gpu_h=pool.usd_per_gpu_h or 0.0,
+    )
+    if args.json:
+        print_json({"schema_version": SCHEMA_VERSION} | answer.model_dump(mode="json"))
+        return 0
+    out(f"{answer.model} on {pool.name}: batches of {args.global_batch} x {args.sequence_length:,} tokens")
+    if answer.plans:
+        head = ("#", "plan", "offload", "tp/pp/dp", "batch", "step", "tok/s", "MFU", "memory", "$/Mtok")
+        out("\n".join(["", *table(head, [_row(p) for p in answer.plans], left=2)]))
+    for title, texts in (("Why", answer.why), ("What would flip it", answer.flips)):
+        if texts:
+            out("\n".join(["", title, *(line for text in texts for line in bullet(text))]))
+    if answer.best is not None:
+        q = answer.best.prediction.quantities
+        rows = [f"  {n.replace('_', ' '):<28} {format_interval(n, q[n])}" for n in MAIN if n in q]
+        out("\n".join(["", "Best plan, value [90 % interval]", *rows]))
+        for b in answer.best.prediction.breakdowns if args.verbose else answer.best.prediction.breakdowns[:1]:
+            out("\n".join(["", *breakdown_lines(b)]))
+    if answer.rejected:
+        lines = [f"{r.count:,} x {r.reason}. Nearest that fits: {r.nearest or '-'}." for r in answer.rejected[:6]]
+        out("\n".join(["", "Rejected", *(line for text in lines for line in bullet(text))]))
+    remarks = [*question.model_notes, *answer.notes, *(answer.best.prediction.notes if answer.best else ())]
+    out("\n".join(["", "Notes", *(line for n in remarks for line in bullet(n.text))]))
+    if answer.best is not None:
+        out(f"\nRun it\n  {answer.best.command}")
+    return 0
+
+
+def _online(args: argparse.Namespace, question: Question, replica: Deployment) -> OnlineNeed:
+    vllm = check_vllm(question, replica)
+    cluster = question.pools[0].cluster
+    rate = max_rate(question.model, cluster, replica, question.workload, vllm, question.slo, facts=question.facts)
+    if rate <= 0:
+        raise DomainError("one replica misses the targets at any rate; relax --slo")
+    peak = question.request.rate
+    if peak is None:
+        raise DomainError("mixed needs the peak of the day: --rate REQUESTS_PER_S")
+    busy = ask(question.request.model_copy(update={"rate": rate}), load_catalog())
+    power = predict_one(busy, replica).prediction.quantities.get("board_power_w")
+    return OnlineNeed(
+        requests_per_s=daily_load(peak, night_frac=args.night_frac, peak_hour=args.peak_hour),
+        gpus_per_replica=replica.n_gpus,
+        capacity_requests_per_s=rate,
+        headroom_frac=args.headroom,
+        board_power_w_per_gpu=power.value / replica.n_gpus if power else 0.0,
+    )
+
+
+def _jobs(args: argparse.Namespace, question: Question, replica: Deployment) -> list[OfflineJob]:
+    catalog, jobs = load_catalog(), []
+    if args.batch_tokens:
+        deep: dict[str, Any] = {
+            "workload": "batch",
+            "rate": None,
+            "concurrency": replica.max_num_seqs,
+            "is_best_effort": True,
+        }
+        one = predict_one(ask(question.request.model_copy(update=deep), catalog), replica)
+        jobs.append(
+            batch_job(
+                "batch", replica, one.prediction, total_tokens=args.batch_tokens, deadline_hour=args.batch_deadline
+            )
+        )
+    if args.train_tokens:
+        cluster = question.pools[0].cluster
+        part = cluster.model_copy(update={"n_nodes": 1, "gpus_per_node": args.train_gpus or cluster.gpus_per_node})
+        model = catalog.model(args.train_model or question.request.model)[0]
+        found = recommend_training(model, part, catalog.coefficients("deepspeed"), lora_rank=args.lora_rank)
+        if found.best is None:
+            reason = found.rejected[0].reason if found.rejected else "no job divides the batch"
+            raise DomainError(f"{model.name} cannot be trained on {part.n_gpus} GPUs: {reason}")
+        jobs.append(
+            training_job(
+                "training",
+                found.best.job,
+                found.best.prediction,
+                total_tokens=args.train_tokens,
+                deadline_hour=args.train_deadline,
+            )
+        )
+    if not jobs:
+        raise DomainError("mixed needs offline work: --batch-tokens N, --train-tokens N or both")
+    return jobs
+
+
+def _hours(plan: MixedPlan) -> list[str]:
+    names = list(plan.hours[0].job_gpus) if plan.hours else []
+    rows = [
+        (str(h.hour), str(h.serving_gpus), *(str(h.job_gpus[n]) for n in names), str(h.idle_gpus))
+        for h in plan.hours[:24]
+    ]
+    return table(("hour", "serving", *names, "idle"), rows)
+
+
+def mixed(args: argparse.Namespace) -> int:
+    """Print how one budget serves online and works offline, hour by hour: shared or split."""
+    question = ask(Request.model_validate(request_fields(args)), load_catalog())
+    pool = question.pools[0]
+    replica = deployment_of(question, {"dp": 1})
+    need = _online(args, question, replica)
+    jobs = _jobs(args, question, replica)
+    answer = plan_mixed(
+        pool.cluster.n_gpus,
+        need,
+        jobs,
+        usd_per_gpu_h=pool.usd_per_gpu_h or 0.0,
+        idle_power_w=pool.cluster.gpu.idle_power_w,
+    )
+    if args.json:
+        parts = {"need": need.model_dump(mode="json"), "jobs": [j.model_dump(mode="json") for j in jobs]}
+        print_json({"schema_version": SCHEMA_VERSION} | answer.model_dump(mode="json") | parts)
+        return 0
+    out(f"{question.model.name} on {pool.name}: a replica is {layout_text(replica)}")
+    out("\n".join(bullet(f"a replica carries {format_rate(need.capacity_requests_per_s, 'requests')} in its targets")))
+    for job in jobs:
+        rate = format_rate(job.tokens_per_s_per_group, "tokens")
+        text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {job.gpus_per_group} GPUs"
+        out("\n".join(bullet(f"{text} ({job.backend})")))
+    out(f"\nBest: {answer.best}")
+    out("\n".join(line for text in answer.why for line in bullet(text)))
+    best = answer.plan(answer.best)
+    out("\n".join(["", *_hours(best)]))
+    cost = f"{format_usd(best.usd)}, " if best.usd else ""
+    out(f"\n{cost}{format_j(best.energy_j)}, {best.idle_gpu_hours:.0f} idle GPU hours")
+    out("\n".join(line for n in best.notes for line in bullet(f"{n.level}: {n.text}")))
+    return 0
