@@ -20,9 +20,7 @@ from collections.abc import Sequence
 from advisor.errors import DomainError
 from advisor.predict.engine_state import EngineLimits, Group, Sequence_, Step, Work
 from advisor.predict.step import StepCost
-
-MAX_STRETCH_STEPS = 256
-"""Longest stretch summed by one trapezoid; step time is linear in context but for windows and the host's floor."""
+from advisor.predict.stretch import fast_forward
 
 
 class Engine:
@@ -81,13 +79,15 @@ class Engine:
         while self.now_s < until_s:
             if len(in_flight) < n_in_flight and (self.waiting or self.n_running) and self._schedule(until_s):
                 continue
+            if self.now_s >= until_s:  # a stretch led up to the arrival: what is in flight stays there
+                return []
             if not in_flight:
                 return []
             step = in_flight.popleft()
             if step.end_s > self.now_s:
                 self.now_s = step.end_s
             step.end_s = self.now_s
-            finished = self._process(step)
+            finished = self.process(step)
             if finished:
                 return finished
         return []
@@ -98,19 +98,24 @@ class Engine:
             self.now_s = time_s
 
     # ---- results of a step --------------------------------------------------------------------------------------
-    def _process(self, step: Step) -> list[tuple[Sequence_, float]]:
+    def process(self, step: Step) -> list[tuple[Sequence_, float]]:
+        """Hand out the tokens of a step that has ended; return the requests that finished with it."""
         for sequence in step.firsts:
             if sequence.first_token_s < 0:
                 sequence.first_token_s = step.end_s
         done = []
         for sequence in step.finished:
-            sequence.is_running = False
-            self.n_running -= 1
-            self.free_blocks += self._blocks(sequence.prompt_tokens + sequence.output_tokens - 1, sequence)
+            if sequence.is_running:
+                self._release(sequence, sequence.prompt_tokens + sequence.output_tokens - 1)
             done.append((sequence, step.end_s))
         if len(self.running) > 2 * self.n_running + 64:
             self.running = [s for s in self.running if s.is_running]
         return done
+
+    def _release(self, sequence: Sequence_, n_tokens: int) -> None:
+        sequence.is_running = False
+        self.n_running -= 1
+        self.free_blocks += self._blocks(n_tokens, sequence)
 
     def _blocks(self, n_tokens: int, sequence: Sequence_) -> int:
         blocks = -(-n_tokens // self.limits.kv_block_tokens) - sequence.shared_blocks
@@ -119,17 +124,16 @@ class Engine:
     # ---- one scheduling decision --------------------------------------------------------------------------------
     def _schedule(self, until_s: float) -> bool:
         pp = self.limits.pp
-        if pp == 1 and self.partial is None and self.groups[0].n and not self._can_admit():
-            self._fast_forward(self.groups[0], until_s)
+        if pp == 1 and self.partial is None and self.groups[0].n and not self._can_admit(self._budget(self.groups[0])):
+            fast_forward(self, self.groups[0], until_s)
             if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
                 return False
+        preempted = self.work.n_preemptions
         for number in range(self.step_number + 1, self.step_number + 1 + pp):
             if self._schedule_step(number):
                 return True
-        if self.partial is not None and not self.in_flight:
-            self._preempt()  # the prompt in progress cannot grow: give its blocks back and start it again
-            return True
-        return False
+        # blocks given back in an empty step can be taken in the next
+        return preempted != self.work.n_preemptions and not self.in_flight
 
     def _schedule_step(self, number: int) -> bool:
         limits = self.limits
@@ -138,19 +142,22 @@ class Engine:
         if group.n:
             self._take_decode_blocks(group)
         n_decode = group.n
-        budget = limits.max_num_batched_tokens - n_decode * limits.verify_tokens
+        budget = self._budget(group)
         firsts: list[Sequence_] = []
         n_prefill = 0
         pairs = 0.0
         partial = self.partial
         if partial is not None and budget > 0:
             chunk = self._grow(partial, budget)
-            pairs += chunk * (partial.cached_tokens + partial.computed_tokens + 0.5 * (chunk + 1))
-            n_prefill += chunk
-            budget -= chunk
-            self._after_chunk(partial, chunk, firsts)
+            if chunk:
+                pairs += chunk * (partial.cached_tokens + partial.computed_tokens + 0.5 * (chunk + 1))
+                n_prefill += chunk
+                budget -= chunk
+                self._after_chunk(partial, chunk, firsts)
+            else:
+                self._preempt()  # the newest request is the prompt itself: it gives its blocks back and starts again
         if self.partial is None and preempted == self.work.n_preemptions:
-            while budget > 0 and self._can_admit():
+            while self._can_admit(budget):
                 sequence = self._admit(min(self.waiting[0].to_compute_tokens, budget))
                 chunk = min(sequence.to_compute_tokens, budget)
                 pairs += chunk * (sequence.cached_tokens + 0.5 * (chunk + 1))
@@ -163,13 +170,16 @@ class Engine:
         self._launch(number, group, n_prefill, pairs, firsts)
         return True
 
-    def _can_admit(self) -> bool:
-        if not self.waiting or self.n_running >= self.limits.max_num_seqs:
+    def _budget(self, group: Group) -> int:
+        return self.limits.max_num_batched_tokens - group.n * self.limits.verify_tokens
+
+    def _can_admit(self, budget: int) -> bool:
+        if not self.waiting or budget <= 0 or self.n_running >= self.limits.max_num_seqs:
             return False
         head = self.waiting[0]
         first = head.to_compute_tokens
         if not self.limits.reserves_full_prompt:
-            first = min(first, self.limits.max_num_batched_tokens)
+            first = min(first, budget)
         return self._blocks(head.cached_tokens + first, head) <= self.free_blocks
 
     def _admit(self, chunk: int) -> Sequence_:
@@ -209,26 +219,28 @@ class Engine:
         self.free_blocks -= needed
 
     def _preempt(self) -> bool:
-        """Evict the newest request that can be; it waits at the front and recomputes prompt and output so far."""
-        for k in range(len(self.running) - 1, -1, -1):
-            victim = self.running[k]
-            if victim.is_running and (victim.group >= 0 or victim is self.partial):
-                break
-        else:
+        """Evict the newest request; it waits at the front and recomputes prompt and output so far.
+
+        One whose last token is on the way loses its blocks as well, but has nothing left to compute.
+        """
+        while self.running and not self.running[-1].is_running:
+            self.running.pop()
+        if not self.running:
             return False
-        del self.running[k]
-        victim.is_running = False
-        self.n_running -= 1
+        victim = self.running.pop()
         self.work.n_preemptions += 1
         if victim is self.partial:
             self.partial = None
-            self.free_blocks += self._blocks(victim.cached_tokens + victim.computed_tokens, victim)
+            self._release(victim, victim.cached_tokens + victim.computed_tokens)
+        elif victim.group < 0:
+            self._release(victim, victim.prompt_tokens + victim.output_tokens - 1)
+            return True
         else:
             group = self.groups[victim.group]
             left = max(1, int((victim.finish_step - group.steps) * self.limits.tokens_per_step))
             victim.done_tokens = max(1, victim.output_tokens - left)
             held = victim.prompt_tokens + victim.done_tokens - 1
-            self.free_blocks += self._blocks(held, victim)
+            self._release(victim, held)
             group.n -= 1
             group.context = group.context - held if group.n else 0.0
             group.residues[victim.residue] -= 1
@@ -242,7 +254,8 @@ class Engine:
         return True
 
     # ---- execution ----------------------------------------------------------------------------------------------
-    def _graph(self, n: int) -> int:
+    def graph(self, n: int) -> int:
+        """Return the batch size of the CUDA graph that `n` decode tokens run in."""
         sizes = self.limits.graph_sizes
         return sizes[n] if n < len(sizes) else n
 
@@ -251,7 +264,7 @@ class Engine:
         n_decode = group.n
         n_sampled = n_decode + len(firsts)
         n_tokens = n_decode * limits.verify_tokens
-        n_padded = n_tokens if n_prefill else self._graph(n_tokens)
+        n_padded = n_tokens if n_prefill else self.graph(n_tokens)
         context = group.context + n_decode
         slot = number % limits.pp
         launch_s = max(self.now_s, self.launch_free_s)
@@ -264,8 +277,8 @@ class Engine:
             begin_s = max(ready_s, self.stage_free_s[k])
             full_s = sum(terms)
             ratio = stage.power_ratio(full_s, n_prefill + n_tokens, pairs, context, n_sampled)
-            self._heat(stage, k, 0.0, begin_s - self.stage_free_s[k])
-            gpu_s = full_s * stage.stretch(self._heat(stage, k, ratio, full_s))
+            self.heat(stage, k, 0.0, begin_s - self.stage_free_s[k])
+            gpu_s = full_s * stage.stretch(self.heat(stage, k, ratio, full_s))
             end_s = max(begin_s + gpu_s, host_end_s)
             if k == 0:
                 self.launch_free_s = host_end_s
@@ -286,10 +299,10 @@ class Engine:
                 finished.append(sequence)
         self.in_flight.append(Step(end_s, firsts, finished))
         if self.sample_every_s:
-            self._sample(end_s)
+            self.sample(end_s)
         self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
 
-    def _heat(self, stage: StepCost, k: int, ratio: float, seconds: float) -> float:
+    def heat(self, stage: StepCost, k: int, ratio: float, seconds: float) -> float:
         """Let stage k draw `ratio` of its power limit for `seconds`; return the average that the limiter sees."""
         old = self.power_ratio[k]
         new = ratio + (old - ratio) * math.exp(-max(seconds, 0.0) / stage.throttle_s)
@@ -329,75 +342,8 @@ class Engine:
         heapq.heappush(group.finish, (sequence.finish_step, sequence.index, sequence))
         return False
 
-    # ---- many equal steps at once -------------------------------------------------------------------------------
-    def _fast_forward(self, group: Group, until_s: float) -> None:
-        """Run decode steps in closed form while nobody finishes, nobody can be admitted and blocks last.
-
-        Step i of the stretch takes ``d_1 + (i - 1) slope`` and ends at E_i; it is fixed at E_{i-2} with two batches in
-        flight (E_{i-1} with one), which must lie before `until_s`.
-        """
-        limits = self.limits
-        m = min(group.finish[0][0] - group.steps - 1, MAX_STRETCH_STEPS)
-        if m < 2 or any(step.finished for step in self.in_flight):
-            return
-        while m > 1 and group.blocks_opened(m, limits) > self.free_blocks:
-            m //= 2
-        stage = self.stages[0]
-        n = group.n
-        n_tokens = n * limits.verify_tokens
-        n_padded = self._graph(n_tokens)
-        per_step = n * limits.tokens_per_step
-        first_context = group.context + n
-        first_s = stage.decode_s(n_padded, first_context, n)
-        last_s = stage.decode_s(n_padded, first_context + per_step * (m - 1), n)
-        slope_s = (last_s - first_s) / (m - 1) if m > 1 else 0.0
-        start_s = max(self.stage_free_s[0], self.now_s)
-
-        def end_of(i: int) -> float:
-            return float(start_s + i * first_s + 0.5 * slope_s * i * (i - 1))
-
-        behind = limits.n_in_flight
-        if end_of(max(0, m - behind)) >= until_s:
-            low, high = 0, m
-            while low < high:  # find the last step that is fixed before `until_s`
-                mid = (low + high + 1) // 2
-                if mid < behind or end_of(mid - behind) < until_s:
-                    low = mid
-                else:
-                    high = mid - 1
-            m = low
-        if m < 2:
-            return
-        for step in self.in_flight:
-            self._process(step)
-        self.in_flight.clear()
-        self.free_blocks -= group.blocks_opened(m, limits)
-        last_s = first_s + slope_s * (m - 1)
-        if group.steps and start_s > group.last_end_s:
-            self.itl.append((start_s - group.last_end_s + first_s, start_s - group.last_end_s + first_s, float(n)))
-            self.itl.append((first_s + slope_s, last_s, float(n * (m - 1))))
-        else:
-            self.itl.append((first_s, last_s, float(n * m)))
-        end_s = end_of(m)
-        self._heat(stage, 0, float(stage.power_ratio(first_s, n_tokens, 0.0, first_context, n)), end_s - start_s)
-        group.steps += m
-        group.context += per_step * m
-        group.last_end_s = end_s
-        self.step_number += m
-        self.stage_free_s[0] = end_s
-        self.launch_free_s = max(self.launch_free_s, end_of(m - 1))
-        total_context = m * first_context + per_step * m * (m - 1) / 2
-        self.work.add(m, m * n_tokens, 0.0, total_context, m * n, end_s - start_s)
-        self.work.add_terms(stage.terms(0.0, 0.0, float(n_padded), total_context / m, float(n)), m)
-        if limits.n_in_flight > 1:
-            self.in_flight.append(Step(end_s, [], []))
-            self.now_s = max(self.now_s, end_of(m - 1))
-        else:
-            self.now_s = end_s
-        if self.sample_every_s:
-            self._sample(end_s)
-
-    def _sample(self, end_s: float) -> None:
+    def sample(self, end_s: float) -> None:
+        """Note running, waiting and occupied blocks for the timeline, when it is time for the next sample."""
         if end_s >= self._next_sample_s:
             self._next_sample_s = end_s + self.sample_every_s
             self.timeline.append((end_s, self.n_running, len(self.waiting), self.limits.n_kv_blocks - self.free_blocks))

@@ -192,7 +192,8 @@ class _Run:
             prompt_tokens=self.prompt[index],
             output_tokens=self.output[index],
             cached_tokens=cached,
-            shared_blocks=min(self.shared_blocks, cached // self.engines[0].limits.kv_block_tokens),
+            # the first request computes the shared prompt, but into the blocks that all then share
+            shared_blocks=min(self.shared_blocks, (self.prompt[index] - 1) // self.engines[0].limits.kv_block_tokens),
         )
 
     def done(self, finished: list[tuple[Sequence_, float]]) -> None:
