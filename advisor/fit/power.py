@@ -99,7 +99,9 @@ def power_cell(record: RunRecord, gpu: Gpu, replay: Replay) -> PowerCell | None:
     work = _scaled(replay.work, scale)
     if (record.load or {}).get("kind") == "poisson":
         # arrivals set the batch and so the steps a second; the drawn arrivals span another time than the measured ones
-        work = replace(work, n_steps=replay.work.n_steps * duration_s / replay.duration_s)
+        longer = duration_s / replay.duration_s
+        terms = [seconds * longer for seconds in replay.work.terms]
+        work = replace(work, n_steps=replay.work.n_steps * longer, terms=terms)
     clock = getattr(power, "sm_clock_mhz_mean", None) or power.sm_clock_mhz
     top = getattr(record, "host", None)
     top_mhz = float(top["max_sm_clock_mhz"]) if isinstance(top, Mapping) and "max_sm_clock_mhz" in top else 1980.0
@@ -130,6 +132,7 @@ def _scaled(work: Work, factor: float) -> Work:
         context_tokens=work.context_tokens * factor,
         sampled=work.sampled * factor,
         busy_s=work.busy_s * factor,
+        terms=[seconds * factor for seconds in work.terms],
     )
 
 
@@ -143,6 +146,7 @@ def mean_work(works: Sequence[Work]) -> Work:
         context_tokens=_mean(w.context_tokens for w in works),
         sampled=_mean(w.sampled for w in works),
         busy_s=_mean(w.busy_s for w in works),
+        terms=[_mean(seconds) for seconds in zip(*(w.terms for w in works), strict=True)],
     )
 
 
@@ -176,6 +180,7 @@ def _groups(cells: Sequence[PowerCell], *, is_public: bool = False) -> list[_Gro
             column(lambda c: c.activity.bytes_per_s),
             column(lambda c: c.activity.cache_bytes_per_s),
             column(lambda c: c.activity.link_bytes_per_s),
+            column(lambda c: c.activity.busy_frac),
         )
         # the meter starts and stops within a sample of the cell: an edge error that a longer window averages out
         sigma = column(lambda c: PUBLIC_ERROR if is_public else 0.02 + 0.03 / math.sqrt(c.duration_s))

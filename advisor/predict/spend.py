@@ -45,7 +45,7 @@ class Activity:
     bytes_per_s      : read from and written to device memory
     cache_bytes_per_s : the part of it that decoding reads from the KV cache
     link_bytes_per_s : sent to other GPUs
-    busy_frac        : share of the time in which a step runs
+    busy_frac        : share of the time in which the GPU runs a step, 1 where the caller does not know
     """
 
     flops_per_s: Mapping[str, Real] = field(default_factory=dict)
@@ -68,7 +68,8 @@ def activity_of(
     """Return the mean activity of a GPU while `work` was done in `duration_s`.
 
     stages       : one `StepCost` a pipeline stage; a stage holds the share of one GPU of its tensor-parallel group
-    work         : totals of all replicas (`Simulation.work` summed, or the closed form's rates with duration 1)
+    work         : totals of all replicas (`Simulation.total_work`, or the closed form's rates with duration 1); its
+                   `terms`, where it has them, say how long the GPU ran
     weight_dtype : of the deployment; the LM head is bf16 whatever the format of the other weights
     n_replicas   : data-parallel replicas that shared the work
     """
@@ -94,7 +95,9 @@ def activity_of(
         moved = moved + (work.n_steps * weights + read + rest) * share
         cached = cached + read * share
         sent = sent + work.tokens * stage.all_reduce_bytes_per_token * share
-    busy = np.minimum(1.0, work.busy_s / (n_replicas * duration_s))
+    gpu_s = sum(work.terms)
+    # a pipeline stage that waits for another spins in a receive kernel: any running stage makes all of them busy
+    busy = np.minimum(1.0, gpu_s * share * len(stages)) if gpu_s > 0.0 else 1.0
     return Activity(flops, moved, cached, sent, busy)
 
 
@@ -133,7 +136,9 @@ def demand_parts(activity: Activity, gpu: Gpu, coefficients: Coefficients) -> di
     full_w = power_coefficient(values, "memory_j_per_byte", gpu) * bandwidth
     used = np.minimum(activity.bytes_per_s / bandwidth, 1.0)
     cached = np.minimum(activity.cache_bytes_per_s, bandwidth)
-    memory = memory_power_w(used, full_w, power_coefficient(values, "memory_exponent", gpu))
+    # between steps memory rests: what is concave in the bandwidth is linear in the time
+    busy = np.clip(activity.busy_frac, np.maximum(used, 1e-6), 1.0)
+    memory = busy * memory_power_w(used / busy, full_w, power_coefficient(values, "memory_exponent", gpu))
     return {
         "compute": compute,
         # decode attention computes on every byte it loads, mostly on padding: one query row fills a tile of 16 to 64

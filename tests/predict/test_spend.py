@@ -21,6 +21,7 @@ from advisor.predict.spend import (
     Activity,
     activity_of,
     board_power,
+    demand_parts,
     node_power,
     power_limit_curve,
     power_parts,
@@ -90,6 +91,24 @@ def test_an_idle_gpu_draws_idle_power() -> None:
     interval, parts = board_power(Activity(), H100, POWER, 4)
     assert interval.value == pytest.approx(4 * H100.idle_power_w)
     assert {p.name: p.value for p in parts.parts}["compute"] == 0.0
+
+
+@given(st.floats(0.05, 1), st.floats(0.05, 0.9))
+def test_a_gpu_that_rests_half_the_time_draws_half_the_memory_power(busy: float, used: float) -> None:
+    full = Activity({}, used * H100.memory_bandwidth_bytes_per_s)
+    part = Activity({}, busy * used * H100.memory_bandwidth_bytes_per_s, busy_frac=busy)
+    all_w = demand_parts(full, H100, POWER)["memory"]
+    assert float(demand_parts(part, H100, POWER)["memory"]) == pytest.approx(busy * float(all_w), rel=1e-6)
+
+
+def test_busy_time_comes_from_the_gpu_seconds_and_is_full_where_nobody_counted() -> None:
+    stage = stage_of("llama-3.1-8b")
+    work = decode_work(1, 1, steps=10)
+    assert activity_of([stage], work, 1.0, "bf16").busy_frac == 1.0
+    work.terms[0] = 0.25
+    assert activity_of([stage], work, 1.0, "bf16").busy_frac == pytest.approx(0.25)
+    assert activity_of([stage], work, 1.0, "bf16", n_replicas=5).busy_frac == pytest.approx(0.05)
+    assert activity_of([stage, stage], work, 0.1, "bf16").busy_frac == 1.0
 
 
 def test_measured_decode_of_one_client_on_an_h100() -> None:
