@@ -97,6 +97,11 @@ class Catalog:
         except ValidationError as error:
             raise BadData(str(path), first_error(error)) from None
 
+    def accuracy(self) -> dict[str, Any]:
+        """Return the errors on left-out engine starts that the last fit wrote, empty where there was none."""
+        path = self.root / "fitted" / "accuracy.json"
+        return read_json(path, max_bytes=16 * MIB) if path.is_file() else {}
+
     def engine(self, name: str) -> dict[str, Any]:
         """Return the facts of an engine (defaults by version, flags) from `engines/NAME.toml`."""
         return read_toml(self._file("engine", "engines", name, ".toml"))

@@ -22,6 +22,7 @@ from advisor.cli.parse import (
     number,
     weights,
 )
+from advisor.cli.study import add_study
 
 Add = Callable[[argparse.ArgumentParser], None]
 
@@ -198,6 +199,7 @@ COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "mixed": ("One GPU budget for serving and offline work, hour by hour.", _mixed, handler("training", "mixed")),
     "emit": ("Write the files that start a plan.", _emit, handler("artefacts", "emit")),
     "verify": ("Load a live endpoint and compare it with the prediction.", _verify, handler("artefacts", "verify")),
+    "study": ("Ask one question for a whole grid; resumable, parallel, sharded.", add_study, handler("study", "study")),
     "models": ("List the models of the catalogue.", _models, handler("data", "models")),
     "gpus": ("List the GPUs of the catalogue with their prices.", _gpus, handler("data", "gpus")),
     "show": ("Show a model, a GPU, a workload or the fitted coefficients.", _show, handler("data", "show")),

@@ -128,13 +128,8 @@ def _print(name: str, form: dict[str, Any], sources: list[str], *, as_json: bool
 
 
 def _coefficients(catalog: Catalog, *, as_json: bool) -> int:
-    names = sorted(p.stem for p in (catalog.root / "fitted").glob("*.json"))
-    sets = []
-    for name in names:
-        try:
-            sets.append(catalog.coefficients(name))
-        except (UnknownName, ValueError):
-            continue
+    names = sorted(p.stem for p in (catalog.root / "fitted").glob("*.json") if p.stem != "accuracy")
+    sets = [catalog.coefficients(name) for name in names]
     if as_json:
         forms = {s.name: s.model_dump(mode="json") for s in sets}
         print_json({"schema_version": SCHEMA_VERSION, "coefficients": forms})

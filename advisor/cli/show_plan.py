@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advisor.cli.text import breakdown_lines, bullet, format_interval, format_quantity, table, wrapped
+from advisor.cli.text import WIDTH, breakdown_lines, bullet, format_interval, format_quantity, table, wrapped
 from advisor.recommend.ask import Question
 from advisor.recommend.explain import DEEPSPEED_LABELS, layout_short, layout_text, workload_text
-from advisor.schema import Breakdown, Note, Plan, Recommendation
+from advisor.schema import Breakdown, Interval, Note, Plan, Prediction, Recommendation
 from advisor.units import format_count, format_s, format_usd, format_w
 
 MAIN = (
@@ -46,6 +46,8 @@ def label(name: str) -> str:
     words = name.split("_")
     if words[0] in LABELS:
         return f"{LABELS[words[0]]}, {words[1]}"
+    if name.startswith("n_"):
+        return name[2:].replace("_", " ")
     for suffix in ("_bytes_per_gpu", "_per_s", "_frac", "_w", "_s"):
         if name.endswith(suffix):
             per = {"_bytes_per_gpu": " a GPU", "_per_s": " a second"}.get(suffix, "")
@@ -102,9 +104,16 @@ def plan_table(plans: Sequence[Plan], *, with_gpu: bool) -> list[str]:
     return table(HEAD, [_row(p, with_gpu=with_gpu) for p in plans], left=2)
 
 
+def _steady(prediction: Prediction) -> dict[str, Interval]:
+    """Return the quantities that are numbers: the waiting of a saturated plan grows with the time of watching."""
+    waiting = ("ttft", "e2e", "energy_j_per_request", "slo_attainment", "goodput")
+    q = prediction.quantities
+    return {k: v for k, v in q.items() if not (prediction.is_saturated and k.startswith(waiting))}
+
+
 def numbers(plan: Plan, names: Sequence[str] = MAIN) -> list[str]:
     """Return the plan's main quantities with their 90 % intervals."""
-    q = plan.prediction.quantities
+    q = _steady(plan.prediction)
     rows = [(f"  {label(n)}", format_interval(n, q[n])) for n in names if n in q]
     width = max((len(r[0]) for r in rows), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in rows]
@@ -143,6 +152,7 @@ def recommendation_lines(answer: Recommendation, *, verbose: bool = False) -> li
         lines += ["", f"Best plan: {backend_text(best.backend)}, {layout_text(best.deployment)}, value [90 % interval]"]
         lines += numbers(best)
         lines += _breakdowns(best.prediction.breakdowns, verbose=verbose)
+    lines += accuracy_lines(answer)
     if answer.rejected:
         lines += ["", "Rejected"]
         shown = answer.rejected if verbose else answer.rejected[:6]
@@ -160,6 +170,25 @@ def recommendation_lines(answer: Recommendation, *, verbose: bool = False) -> li
         lines += ["", "Notes", *notes_lines(remarks, verbose=verbose)]
     if best is not None:
         lines += ["", "Run it", *command_lines(best)]
+    return lines
+
+
+def accuracy_lines(answer: Recommendation) -> list[str]:
+    """Return how far predictions were off on measured engine starts that the fit did not see."""
+    report = answer.accuracy
+    if not report:
+        return []
+    shown = (("ttft_s.p50", "TTFT P50"), ("ttft_s.p99", "TTFT P99"), ("tpot_s.p50", "TPOT P50"))
+    shown = (*shown, ("requests_per_s", "requests/s"), ("board_power_w.mean", "power"))
+    groups = {"all runs": report["overall"], **report["regimes"]}
+    rows = [
+        (name, *(f"{100 * e[m]['median']:.1f} / {100 * e[m]['p90']:.0f} %" if m in e else "-" for m, _ in shown))
+        for name, e in groups.items()
+    ]
+    head = ("left-out runs, median / P90", *(label for _, label in shown))
+    lines = ["", "How far off it was on measured runs", *(f"  {line}" for line in table(head, rows))]
+    if report["unmeasured"]:
+        lines += wrapped(f"no run of ours: {', '.join(report['unmeasured'])}")
     return lines
 
 
@@ -186,6 +215,17 @@ def plan_lines(question: Question, plan: Plan, *, verbose: bool = False) -> list
     return [*lines, "", "Run it", *command_lines(plan)]
 
 
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Return the columns of each table: the first in all of them, as many others as fit the width."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    found: list[list[int]] = [[0]]
+    for i in range(1, len(head)):
+        if sum(widths[k] + 2 for k in found[-1]) + widths[i] > WIDTH and len(found[-1]) > 1:
+            found.append([0])
+        found[-1].append(i)
+    return found
+
+
 COMPARED = (
     "requests_per_s",
     "output_tokens_per_s",
@@ -205,17 +245,23 @@ COMPARED = (
 
 def compare_lines(answer: Recommendation) -> list[str]:
     """Return the best plan of each backend side by side."""
-    plans = list(answer.best_by_backend.values())
+    with_gpu = "," in answer.gpus
+    plans = sorted(answer.best_by_backend.values(), key=lambda p: (p.backend != "vllm", p.rank))
     lines = [f"{answer.model} on {answer.gpus}"]
     if not plans:
         return [*lines, "", "No backend can run it:", *(x for r in answer.rejected for x in bullet(r.reason))]
-    rows = [("layout", *(layout_text(p.deployment) for p in plans))]
+    rows = [("layout", *(f"{p.deployment.n_gpus}x {layout_short(p.deployment)}".strip() for p in plans))]
     for name in COMPARED:
-        cells = [p.prediction.quantities.get(name) for p in plans]
+        cells = [_steady(p.prediction).get(name) for p in plans]
         if any(cells):
             rows.append((label(name), *(format_quantity(name, c.value) if c else "-" for c in cells)))
     rows.append(("meets the targets", *(_state(p) for p in plans)))
-    lines += ["", *table(("", *(backend_text(p.backend) for p in plans)), rows)]
+    head = (
+        "",
+        *(f"{backend_text(p.backend)} {p.deployment.gpu}" if with_gpu else backend_text(p.backend) for p in plans),
+    )
+    for columns in _columns(head, rows):
+        lines += ["", *table([head[i] for i in columns], [[row[i] for i in columns] for row in rows])]
     lines += ["", *(line for text in answer.why for line in bullet(text))]
     for plan in plans:
         lines += ["", f"{backend_text(plan.backend)}:", *command_lines(plan)]

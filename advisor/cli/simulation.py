@@ -14,6 +14,7 @@ from typing import Any
 from advisor.catalog import load_catalog
 from advisor.cli.parse import request_fields
 from advisor.cli.serve import chosen
+from advisor.cli.show_plan import label
 from advisor.cli.text import bullet, format_quantity, out, print_json, table, wrapped
 from advisor.errors import DomainError
 from advisor.predict.serving import max_rate, replay
@@ -135,7 +136,7 @@ def simulate(args: argparse.Namespace) -> int:
     ]
     out("\n".join(table(("", *STATISTICS), rows)))
     out()
-    out("\n".join(f"  {k.removesuffix('_s').replace('_', ' '):<24} {format_quantity(k, v)}" for k, v in totals.items()))
+    out("\n".join(f"  {label(k):<24} {format_quantity(k, v)}" for k, v in totals.items()))
     if timeline:
         out()
         blocks = run.replica.limits.n_kv_blocks * deployment.dp

@@ -7,7 +7,7 @@ import numpy as np
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
 from advisor.recommend.ask import Question, ask
-from advisor.recommend.explain import notes, why
+from advisor.recommend.explain import accuracy, notes, why
 from advisor.recommend.feasible import what_would_fit
 from advisor.recommend.flips import flips
 from advisor.recommend.plan import Option, latency_s, make_plan
@@ -67,7 +67,6 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
     reasons = [*why(question, plans, by_backend, rejected)]
     if "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
         reasons += what_would_fit(question, catalog.gpus())
-    report = question.vllm.report if question.vllm is not None else None
     return Recommendation(
         request=request.model_dump(mode="json", exclude_none=True),
         model=question.model.name,
@@ -79,6 +78,6 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
         rejected=rejected,
         why=tuple(reasons),
         flips=flips(question, plans, found),
-        accuracy={"median_abs_error": report.median_abs_error} if report else {},
+        accuracy=accuracy(question, best, catalog.accuracy()),
         notes=tuple(remarks),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from advisor.predict.deepspeed_paths import path_of
 from advisor.predict.shapes import shapes_of
 from advisor.recommend.ask import Question, mean_tokens
 from advisor.recommend.plan import latency_s
@@ -141,7 +143,9 @@ def _backends(question: Question, best: Plan, by_backend: dict[str, Plan]) -> li
     rival = min(others.values(), key=lambda p: p.rank)
     a, b = best.prediction, rival.prediction
     ratio = a["output_tokens_per_s"] / max(b["output_tokens_per_s"], 1e-12)
-    text = f"vLLM or DeepSpeed: the best of the other side is {plan_text(rival)}, with"
+    is_kept = rival.backend == "vllm" or path_of(rival.backend).is_maintained
+    name = plan_text(rival) + ("" if is_kept else " (software without maintenance)")
+    text = f"vLLM or DeepSpeed: the best of the other side is {name}, with"
     text += f" {format_rate(b['output_tokens_per_s'], 'output tokens')} ({1 / ratio:.2g} times)"
     if "tpot_p50_s" in a.quantities and "tpot_p50_s" in b.quantities:
         text += f", TPOT P50 {format_s(b['tpot_p50_s'])} against {format_s(a['tpot_p50_s'])}"
@@ -168,6 +172,29 @@ def why(
     if rivals:
         sentences.append("Runner-up: " + _versus(question, best, rivals[0]))
     return tuple(sentences + _backends(question, best, by_backend))
+
+
+def accuracy(question: Question, best: Plan | None, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the errors on measured runs that were left out of the fit: overall and in the answer's own regimes.
+
+    A regime without runs has no errors: `unmeasured` names it.
+    """
+    if best is None or best.backend != "vllm" or not report:
+        return {}
+    d, load = best.deployment, question.workload.load
+    clients = load.concurrency if isinstance(load, ClosedLoad) else 0
+    closed = "1 client" if clients == 1 else "2-16 clients" if clients <= 16 else "over 16 clients"
+    pipeline = f" PP{d.pp}" if d.pp > 1 else ""
+    wanted = {
+        "gpu": d.gpu,
+        "load": f"closed, {closed}" if clients else "open loop",
+        "parallelism": f"TP{d.tp}{pipeline}",
+        "weights": d.weight_dtype,
+    }
+    groups = report.get("by_regime", {})
+    found = {f"{key}: {name}": groups[key][name] for key, name in wanted.items() if name in groups.get(key, {})}
+    unmeasured = [f"{key}: {name}" for key, name in wanted.items() if name not in groups.get(key, {})]
+    return {"overall": report.get("overall", {}), "regimes": found, "unmeasured": unmeasured}
 
 
 def notes(question: Question, found: Found, best: Plan | None) -> tuple[Note, ...]:
