@@ -1,0 +1,51 @@
+"""Expected experts of a batch against enumeration, chance, and published routing."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.laws.expert import expected_experts
+
+
+@pytest.mark.parametrize(("n_experts", "k", "n_tokens"), [(4, 1, 3), (4, 2, 2), (5, 2, 3), (3, 3, 4), (6, 2, 2)])
+def test_every_choice_enumerated(n_experts: int, k: int, n_tokens: int) -> None:
+    choices = list(itertools.combinations(range(n_experts), k))
+    touched = [len(set().union(*picks)) for picks in itertools.product(choices, repeat=n_tokens)]
+    assert expected_experts(float(n_tokens), n_experts, k) == pytest.approx(np.mean(touched), rel=1e-12)
+
+
+def test_drawn_batches_of_mixtral_and_deepseek() -> None:
+    rng = np.random.default_rng(1)
+    for n_experts, k, n_tokens in ((8, 2, 4), (256, 8, 64)):
+        drawn = [
+            len({int(e) for _ in range(n_tokens) for e in rng.choice(n_experts, k, replace=False)}) for _ in range(200)
+        ]
+        spread = np.std(drawn) / np.sqrt(len(drawn))
+        assert expected_experts(float(n_tokens), n_experts, k) == pytest.approx(np.mean(drawn), abs=5 * spread)
+
+
+def test_published_coverage() -> None:
+    # Feller I, IV.2 (occupancy): 7 accidents in 7 days leave (6/7)^7 = 0.340 of the days empty
+    assert 1 - expected_experts(7.0, 7, 1) / 7 == pytest.approx(0.340, abs=5e-4)
+    # Mixtral 8x7B (arXiv:2401.04088, section 2): one token uses exactly 2 of 8 experts
+    assert expected_experts(1.0, 8, 2) == pytest.approx(2.0)
+
+
+@given(st.integers(1, 512), st.integers(1, 16), st.integers(0, 10_000))
+def test_bounds_and_monotone_in_tokens(n_experts: int, k: int, n_tokens: int) -> None:
+    k = min(k, n_experts)
+    here, more = expected_experts(float(n_tokens), n_experts, k), expected_experts(n_tokens + 1.0, n_experts, k)
+    assert 0 <= here <= min(n_experts, n_tokens * k) * (1 + 1e-9) + 1e-9
+    assert here <= more <= n_experts
+
+
+def test_edges() -> None:
+    assert expected_experts(0.0, 8, 2) == 0
+    assert expected_experts(1.0, 8, 8) == 8
+    assert expected_experts(1e6, 128, 4) == pytest.approx(128)
+    np.testing.assert_allclose(expected_experts(np.array([0.0, 1.0]), 8, 2), [0.0, 2.0], atol=1e-12)

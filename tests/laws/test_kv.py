@@ -1,0 +1,74 @@
+"""Key-value cache sizes against arrays of that shape, published figures, a block table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.laws.kv import (
+    blocks_for,
+    kv_elements_per_token_layer,
+    kv_heads_per_rank,
+    mla_elements_per_token_layer,
+    n_kv_blocks,
+)
+
+
+@given(st.integers(1, 128), st.sampled_from([64, 80, 128, 256]))
+def test_elements_of_a_cache_array(n_heads: int, d_head: int) -> None:
+    assert kv_elements_per_token_layer(n_heads, d_head) == np.zeros((2, n_heads, d_head), dtype=np.int8).size
+
+
+def test_published_cache_sizes() -> None:
+    # Kwon et al. 2023, arXiv:2309.06180, section 3: 800 KB a token for OPT-13B (2 x 5120 x 40 x 2 bytes)
+    assert kv_elements_per_token_layer(40, 128) * 40 * 2 == 2 * 5120 * 40 * 2 == 800 * 1024
+    # DeepSeek-V2, arXiv:2405.04434, table 1: latent attention caches 9/2 d_h a token and layer (d_h = 128)
+    assert mla_elements_per_token_layer(512, 64) == 9 / 2 * 128
+    # DeepSeek-V3: 70 KB a token of 61 layers in bf16 (arXiv:2505.09343, table 1: 70.272 KB)
+    assert mla_elements_per_token_layer(512, 64) * 61 * 2 == pytest.approx(70.272e3)
+    # the same table: Qwen-2.5 72B 327.680 KB, Llama-3.1 405B 516.096 KB, grouped queries of 8 heads x 128
+    assert kv_elements_per_token_layer(8, 128) * 80 * 2 == 327_680
+    assert kv_elements_per_token_layer(8, 128) * 126 * 2 == 516_096
+
+
+@given(st.integers(1, 128), st.integers(0, 8))
+def test_ranks_hold_every_head_and_no_rank_none(n_heads: int, log_tp: int) -> None:
+    tp = 2**log_tp
+    held = int(kv_heads_per_rank(n_heads, tp))
+    assert held >= 1
+    if n_heads % tp == 0:
+        assert held * tp == n_heads
+
+
+def test_heads_are_copied_when_ranks_outnumber_them() -> None:
+    assert [int(kv_heads_per_rank(8, tp)) for tp in (1, 2, 4, 8, 16, 32)] == [8, 4, 2, 1, 1, 1]
+    assert int(kv_heads_per_rank(1, 8)) == 1
+
+
+@given(st.integers(0, 10_000), st.integers(1, 256))
+def test_blocks_are_what_a_table_grows_to(n_tokens: int, block_tokens: int) -> None:
+    table = 0
+    for position in range(min(n_tokens, 600)):
+        table += position % block_tokens == 0
+    if n_tokens <= 600:
+        assert int(blocks_for(n_tokens, block_tokens)) == table
+    waste = int(blocks_for(n_tokens, block_tokens)) * block_tokens - n_tokens
+    assert 0 <= waste < block_tokens
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1, 1e8))
+def test_blocks_never_exceed_the_pool_and_waste_less_than_one(pool: float, block: float) -> None:
+    n = int(n_kv_blocks(pool, block))
+    assert n >= 0
+    if pool > 0:
+        assert n * block <= pool * (1 + 1e-12)
+        assert (n + 1) * block > pool * (1 - 1e-12)
+    else:
+        assert n == 0
+
+
+def test_arrays_and_an_empty_sequence() -> None:
+    assert blocks_for([0, 1, 15, 16, 17], 16).tolist() == [0, 1, 1, 1, 2]
+    assert n_kv_blocks([0.0, -5.0, 32.0], 16.0).tolist() == [0, 0, 2]
