@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from advisor.catalog import load_catalog
 from advisor.cli.parse import request_fields
 from advisor.cli.text import breakdown_lines, bullet, format_interval, out, print_json, table
 from advisor.errors import DomainError
-from advisor.predict.serving import max_rate
-from advisor.recommend.ask import Question, ask
+from advisor.recommend.ask import ask
+from advisor.recommend.day import Day, Offline, plan_day
 from advisor.recommend.explain import layout_text
-from advisor.recommend.hybrid import batch_job, daily_load, plan_mixed, training_job
-from advisor.recommend.one import check_vllm, deployment_of, predict_one
 from advisor.recommend.training import recommend_training
-from advisor.schema import SCHEMA_VERSION, Deployment, Request
-from advisor.schema.mixed import MixedPlan, OfflineJob, OnlineNeed
+from advisor.schema import SCHEMA_VERSION, Request
+from advisor.schema.mixed import MixedPlan
 from advisor.schema.training import TrainPlan
 from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd
 
@@ -83,63 +80,6 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _online(args: argparse.Namespace, question: Question, replica: Deployment) -> OnlineNeed:
-    vllm = check_vllm(question, replica)
-    cluster = question.pools[0].cluster
-    rate = max_rate(question.model, cluster, replica, question.workload, vllm, question.slo, facts=question.facts)
-    if rate <= 0:
-        raise DomainError("one replica misses the targets at any rate; relax --slo")
-    peak = question.request.rate
-    if peak is None:
-        raise DomainError("mixed needs the peak of the day: --rate REQUESTS_PER_S")
-    busy = ask(question.request.model_copy(update={"rate": rate}), load_catalog())
-    power = predict_one(busy, replica).prediction.quantities.get("board_power_w")
-    return OnlineNeed(
-        requests_per_s=daily_load(peak, night_frac=args.night_frac, peak_hour=args.peak_hour),
-        gpus_per_replica=replica.n_gpus,
-        capacity_requests_per_s=rate,
-        headroom_frac=args.headroom,
-        board_power_w_per_gpu=power.value / replica.n_gpus if power else 0.0,
-    )
-
-
-def _jobs(args: argparse.Namespace, question: Question, replica: Deployment) -> list[OfflineJob]:
-    catalog, jobs = load_catalog(), []
-    if args.batch_tokens:
-        deep: dict[str, Any] = {
-            "workload": "batch",
-            "rate": None,
-            "concurrency": replica.max_num_seqs,
-            "is_best_effort": True,
-        }
-        one = predict_one(ask(question.request.model_copy(update=deep), catalog), replica)
-        jobs.append(
-            batch_job(
-                "batch", replica, one.prediction, total_tokens=args.batch_tokens, deadline_hour=args.batch_deadline
-            )
-        )
-    if args.train_tokens:
-        cluster = question.pools[0].cluster
-        part = cluster.model_copy(update={"n_nodes": 1, "gpus_per_node": args.train_gpus or cluster.gpus_per_node})
-        model = catalog.model(args.train_model or question.request.model)[0]
-        found = recommend_training(model, part, catalog.coefficients("deepspeed"), lora_rank=args.lora_rank)
-        if found.best is None:
-            reason = found.rejected[0].reason if found.rejected else "no job divides the batch"
-            raise DomainError(f"{model.name} cannot be trained on {part.n_gpus} GPUs: {reason}")
-        jobs.append(
-            training_job(
-                "training",
-                found.best.job,
-                found.best.prediction,
-                total_tokens=args.train_tokens,
-                deadline_hour=args.train_deadline,
-            )
-        )
-    if not jobs:
-        raise DomainError("mixed needs offline work: --batch-tokens N, --train-tokens N or both")
-    return jobs
-
-
 def _hours(plan: MixedPlan) -> list[str]:
     names = list(plan.hours[0].job_gpus) if plan.hours else []
     rows = [
@@ -151,23 +91,31 @@ def _hours(plan: MixedPlan) -> list[str]:
 
 def mixed(args: argparse.Namespace) -> int:
     """Print how one budget serves online and works offline, hour by hour: shared or split."""
-    question = ask(Request.model_validate(request_fields(args)), load_catalog())
-    pool = question.pools[0]
-    replica = deployment_of(question, {"dp": 1})
-    need = _online(args, question, replica)
-    jobs = _jobs(args, question, replica)
-    answer = plan_mixed(
-        pool.cluster.n_gpus,
-        need,
-        jobs,
-        usd_per_gpu_h=pool.usd_per_gpu_h or 0.0,
-        idle_power_w=pool.cluster.gpu.idle_power_w,
+    request = Request.model_validate(request_fields(args))
+    if request.rate is None:
+        raise DomainError("mixed needs the peak of the day: --rate REQUESTS_PER_S")
+    day = Day(
+        peak_requests_per_s=request.rate,
+        night_frac=args.night_frac,
+        peak_hour=args.peak_hour,
+        headroom_frac=args.headroom,
     )
+    wanted = Offline(
+        batch_tokens=args.batch_tokens,
+        batch_deadline=args.batch_deadline,
+        train_tokens=args.train_tokens,
+        train_deadline=args.train_deadline,
+        train_gpus=args.train_gpus,
+        train_model=args.train_model,
+        lora_rank=args.lora_rank,
+    )
+    plan = plan_day(request, day, wanted)
+    answer, need, jobs = plan.answer, plan.need, plan.jobs
     if args.json:
         parts = {"need": need.model_dump(mode="json"), "jobs": [j.model_dump(mode="json") for j in jobs]}
         print_json({"schema_version": SCHEMA_VERSION} | answer.model_dump(mode="json") | parts)
         return 0
-    out(f"{question.model.name} on {pool.name}: a replica is {layout_text(replica)}")
+    out(f"{plan.replica.model} on {request.gpus}: a replica is {layout_text(plan.replica)}")
     out("\n".join(bullet(f"a replica carries {format_rate(need.capacity_requests_per_s, 'requests')} in its targets")))
     for job in jobs:
         rate = format_rate(job.tokens_per_s_per_group, "tokens")

@@ -17,26 +17,32 @@ from advisor.catalog.files import data_root
 from advisor.emit import ARTEFACTS, FILE_NAMES, emit
 from advisor.emit.deepspeed_training import training_command, training_config, training_script
 from advisor.errors import AdvisorError, BadData, DomainError, printable
-from advisor.predict.serving import replay
+from advisor.predict.serving import predict_vllm, replay
 from advisor.predict.train import feasible_train, predict_train
 from advisor.recommend.answer import recommend as find_plans
 from advisor.recommend.ask import ask
 from advisor.recommend.audit import audit as find_verdicts
+from advisor.recommend.day import Day, DayPlan, Offline, plan_day
 from advisor.recommend.form import recommendation_json
 from advisor.recommend.one import deployment_of, predict_one
+from advisor.recommend.training import recommend_training
 from advisor.schema import (
     ClosedLoad,
     Cluster,
     CoefficientSet,
+    Deployment,
+    EngineFacts,
     Model,
     Plan,
+    Prediction,
     Recommendation,
     Request,
     TraceLoad,
+    Workload,
     first_error,
 )
 from advisor.schema.claims import AuditReport, ClaimsFile
-from advisor.schema.training import TrainJob, TrainPrediction
+from advisor.schema.training import TrainAnswer, TrainJob, TrainPrediction
 from advisor.ui.text import plain
 from advisor.units import KIB, format_bytes
 
@@ -115,6 +121,26 @@ def train(model: Model, cluster: Cluster, job: TrainJob) -> tuple[TrainPredictio
     return _train(model.model_dump_json(), cluster.model_dump_json(), job.model_dump_json())
 
 
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing training jobs ...")
+def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAnswer:
+    job = TrainJob.model_validate_json(job_json)
+    return recommend_training(
+        Model.model_validate_json(model_json),
+        Cluster.model_validate_json(cluster_json),
+        load_catalog().coefficients("deepspeed"),
+        global_batch=job.train_batch_size,
+        sequence_length=job.sequence_length,
+        lora_rank=job.lora_rank,
+        stack=job.stack,
+        total_tokens=job.total_tokens,
+    )
+
+
+def train_answer(model: Model, cluster: Cluster, job: TrainJob) -> TrainAnswer:
+    """Return the best jobs that train the same model on the same batch as `job`."""
+    return _train_answer(model.model_dump_json(), cluster.model_dump_json(), job.model_dump_json())
+
+
 def training_files(job: TrainJob, model: Model, cluster: Cluster) -> tuple[dict[str, Any], str, str]:
     """Return (ds_config, launch line, script) of a training job."""
     per_node = cluster.gpus_per_node
@@ -136,7 +162,14 @@ def audit(claims_toml: str, where: str) -> AuditReport:
         raise BadData(where, f"not TOML: {error}") from None
     except ValidationError as error:
         raise BadData(where, first_error(error)) from None
-    return find_verdicts(claims, load_catalog())
+    catalog = load_catalog()
+    fitted, table = catalog.coefficients("vllm"), catalog.engine("vllm")
+
+    def serve(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
+        facts = EngineFacts.from_table(table, deployment.engine_version)
+        return predict_vllm(model, cluster, deployment, workload, fitted, method="steady", facts=facts)
+
+    return find_verdicts(claims, catalog, serve)
 
 
 def claims_files() -> dict[str, str]:
@@ -214,3 +247,14 @@ def _timeline(request_json: str, chosen_json: str) -> Timeline:
 def timeline(request: Request, chosen: dict[str, Any]) -> Timeline:
     """Return what one replica's scheduler does over time, under its share of the request's load."""
     return _timeline(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Planning the day ...")
+def _day(request_json: str, day_json: str, offline_json: str) -> DayPlan:
+    wanted = Offline.model_validate_json(offline_json)
+    return plan_day(Request.model_validate_json(request_json), Day.model_validate_json(day_json), wanted)
+
+
+def day_plan(request: Request, day: Day, wanted: Offline) -> DayPlan:
+    """Return the hour-by-hour schedule of the request's GPUs."""
+    return _day(request.model_dump_json(), day.model_dump_json(), wanted.model_dump_json())

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from advisor.schema import Breakdown, Interval, Plan, Slo
+from advisor.schema import Breakdown, Deployment, Interval, Plan, Slo
 from advisor.ui.text import BACKENDS, label, part_name, plain_html, show, show_range
 
 COLOURS = ("#2A86C4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#B8A300", "#7A4FBF", "#8B5A2B")
@@ -64,9 +64,8 @@ def _laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.F
     return figure
 
 
-def layout(plan: Plan) -> str:
-    """Return how a plan uses its GPUs: card, parallel degrees, format, batch limits."""
-    d = plan.deployment
+def layout(d: Deployment) -> str:
+    """Return how a deployment uses its GPUs: card, parallel degrees, format, batch limits."""
     words = [f"TP {d.tp}", *([f"PP {d.pp}"] if d.pp > 1 else []), f"DP {d.dp}", d.weight_dtype]
     if d.offload != "none":
         words.append(f"offload {d.offload}")
@@ -77,7 +76,7 @@ def layout(plan: Plan) -> str:
 
 def plan_name(plan: Plan) -> str:
     """Return a plan in a few words: its engine and its layout."""
-    return f"{BACKENDS.get(plan.backend, plan.backend)} · {layout(plan)}"
+    return f"{BACKENDS.get(plan.backend, plan.backend)} · {layout(plan.deployment)}"
 
 
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, object]:

@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from advisor.recommend.day import Day, Offline
 from advisor.schema import Request, Slo
+from advisor.schema.training import TrainJob
 from advisor.units import MS
 
 FLAGS = {
@@ -65,6 +67,28 @@ def predict_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
     for field, value in chosen.items():
         words += [f"--{field.replace('_', '-')}", str(value)]
     return words
+
+
+def mixed_words(request: Request, day: Day, wanted: Offline) -> list[str]:
+    """Return the words of `advisor mixed` for a day; the request's rate is its peak."""
+    words = _common("mixed", request, {k: v for k, v in FLAGS.items() if k not in (*SEARCH, "objective")})
+    words += ["--night-frac", f"{day.night_frac:g}", "--peak-hour", f"{day.peak_hour:g}"]
+    words += ["--headroom", f"{day.headroom_frac:g}"]
+    if wanted.batch_tokens:
+        words += ["--batch-tokens", str(wanted.batch_tokens), "--batch-deadline", str(wanted.batch_deadline)]
+    if wanted.train_tokens:
+        words += ["--train-tokens", str(wanted.train_tokens), "--train-deadline", str(wanted.train_deadline)]
+        words += ["--train-model", wanted.train_model, "--train-gpus", str(wanted.train_gpus)]
+    return words
+
+
+def train_words(job: TrainJob, gpus: str) -> list[str]:
+    """Return the words of `advisor train` for jobs of the same model, batch and length."""
+    words = ["advisor", "train", "--model", job.model, "--gpus", gpus]
+    words += ["--global-batch", str(job.train_batch_size), "--sequence-length", str(job.sequence_length)]
+    if job.lora_rank:
+        words += ["--lora-rank", str(job.lora_rank)]
+    return words + (["--tokens", str(job.total_tokens)] if job.total_tokens else [])
 
 
 def _common(command: str, request: Request, flags: Mapping[str, str]) -> list[str]:

@@ -35,21 +35,14 @@ def gpu_spec() -> str:
     )
 
 
-def traffic() -> dict[str, Any]:
-    """Return the fields of a Request that say what the users send."""
+def traffic(*, has_load: bool = True) -> dict[str, Any]:
+    """Return the fields of a Request that say what the users send; without `has_load` not how much."""
     fields: dict[str, Any] = {
         "workload": state.choice(
             "workload", "Traffic preset", load_catalog().workloads(), default="chat", help=HELP["preset"]
         )
     }
-    kind = state.segments(
-        "load",
-        "Load",
-        (PRESET, RATE, CLIENTS),
-        default=PRESET,
-        help="The preset's own rate; or requests per second that arrive whatever happens (open loop); or clients that"
-        " each wait for their answer (closed loop).",
-    )
+    kind = _load_kind() if has_load else PRESET
     if kind == RATE:
         fields["rate"] = state.number("rate", "Requests per second", default=5.0, low=0.001, high=1e6)
     elif kind == CLIENTS:
@@ -64,6 +57,17 @@ def traffic() -> dict[str, Any]:
             "output", "Output [tokens]", hint="preset", help="Tokens of one answer; empty = the preset's distribution."
         )
     return fields
+
+
+def _load_kind() -> str:
+    return state.segments(
+        "load",
+        "Load",
+        (PRESET, RATE, CLIENTS),
+        default=PRESET,
+        help="The preset's own rate; or requests per second that arrive whatever happens (open loop); or clients that"
+        " each wait for their answer (closed loop).",
+    )
 
 
 def targets() -> Slo:
@@ -105,11 +109,11 @@ def money_and_limits() -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value not in (None, ())}
 
 
-def scenario(*, max_plans: int = 40) -> Request:
+def scenario(*, max_plans: int = 40, has_load: bool = True) -> Request:
     """Return the request of the side bar; raises AdvisorError with a sentence for what is not allowed."""
     with st.sidebar:
         model, gpus = model_name(), gpu_spec()
-        fields = traffic()
+        fields = traffic(has_load=has_load)
         objective = state.segments(
             "objective",
             "Best means",

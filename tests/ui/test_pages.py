@@ -197,3 +197,81 @@ def test_audit_answers_a_bad_file_with_a_sentence(open_page: Open, text: str, wh
     test.text_area[0].set_value(text).run()
     assert not test.exception
     assert why in test.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [
+        ("capacity", {"model": "8b", "gpus": "8xH100", "peak": "12", "ttft_p99": "1.5 s", "offline": "both"}),
+        ("explore", {"model": "8b", "gpus": "2xH100", "at_tp": "2", "at_max_num_seqs": "64", "load": "rate"}),
+        ("compare", {"model": "8b", "gpus": "1xH100"}),
+        ("train", {"train_model": "qwen3-8b", "gpus": "8xH100", "micro": "2", "tokens": "1000000000"}),
+    ],
+)
+def test_each_pages_command_is_understood_and_asks_the_same(open_page: Open, name: str, query: dict[str, str]) -> None:
+    from advisor.cli.commands import build_parser
+
+    test = open_page(name, **query)
+    assert not test.exception
+    assert not test.error
+    args = build_parser().parse_args(shlex.split(codes(test)[-1])[1:])
+    assert args.model == query.get("model", query.get("train_model"))
+    assert args.gpus == query["gpus"]
+    expected: dict[str, dict[str, Any]] = {
+        "capacity": {"command": "mixed", "rate": 12.0, "slo": "ttft_p99=1500ms", "train_model": "llama-3.1-8b"},
+        "explore": {"command": "predict", "tp": 2, "max_num_seqs": 64, "rate": 5.0},
+        "compare": {"command": "compare"},
+        "train": {"command": "train", "global_batch": 128, "sequence_length": 2048, "tokens": 10**9},
+    }
+    assert {key: getattr(args, key) for key in expected[name]} == expected[name]
+
+
+def test_compare_shows_the_better_side_first_and_both_in_numbers(answers: Answers, open_page: Open) -> None:
+    answers()
+    test = open_page("compare")
+    assert not test.exception
+    assert [s.value for s in test.subheader][:2] == ["vLLM", "DeepSpeed AutoTP"]
+    numbers: Any = test.dataframe[0].value.set_index("quantity")
+    assert numbers.loc["TPOT P99", "vLLM"] == "31.0 ms (27.9 ms to 34.1 ms)"
+    assert numbers.loc["TPOT P99", "DeepSpeed AutoTP"] == "90.0 ms (81.0 ms to 99.0 ms)"
+
+
+def test_compare_without_a_plan_gives_the_reasons(answers: Answers, open_page: Open) -> None:
+    answers("none")
+    test = open_page("compare")
+    assert not test.exception
+    assert "Neither engine runs" in test.error[0].value
+    assert "weights need 141 GB" in words(test)
+
+
+def test_explore_shows_what_predict_says(open_page: Open) -> None:
+    from advisor.catalog import load_catalog
+    from advisor.recommend.ask import ask
+    from advisor.recommend.one import deployment_of, predict_one
+    from advisor.ui.text import show
+
+    test = open_page("explore", model="8b", gpus="1xH100", load="rate", rate="4")
+    assert not test.exception
+    question = ask(Request(model="8b", gpus="1xH100", rate=4.0, max_plans=40), load_catalog())
+    plan = predict_one(question, deployment_of(question, {}))
+    assert metrics(test)["TPOT P99"] == show("tpot_p99_s", plan.prediction["tpot_p99_s"])
+
+
+def test_explore_says_which_degrees_are_legal(open_page: Open) -> None:
+    test = open_page("explore", model="8b", gpus="4xH100", at_tp="16")
+    assert not test.exception
+    assert "tp 16 is not legal" in test.error[0].value
+    assert "legal: 1, 2, 4" in test.error[0].value.replace("\\", "")
+
+
+def test_capacity_serves_every_hour_of_the_chosen_mode(open_page: Open) -> None:
+    test = open_page("capacity", model="8b", gpus="4xH100", peak="10", batch_tokens="1000000")
+    assert not test.exception
+    assert not test.error
+    assert int(metrics(test)["Fewest GPUs that do it all"]) <= 4
+
+
+def test_calibrate_waits_for_a_file(open_page: Open) -> None:
+    test = open_page("calibrate")
+    assert not test.exception
+    assert not test.metric

@@ -5,29 +5,26 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor.catalog import load_catalog
-from advisor.errors import DomainError
+from advisor.recommend.day import Day, DayPlan, Offline
 from advisor.schema.mixed import MixedPlan
 from advisor.ui import call, charts, inputs, parts, state
-from advisor.ui.capacity import Capacity, Day, Offline, capacity
+from advisor.ui.command import mixed_words, shell
 from advisor.ui.text import plain, show
 
-NONE, BATCH, TRAINING = "none", "batch", "training"
+BATCH, TRAINING, BOTH = "batch", "training", "both"
 SHARE, SPLIT = "shared by the hour", "split for the day"
 
 
 def render() -> None:
     """Show the page."""
     st.title("One GPU budget over a day")
-    request = inputs.scenario()
-    answer = call.recommend(request)
-    best = answer.best_by_backend.get("vllm")
-    if best is None:
-        raise DomainError(f"no vLLM plan runs {answer.model} on {answer.gpus}; see the reasons on the Recommend page")
-    day, jobs, budget = _inputs()
-    found = capacity(request, best, day, jobs, budget)
+    request = inputs.scenario(has_load=False)
+    day, wanted = _inputs()
+    request = request.model_copy(update={"rate": day.peak_requests_per_s})
+    found = call.day_plan(request, day, wanted)
     chosen = found.answer.plan(found.answer.best)
     st.markdown(
-        f"Replicas: **{plain(charts.layout(best))}**, of which each carries"
+        f"One replica is **{plain(charts.layout(found.replica))}** and carries"
         f" **{plain(show('requests_per_s', found.need.capacity_requests_per_s))}** within the latency targets."
     )
     parts.sentences("What to do", found.answer.why)
@@ -42,38 +39,37 @@ def render() -> None:
         },
         "capacity",
     )
+    parts.equal_command(shell(mixed_words(request, day, wanted)))
+    parts.glossary("ttft", "tpot", "tp", "dp", "slo")
 
 
-def _inputs() -> tuple[Day, list[Offline], int]:
-    """Return the day's traffic, the offline work and the budget of the side bar."""
+def _inputs() -> tuple[Day, Offline]:
+    """Return the day's traffic and the offline work of the side bar."""
     with st.sidebar:
         st.markdown("**The day**")
-        budget = state.whole("budget_gpus", "GPUs in all", default=16, high=4096)
-        peak = state.number("peak", "Peak [requests/s]", default=8.0, low=0.001, high=1e6)
+        peak = state.number("peak", "Peak [requests/s]", default=2.0, low=0.001, high=1e6)
         night = state.number("night", "Lowest hour [share of the peak]", default=0.2, low=0.0, high=1.0)
         hour = state.whole("peak_hour", "Busiest hour [0 to 23]", default=14, low=0, high=23)
         headroom = state.number(
             "headroom", "Headroom [share]", default=0.2, low=0.0, high=0.9, help="Capacity kept free for bursts."
         )
-        kind = state.segments("offline", "Offline work", (NONE, BATCH, TRAINING), default=BATCH)
-        jobs = [] if kind == NONE else [_job(kind)]
+        kind = state.segments("offline", "Offline work", (BATCH, TRAINING, BOTH), default=BATCH)
+        fields: dict[str, object] = {}
+        if kind != TRAINING:
+            fields["batch_tokens"] = state.whole("batch_tokens", "Batch [tokens]", default=50_000_000, high=10**15)
+            fields["batch_deadline"] = state.whole("batch_deadline", "Batch done by hour", default=24, high=24 * 31)
+        if kind != BATCH:
+            fields["train_tokens"] = state.whole("train_tokens", "Train on [tokens]", default=100_000_000, high=10**15)
+            fields["train_deadline"] = state.whole("train_deadline", "Training done by hour", default=24, high=24 * 31)
+            fields["train_gpus"] = state.whole("train_gpus", "GPUs of the training job", default=4, high=1024)
+            models = list(load_catalog().models())
+            typed = state.choice("job_model", "Model to train", models, default="llama-3.1-8b", free=True)
+            fields["train_model"] = state.catalogue_name(typed, "model")
     day = Day(peak_requests_per_s=peak, night_frac=night, peak_hour=float(hour), headroom_frac=headroom)
-    return day, jobs, budget
+    return day, Offline.model_validate(fields)
 
 
-def _job(kind: str) -> Offline:
-    tokens = state.whole("offline_tokens", "Tokens to process", default=100_000_000, high=10**15)
-    deadline = state.whole("deadline", "Done by hour", default=24, high=24 * 31)
-    if kind == BATCH:
-        return Offline(kind=kind, total_tokens=tokens, deadline_hour=deadline)
-    n_gpus = state.whole("job_gpus", "GPUs of the job", default=4, high=1024)
-    models = list(load_catalog().models())
-    typed = state.choice("job_model", "Model to train", models, default="llama-3.1-8b", free=True)
-    model = state.catalogue_name(typed, "model")
-    return Offline(kind=kind, total_tokens=tokens, deadline_hour=deadline, n_gpus=n_gpus, model=model)
-
-
-def _headline(plan: MixedPlan, found: Capacity) -> None:
+def _headline(plan: MixedPlan, found: DayPlan) -> None:
     columns = st.columns(4)
     fewest = "none up to 4,096" if plan.min_gpus is None else f"{plan.min_gpus}"
     columns[0].metric("Fewest GPUs that do it all", fewest, border=True, height="stretch")
@@ -87,7 +83,7 @@ def _headline(plan: MixedPlan, found: Capacity) -> None:
     columns[3].metric("Idle", f"{plan.idle_gpu_hours:,.0f} GPU hours", border=True, height="stretch")
 
 
-def _hours(found: Capacity) -> None:
+def _hours(found: DayPlan) -> None:
     titles = {"share": SHARE, "split": SPLIT}
     best = titles[found.answer.best]
     shown = state.segments(

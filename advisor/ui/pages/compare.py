@@ -75,7 +75,7 @@ def _side_by_side(found: list[Plan], answer: Recommendation) -> None:
             mark = ":green-badge[:material/check: better here]" if is_best and len(found) > 1 else ""
             st.subheader(BACKENDS.get(plan.backend, plan.backend), anchor=False)
             kept = "keeps the targets" if plan.meets_slo else "misses a target"
-            st.markdown(f"{mark} {plain(charts.layout(plan))}; {kept}".strip())
+            st.markdown(f"{mark} {plain(charts.layout(plan.deployment))}; {kept}".strip())
             parts.headline(plan.prediction.quantities, HEADLINE, n_columns=2)
             st.code(plan.command, language="bash", wrap_lines=True)
             parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))

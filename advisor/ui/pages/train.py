@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -11,9 +12,10 @@ from pydantic import ValidationError
 from advisor.catalog import load_catalog
 from advisor.errors import AdvisorError, DomainError
 from advisor.schema import Breakdown, Cluster, Model, Note, first_error
-from advisor.schema.training import TrainJob, TrainPrediction
+from advisor.schema.training import TrainJob, TrainPlan, TrainPrediction
 from advisor.ui import call, charts, inputs, parts, state
-from advisor.ui.text import HELP, part_name, plain
+from advisor.ui.command import shell, train_words
+from advisor.ui.text import HELP, label, part_name, plain, show
 
 HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
 Stages = dict[int, tuple[TrainPrediction, tuple[str, str] | None]]
@@ -58,6 +60,8 @@ def render() -> None:
         _step(chosen)
         parts.notes((*model_notes, *parsed.notes, *chosen.notes))
         _files(chosen, job, model, cluster)
+    _best(model, cluster, job)
+    parts.equal_command(shell(train_words(job, spec)))
     parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
 
 
@@ -143,3 +147,35 @@ def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cl
     )
     with st.expander("Read ds_config.json"):
         st.json(config)
+
+
+def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
+    st.subheader("The best jobs with this batch and length")
+    answer = call.train_answer(model, cluster, job)
+    if answer.best is None:
+        st.error(f"No job trains {plain(model.name)} on these GPUs.")
+    rows = [_row(p) for p in answer.plans]
+    names = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac")
+    parts.table(rows, {label(n): partial(show, n) for n in names}, "best-jobs")
+    parts.sentences("Why", answer.why)
+    parts.sentences("What would change the answer", answer.flips)
+    if answer.rejected:
+        with st.expander("Why not the others"):
+            rejected = [{"reason": r.reason, "what would fit": r.nearest, "jobs": r.count} for r in answer.rejected]
+            parts.table(rejected, {}, "rejected-jobs")
+
+
+def _row(plan: TrainPlan) -> dict[str, Any]:
+    job, q = plan.job, plan.prediction
+    row: dict[str, Any] = {
+        "#": plan.rank,
+        "ZeRO": job.zero_stage,
+        "offload": f"{job.offload_optimizer} / {job.offload_param}",
+        "TP": job.tp,
+        "PP": job.pp,
+        "DP": job.dp,
+        "micro batch": job.micro_batch_size,
+        "micro-steps": job.gradient_accumulation_steps,
+        "checkpointing": "yes" if job.is_checkpointed else "",
+    }
+    return row | {label(n): q[n] for n in ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac")}
