@@ -92,7 +92,7 @@ def serving_design(gpu_name: str) -> FiniteDifferences:
     """
     from advisor.catalog import load_catalog, parse_config
     from advisor.errors import AdvisorError, DomainError
-    from advisor.fit.estimate import predicted
+    from advisor.fit.objective import predicted
     from advisor.fit.parameters import PARAMETERS
     from advisor.predict.replica import replica_of
     from advisor.predict.simulate import simulate

@@ -11,7 +11,7 @@ import numpy as np
 
 from advisor.catalog import load_catalog
 from advisor.catalog.files import read_json
-from advisor.fit.estimate import run_cell
+from advisor.fit.objective import run_cell
 from advisor.fit.power import (
     BOUNDS,
     FIXED,

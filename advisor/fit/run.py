@@ -14,7 +14,8 @@ import numpy as np
 
 from advisor.catalog import Catalog
 from advisor.errors import BadData
-from advisor.fit.estimate import Estimate, as_coefficients, estimate, exact_traffic, read_rows, values_for
+from advisor.fit.estimate import Estimate, as_coefficients, estimate
+from advisor.fit.objective import exact_traffic, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.validate import METRICS, Row, by_regime, predict_cell, rows_of, table
 from advisor.schema import CoefficientSet, EngineFacts

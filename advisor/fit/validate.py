@@ -12,7 +12,7 @@ import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
-from advisor.fit.estimate import measured, predicted, run_cell
+from advisor.fit.objective import measured, predicted, run_cell
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.predict.footprint import footprint
 from advisor.predict.shapes import shapes_of
@@ -47,7 +47,7 @@ class Row:
 
 JITTER = {"serial_s": 0.4, "core_s": 0.5, "submit_s": 0.2, "host_step_s": 0.2, "kv_eff": 0.03, "gemm_eff_bf16": 0.03}
 N_JITTERED = 5
-"""Closed loops with equal lengths fall into groups, and a median then jumps from one group to the next on a millisecond.
+"""Closed loops with equal lengths fall into groups; a median then jumps from one to the next on a millisecond.
 Their predictions are means over a few replays whose times differ as much as two hosts do (natural log, one sigma)."""
 
 

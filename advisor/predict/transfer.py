@@ -23,16 +23,13 @@ SCALED_BY: dict[str, tuple[str, ...]] = {
 UNKNOWN_REL = 0.3
 """Half-width, as a share, of the 90 % interval on a GPU without kernel figures."""
 
-REFERENCE_POWER_W = 700.0
-REFERENCE_PEAK_FLOPS_PER_S = 989.4e12
-"""Board limit and dense bf16 peak of the GPU that the fit's runs used (H100 SXM)."""
-
 
 def transferred(coefficients: CoefficientSet, gpu: Gpu) -> dict[str, float]:
     """Return coefficient values for `gpu`; efficiencies stay within (0, 1].
 
-    The factors come with the set (data/fitted/transfer.toml). The energy of an operation follows the board's watts a
-    peak operation, so that a card is as throttled as its maker designed it.
+    The factors come with the set (data/fitted/transfer.toml). Energies an operation and a byte are kept: public rows
+    give 0.99, 0.97 and 0.84 pJ a bf16 operation on A100, H100 and B200 (docs/power.md), so a card with many operations
+    a watt of its limit (an L4) runs into it and one with few (an A100) does not.
     """
     values = {name: c.value for name, c in coefficients.coefficients.items()}
     if gpu.name == coefficients.gpu:
@@ -44,10 +41,6 @@ def transferred(coefficients: CoefficientSet, gpu: Gpu) -> dict[str, float]:
             if name in values:
                 scaled = values[name] * factor
                 values[name] = min(scaled, 1.0) if name.endswith(("_eff", "_bf16", "_fp8", "_int4")) else scaled
-    peak = gpu.peak_flops_per_s.get("bf16") or gpu.peak_flops_per_s["fp16"]
-    design = (gpu.board_power_w / peak) / (REFERENCE_POWER_W / REFERENCE_PEAK_FLOPS_PER_S)
-    values["joules_per_flop"] *= design
-    values["joules_per_byte"] *= gpu.board_power_w / REFERENCE_POWER_W * 3.35e12 / gpu.memory_bandwidth_bytes_per_s
     return values
 
 
