@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Real = TypeVar("Real", float, NDArray[np.float64])
 
 FF_BYTES = 6.0
-"""Bytes a token and feed-forward column alive at the peak of a layer: gate and up in 16 bit (4) and their product (2)."""
+"""Bytes a token and feed-forward column alive at the peak of a layer: gate and up in 16 bit (4), their product (2)."""
 
 MODEL_BYTES = 7.0
 """Bytes a token and model column alive then: hidden state, residual, normed copy, projection output (16 bit each, one
