@@ -20,7 +20,7 @@ MAX_LOAD_FRAC = 0.9
 (M/M/1: ten times the service time at 0.9; Kleinrock 1975, Queueing Systems 1, section 3.2)."""
 NO_LATENCY = 1e30
 """Stands for the latency of a saturated plan, which is no number, where plans are sorted."""
-SATURATED = 1e3
+SATURATED = 1e9
 """Badness of a plan at the edge of saturation: above that of any plan that serves the load somehow."""
 _PROXIES = {
     "mean": ("p50",),
