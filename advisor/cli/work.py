@@ -11,14 +11,13 @@ from pydantic import ValidationError
 from advisor.catalog import load_catalog
 from advisor.cli.text import bullet, format_interval, out, print_json
 from advisor.errors import BadData, printable
-from advisor.schema import SCHEMA_VERSION, Cluster, Deployment, EngineFacts, Model, Prediction, Workload, first_error
+from advisor.schema import SCHEMA_VERSION, first_error
 
 MAX_CLAIMS_BYTES = 4 * 2**20
 
 
 def audit(args: argparse.Namespace) -> int:
     """Print a verdict on every claim of a file."""
-    from advisor.predict.serving import predict_vllm
     from advisor.recommend.audit import audit as audit_of
     from advisor.schema.claims import ClaimsFile
 
@@ -34,15 +33,7 @@ def audit(args: argparse.Namespace) -> int:
     except ValidationError as error:
         raise BadData(printable(path, 200), first_error(error)) from None
     catalog = load_catalog()
-    fitted = catalog.coefficients("vllm")
-    power = catalog.coefficients("power")
-    table = catalog.engine("vllm")
-
-    def serve(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
-        facts = EngineFacts.from_table(table, deployment.engine_version)
-        return predict_vllm(model, cluster, deployment, workload, fitted, method="steady", facts=facts, power=power)
-
-    report = audit_of(claims, catalog, serve)
+    report = audit_of(claims, catalog)
     if args.json:
         print_json({"schema_version": SCHEMA_VERSION} | report.model_dump(mode="json"))
         return 0
