@@ -1,0 +1,87 @@
+"""Prints what each part of the serving law is worth: errors on our runs with one part changed, nothing refitted.
+
+The coefficients are those of the full fit, so these are not errors on unseen starts; only the differences matter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from advisor.catalog import load_catalog
+from advisor.fit import objective
+from advisor.fit.records import Cell
+from advisor.fit.run import load_data, read_transfer
+from advisor.fit.validate import predict_cell, rows_of, table
+from advisor.predict.engine_state import EngineLimits
+
+SHOWN = ("ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "requests_per_s")
+NOTHING = 1e-9
+THROTTLED_MHZ = 1800.0
+Limits = Callable[[EngineLimits], Mapping[str, Any]]
+
+PARTS: dict[str, Mapping[str, float | str]] = {
+    "no host time": dict.fromkeys(("host_step_s", "host_graph_layer_s", "host_eager_layer_s", "host_seq_s"), NOTHING),
+    "one host time a layer": {"host_eager_layer_s": "host_graph_layer_s", "host_tp_factor": 1.0},
+    "no power limit": {"joules_per_flop": 1e-20, "joules_per_byte": 1e-20},
+    "power limit at once": {"throttle_s": 1e-6},
+    "no tile and wave quantisation": {"wave_frac": NOTHING},
+    "maximum of arithmetic and streaming": {"sharpness": 50.0, "sharpness_int4": 50.0},
+    "sum of arithmetic and streaming": {"sharpness": 1.0, "sharpness_int4": 1.0},
+    "no client": dict.fromkeys(("submit_s", "return_s", "serial_s"), NOTHING),
+}
+SCHEDULES: dict[str, Limits] = {
+    "one batch in flight": lambda at: {"n_in_flight": 1 if at.pp == 1 else at.pp},
+    "launches never block": lambda at: {"blocks_on_launch": False},
+    "launches always block": lambda at: {"blocks_on_launch": True},
+}
+GROUPS: dict[str, Callable[[Cell], bool]] = {
+    "all cells": lambda cell: True,
+    "closed loops of many clients": lambda c: c.workload.load.kind == "closed" and c.workload.load.concurrency > 1,
+    "the same on one GPU": lambda c: GROUPS["closed loops of many clients"](c) and c.deployment.n_gpus == 1,
+    "the same on several GPUs": lambda c: GROUPS["closed loops of many clients"](c) and c.deployment.n_gpus > 1,
+    "cells below 1800 MHz": lambda c: (_clock(c) or THROTTLED_MHZ) < THROTTLED_MHZ,
+    "the 1B start": lambda c: c.record.model == "llama-3.2-1b",
+    "the fp8 starts": lambda c: c.deployment.weight_dtype == "fp8",
+}
+
+
+def _clock(cell: Cell) -> float | None:
+    power = cell.record.measured.board_power_w
+    return power.sm_clock_mhz if power is not None else None
+
+
+def main() -> int:
+    catalog = load_catalog()
+    data = load_data(catalog.root / "runs", catalog)
+    transfer = read_transfer(catalog.root / "fitted" / "transfer.toml")
+    fitted = {name: c.value for name, c in catalog.coefficients("vllm").coefficients.items()}
+    simulate = objective.simulate
+
+    def show(group: str, name: str, values: Mapping[str, float], limits: Limits | None = None) -> None:
+        def changed(stages: Any, at: EngineLimits, *rest: Any, **named: Any) -> Any:
+            return simulate(stages, replace(at, **limits(at)) if limits else at, *rest, **named)
+
+        cells = [cell for cell in data.fitted if GROUPS[group](cell)]
+        objective.simulate = changed
+        rows = rows_of(cells, lambda cell: predict_cell(cell, objective.values_for(cell, values, transfer), None))
+        objective.simulate = simulate
+        found = table(rows)
+        errors = " | ".join(f"{100 * found[m]['median']:.1f} / {100 * found[m]['p90']:.0f}" for m in SHOWN)
+        sys.stdout.write(f"| {group} ({len(cells)}) | {name} | {errors} |\n")
+        sys.stdout.flush()
+
+    for group in GROUPS:
+        show(group, "as fitted", fitted)
+        for name, change in PARTS.items():
+            values = {k: fitted[v] if isinstance(v, str) else v for k, v in change.items()}
+            show(group, name, fitted | values)
+        for name, limits in SCHEDULES.items():
+            show(group, name, fitted, limits)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""Writes what the last fit says about itself: docs/accuracy.md with its picture, the marked lines of other pages.
+
+Reads data/fitted/accuracy.json and data/fitted/vllm.json, as `advisor fit` writes them, and the law's own list of
+coefficients. `--check` writes nothing and says which page is not current.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from svg_plots import panels, scatter
+
+from advisor.fit.parameters import BY_NAME, PARAMETERS
+
+ROOT = Path(__file__).resolve().parents[1]
+Table = Mapping[str, Mapping[str, float]]
+
+METRICS = {
+    "ttft_s.p50": "TTFT P50",
+    "ttft_s.p99": "TTFT P99",
+    "tpot_s.p50": "TPOT P50",
+    "requests_per_s": "throughput",
+    "board_power_w.mean": "board power",
+    "kv_blocks": "KV blocks",
+}
+TARGETS = {
+    "ttft_s.p50": (0.06, 0.15),
+    "ttft_s.p99": (0.12, 0.30),
+    "tpot_s.p50": (0.02, 0.06),
+    "requests_per_s": (0.02, 0.06),
+    "board_power_w.mean": (0.04, None),
+    "kv_blocks": (0.01, 0.02),
+}
+"""Median and 90th percentile that we set ourselves for engine starts that the fit has not seen."""
+
+REGIMES = {
+    "load": "load",
+    "lengths": "lengths",
+    "parallelism": "parallelism",
+    "weights": "number formats",
+    "gpu": "GPU",
+    "model": "model",
+}
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
+
+
+def rows_of(lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return rows_of([head, ["---"] * len(head), *lines])
+
+
+def short(run: str) -> str:
+    """Return an engine start without its engine: 'h100 8b-bf16'."""
+    _, gpu, name = run.split("__")
+    return f"{gpu.split('-')[0]} {name}"
+
+
+def overall(accuracy: Mapping[str, Any]) -> str:
+    lines = []
+    for metric, name in METRICS.items():
+        e = accuracy["overall"].get(metric)
+        if e is None:
+            continue
+        median, p90 = TARGETS[metric]
+        is_met = e["median"] <= median and (p90 is None or e["p90"] <= p90)
+        goal = percent(median, 0) + (f" / {percent(p90, 0)}" if p90 else "")
+        found = [f"{e['n']:.0f}", percent(e["median"]), percent(e["p90"]), signed(e["bias"])]
+        lines.append([name, *found, goal, "yes" if is_met else "no"])
+    return table(["quantity", "values", "median error", "P90", "bias", "our target, median / P90", "met"], lines)
+
+
+def intervals(accuracy: Mapping[str, Any]) -> str:
+    covered = accuracy["coverage_of_90_percent_intervals"]
+    lines = []
+    for metric, name in METRICS.items():
+        width = accuracy["error_q90"].get(metric)
+        if width is not None:
+            lines.append([name, f"x/÷ {2.718281828459045**width:.3f}", percent(covered.get(metric), 0)])
+    return table(["quantity", "90 % interval", "of left-out values inside"], lines)
+
+
+def cells_table(first: str, groups: Mapping[str, Table], label: Callable[[str], str] = str) -> str:
+    lines = []
+    for group, errors in groups.items():
+        n = max((e["n"] for e in errors.values()), default=0)
+        row = [label(group), f"{n:.0f}"]
+        for metric in METRICS:
+            e = errors.get(metric)
+            row.append("-" if e is None else f"{100 * e['median']:.1f} / {100 * e['p90']:.0f}")
+        lines.append(row)
+    return table([first, "cells", *METRICS.values()], lines)
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def coefficients(fitted: Mapping[str, Any]) -> str:
+    lines = []
+    for name, c in fitted["coefficients"].items():
+        if "@" in name:
+            continue
+        is_fitted = c["low"] < c["value"] < c["high"]
+        spread = f"{number(c['low'])} to {number(c['high'])}" if is_fitted else "fixed"
+        remark = "at its bound" if c["is_at_bound"] else ("" if is_fitted else c["source"])
+        if any(note.startswith(f"{name}:") for note in fitted["report"]["notes"]):
+            remark = "not determined by these runs"
+        lines.append([f"`{name}`", number(c["value"]), spread, c["unit"], remark])
+    return table(["coefficient", "value", "90 % interval", "unit", "remark"], lines)
+
+
+def hosts(fitted: Mapping[str, Any]) -> str:
+    lines = []
+    for name, c in fitted["coefficients"].items():
+        if "@" in name:
+            kind, host = name.split("@")
+            what = "CPU time of a launch" if kind == "host" else "energy of an operation"
+            lines.append([host, what, f"{c['value']:.2f}", f"{c['low']:.2f} to {c['high']:.2f}"])
+    return table(["host", "factor on", "value", "90 % interval"], lines)
+
+
+def law_table() -> str:
+    lines = []
+    for p in PARAMETERS:
+        kind = "fixed" if not p.is_fitted else (f"prior ± {100 * p.prior_rel:.0f} %" if p.prior_rel else "data alone")
+        lines.append([f"`{p.name}`", p.unit, f"{p.low:g} to {p.high:g}", kind, p.meaning])
+    return table(["coefficient", "unit", "bounds", "fitted by", "what it is"], lines)
+
+
+def headline(accuracy: Mapping[str, Any], fitted: Mapping[str, Any]) -> str:
+    lines = []
+    for metric, name in METRICS.items():
+        e = accuracy["overall"].get(metric)
+        if e is not None:
+            inside = percent(accuracy["coverage_of_90_percent_intervals"].get(metric), 0)
+            lines.append([name, percent(e["median"]), percent(e["p90"]), inside])
+    report = fitted["report"]
+    text = (
+        f"{report['n_cells']} measured cells of {len(report['run_ids'])} engine starts, each start predicted by"
+        " coefficients that never saw it:"
+    )
+    head = ["", "median error", "90th percentile", "inside the 90 % interval"]
+    return f"{text}\n\n{table(head, lines)}"
+
+
+def changelog_line(accuracy: Mapping[str, Any]) -> str:
+    said = []
+    for metric in ("tpot_s.p50", "requests_per_s", "ttft_s.p50", "ttft_s.p99", "board_power_w.mean", "kv_blocks"):
+        e = accuracy["overall"].get(metric)
+        if e is not None:
+            said.append(f"{METRICS[metric]} {percent(e['median'])} / {percent(e['p90'])}")
+    return "- Errors on engine starts left out of the fit, median / 90th percentile: " + ", ".join(said) + "."
+
+
+def extremes(accuracy: Mapping[str, Any]) -> str:
+    """Return the engine start with the largest median error of each quantity, as a list."""
+    lines = []
+    for metric, name in METRICS.items():
+        found = [(e[metric]["median"], run) for run, e in accuracy["by_run"].items() if metric in e]
+        if found:
+            worst, run = max(found)
+            best, other = min(found)
+            lines.append([name, f"{short(other)}: {percent(best)}", f"{short(run)}: {percent(worst)}"])
+    return table(["quantity", "best predicted start (median)", "worst predicted start (median)"], lines)
+
+
+ALONE = {
+    "4-bit weights": lambda r: r["weight_dtype"].endswith(("int4", "fp4")),
+    "experts": lambda r: any(r["hf_config"].get(k) for k in ("num_local_experts", "num_experts", "n_routed_experts")),
+    "an fp8 cache": lambda r: r["kv_dtype"] == "fp8",
+    "pipeline stages": lambda r: r["pp"] > 1,
+    "fp8 weights": lambda r: r["weight_dtype"] == "fp8",
+    "tensor parallelism": lambda r: r["tp"] > 1,
+}
+"""What has coefficients of its own; with a single engine start nothing else can determine them."""
+
+
+def alone() -> str:
+    """Return the engine starts that are alone in their kind, as text."""
+    runs: dict[str, set[str]] = {kind: set() for kind in ALONE}
+    for path in sorted((ROOT / "data" / "runs").glob("vllm-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            for kind, has in ALONE.items():
+                if has(record):
+                    runs[kind].add(record["run_id"])
+    return ", ".join(f"{kind} ({short(next(iter(found)))})" for kind, found in runs.items() if len(found) == 1)
+
+
+def page(accuracy: Mapping[str, Any], fitted: Mapping[str, Any], has_points: bool) -> str:
+    report = fitted["report"]
+    versions = ", ".join(fitted["engine_versions"])
+    points = (
+        "\n![predicted against measured, each engine start left out of the fit](images/accuracy-points.svg)\n"
+        if has_points
+        else ""
+    )
+    regimes = "\n\n".join(
+        f"### By {title}\n\n{cells_table(title, accuracy['by_regime'][key])}"
+        for key, title in REGIMES.items()
+        if key in accuracy["by_regime"]
+    )
+    return f"""# Accuracy
+
+Written by `scripts/gen_accuracy.py` from `data/fitted/accuracy.json`; a test compares the two. Do not edit.
+
+**How it is measured.** {report["n_cells"]} cells of {len(report["run_ids"])} engine starts of vLLM {versions}
+(`data/runs/`). Each start is left out in turn: the coefficients take one Gauss-Newton step from the full fit on the
+cells of the others (`Estimate.without`), and the start is predicted from its configuration alone, as a stranger's would
+be: no factor for its host, its random arrivals and lengths drawn anew (mean of five draws). The size of the KV cache
+that its start-up printed is used for the latencies and judged apart in the line "KV blocks". What a Poisson client
+happened to send (how many requests, their mean lengths) is taken from the record: it is the client's draw, not the
+engine's answer.
+
+**Alone in their kind** are {alone()}. Without that start no run tells the coefficients of its kind, and they take the
+values that one would guess before any run (`FALLBACKS` in `advisor/fit/parameters.py`). These rows show what a format
+costs that was never measured; the coefficients that the advisor ships have seen it, so for these kinds its own error
+lies below the table's. One number is not left out: the H200's energy factor in `data/fitted/transfer.toml`.
+
+Error = predicted / measured - 1. Median and P90 are of its absolute value, bias is its mean.
+
+## Overall
+
+{overall(accuracy)}
+
+![median and 90th percentile of the error of each engine start](images/accuracy-by-start.svg)
+{points}
+## Intervals
+
+A 90 % interval is the prediction times and over a factor: the 90th percentile of |ln(predicted / measured)| over
+left-out starts (split conformal prediction; Vovk, Gammerman, Shafer 2005). The last column checks it: how many values
+of a start lie inside when the factor comes from the *other* starts. E2E takes the factor of TPOT; P95 and P99 of both,
+and all of ITL, take its square. On a GPU without runs the logarithm of the factor is joined with the `rel` of
+`data/fitted/transfer.toml` as a root of squares. Board power carries the interval of its own law, given what the GPUs
+do ([power](power.md)); the line here is its error end to end.
+
+{intervals(accuracy)}
+
+## By engine start
+
+Median / 90th percentile of the absolute error in per cent; KV blocks: one value a start.
+
+{cells_table("engine start", accuracy["by_run"], short)}
+
+{extremes(accuracy)}
+
+## By regime
+
+{regimes}
+
+## The coefficients of this fit
+
+{report["n_coefficients"]} coefficients; condition number of the scaled Jacobian {report["condition_number"]:.3g}.
+Intervals come from the Jacobian with a robust scale of the residuals: they say how well these runs determine a number
+inside this law, not how true the law is; the tables above do that. What each coefficient is:
+[methodology](methodology.md#coefficients).
+
+{coefficients(fitted)}
+
+Factors of the hosts against the reference host (`data/runs/manifest.toml`). A prediction for a stranger's host takes 1.
+
+{hosts(fitted)}
+"""
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """Return a page with the lines between its two markers replaced. Raises ValueError where they are missing."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"the page needs the two markers {begin} and {end}, once each")
+    return pattern.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+
+
+def pages(folder: Path = ROOT / "data" / "fitted") -> dict[Path, str]:
+    """Return every generated page with its text, from the fit in `folder`."""
+    accuracy = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+    fitted = json.loads((folder / "vllm.json").read_text(encoding="utf-8"))
+    unknown = sorted({n for n in fitted["coefficients"] if "@" not in n} - set(BY_NAME))
+    if unknown:
+        raise ValueError(f"data/fitted/vllm.json has coefficients that the law does not know: {', '.join(unknown)}")
+    found = {
+        ROOT / "docs/images/accuracy-by-start.svg": panels(
+            {
+                name: {short(run): (e[m]["median"], e[m]["p90"]) for run, e in accuracy["by_run"].items() if m in e}
+                for m, name in METRICS.items()
+                if m != "kv_blocks"
+            },
+            targets={name: TARGETS[m][0] for m, name in METRICS.items()},
+        )
+    }
+    points = accuracy.get("rows", [])
+    if points:
+        found[ROOT / "docs/images/accuracy-points.svg"] = scatter(
+            {
+                name: [(p["measured"], p["predicted"], short(p["run_id"])) for p in points if p["metric"] == m]
+                for m, name in METRICS.items()
+                if m != "kv_blocks"
+            }
+        )
+    found[ROOT / "docs/accuracy.md"] = page(accuracy, fitted, bool(points))
+    blocks = {
+        "README.md": {"accuracy": headline(accuracy, fitted)},
+        "CHANGELOG.md": {"accuracy": changelog_line(accuracy)},
+        "docs/methodology.md": {"coefficients": law_table()},
+    }
+    for name, contents in blocks.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for block, content in contents.items():
+            text = with_block(text, block, content)
+        found[ROOT / name] = text
+    return found
+
+
+def main() -> int:
+    stale = []
+    for path, text in pages().items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        if "--check" in sys.argv[1:]:
+            stale.append(str(path.relative_to(ROOT)))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        sys.stderr.write(f"not what the last fit says: {', '.join(stale)}; run scripts/gen_accuracy.py\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
