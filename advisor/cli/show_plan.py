@@ -178,8 +178,13 @@ def accuracy_lines(answer: Recommendation) -> list[str]:
     report = answer.accuracy
     if not report:
         return []
-    shown = (("ttft_s.p50", "TTFT P50"), ("ttft_s.p99", "TTFT P99"), ("tpot_s.p50", "TPOT P50"))
-    shown = (*shown, ("requests_per_s", "requests/s"), ("board_power_w.mean", "power"))
+    shown = (
+        ("ttft_s.p50", "TTFT P50"),
+        ("ttft_s.p99", "TTFT P99"),
+        ("tpot_s.p50", "TPOT P50"),
+        ("requests_per_s", "requests/s"),
+        ("board_power_w.mean", "power"),
+    )
     groups = {"all runs": report["overall"], **report["regimes"]}
     rows = [
         (name, *(f"{100 * e[m]['median']:.1f} / {100 * e[m]['p90']:.0f} %" if m in e else "-" for m, _ in shown))
