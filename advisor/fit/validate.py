@@ -98,6 +98,7 @@ def regime_of(cell: Cell) -> dict[str, str]:
         else ("prompt only" if lengths.output_tokens == 1 else "fixed"),
         "parallelism": f"TP{d.tp}" + (f" PP{d.pp}" if d.pp > 1 else "") + (f" DP{d.dp}" if d.dp > 1 else ""),
         "weights": d.weight_dtype + ("" if d.kv_dtype == "bf16" else f", {d.kv_dtype} cache"),
+        "is_moe": "yes" if cell.model.moe else "no",
         "model": cell.record.model,
         "gpu": d.gpu,
     }

@@ -15,6 +15,7 @@ from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
 from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
+from advisor.predict.step import FOUR_BIT
 from advisor.predict.traffic import draw
 from advisor.predict.transfer import joined_rel, transfer_rel, transferred
 from advisor.schema import (
@@ -138,7 +139,7 @@ def predict_vllm(
         model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
     )
     rel = transfer_rel(coefficients, cluster.gpu)
-    q = _Widths(coefficients.error_q90, rel)
+    q = _Widths(coefficients.error_q90, rel, is_sparse(model, deployment))
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
@@ -209,11 +210,19 @@ def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> floa
     return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
 
 
+def is_sparse(model: Model, deployment: Deployment) -> bool:
+    """Return whether a single engine start stands for this kind of plan: 4 bits, fp8 cache, experts or a pipeline."""
+    few_bits = deployment.weight_dtype in FOUR_BIT
+    return few_bits or deployment.kv_dtype == "fp8" or model.moe is not None or deployment.pp > 1
+
+
 class _Widths:
     """Half-widths of intervals: the fit's errors on left-out engine starts, joined with the transfer's."""
 
-    def __init__(self, error_q90: Mapping[str, float], rel: float) -> None:
-        self.error_q90 = error_q90
+    def __init__(self, error_q90: Mapping[str, float], rel: float, is_sparse: bool) -> None:
+        # kinds of plans that one engine start stands for have wider intervals of their own
+        sparse = {k.removesuffix("@sparse"): v for k, v in error_q90.items() if k.endswith("@sparse")}
+        self.error_q90 = {**error_q90, **sparse} if is_sparse else error_q90
         self.rel = rel
 
     def of(self, name: str) -> float:
@@ -326,7 +335,7 @@ def _steady(
     steady: Mapping[str, float],
 ) -> Prediction:
     rel = transfer_rel(coefficients, cluster.gpu)
-    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel)
+    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(model, deployment))
     values = transferred(coefficients, cluster.gpu)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
     found = _memory(memory, q)
