@@ -6,6 +6,7 @@ lighter so that it stands out on black too.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -49,6 +50,18 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
 
 def _tick(name: str, value: float) -> str:
     return re.sub(r"\.?0+(?=$| |/)", "", text) if "." in (text := show(name, value)) else text
+
+
+def _bound(figure: go.Figure, value: float, text: str, colour: str, *, is_x: bool = False) -> None:
+    """Draw a target across a logarithmic axis; plotly wants the logarithm for the words, the value for the line."""
+    line = {"dash": "dash", "color": colour, "width": 1.5}
+    if is_x:
+        figure.add_vline(x=value, line=line)
+        figure.add_annotation(x=math.log10(value), y=1, yref="paper", text=text, showarrow=False, yanchor="bottom")
+    else:
+        figure.add_hline(y=value, line=line)
+        at = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
+        figure.add_annotation(y=math.log10(value), text=text, showarrow=False, **at)
 
 
 def _laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Figure:
@@ -139,14 +152,8 @@ def pareto(plans: Sequence[Plan], x: str, y: str, slo: Slo) -> go.Figure:
     for target in slo.targets:
         name = f"{target.name}_s"
         bound = f"{target.metric.upper()} {target.statistic.upper()} at most {show('s', target.max_s)}"
-        if name == y:
-            figure.add_hline(
-                y=target.max_s, line={"dash": "dash", "color": COLOURS[1], "width": 1.5}, annotation_text=bound
-            )
-        elif name == x:
-            figure.add_vline(
-                x=target.max_s, line={"dash": "dash", "color": COLOURS[1], "width": 1.5}, annotation_text=bound
-            )
+        if name in (x, y):
+            _bound(figure, target.max_s, bound, COLOURS[1], is_x=name == x)
     figure.update_xaxes(axis(x, is_log=True))
     figure.update_yaxes(axis(y, is_log=True))
     return _laid_out(figure, height=460)
@@ -218,7 +225,7 @@ def curves(points: Sequence[tuple[float, Mapping[str, Interval]]], names: Sequen
         for target in slo.targets:
             if f"{target.name}_s" == name:
                 text = f"{label(name)} target {show(name, target.max_s)}"
-                figure.add_hline(y=target.max_s, line={"dash": "dash", "color": colour}, annotation_text=text)
+                _bound(figure, target.max_s, text, colour)
     figure.update_xaxes(axis(x) | {"rangemode": "tozero"})
     figure.update_yaxes(axis(names[0], is_log=True) | {"title": {"text": f"latency [{unit_of(names[0])}]"}})
     return _laid_out(figure)

@@ -114,13 +114,8 @@ def scenario(*, max_plans: int = 40, has_load: bool = True) -> Request:
     with st.sidebar:
         model, gpus = model_name(), gpu_spec()
         fields = traffic(has_load=has_load)
-        objective = state.segments(
-            "objective",
-            "Best means",
-            ("cost", "latency", "throughput", "energy"),
-            default="cost",
-            help=HELP["objective"],
-        )
+        objectives = ("cost", "latency", "throughput", "energy")
+        objective = state.choice("objective", "Best means", objectives, default="cost", help=HELP["objective"])
         st.markdown("**Latency targets**")
         slo = targets()
         with st.expander("Engines, formats, money"):

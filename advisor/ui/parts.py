@@ -13,7 +13,7 @@ import streamlit as st
 
 from advisor.schema import Interval, Note, Plan
 from advisor.ui import call, charts
-from advisor.ui.text import BACKENDS, HELP, label, part_name, plain, sentence, show, show_short, tooltip
+from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
 CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 2}, "responsive": True}
 PLAN_COLUMNS = (
@@ -30,7 +30,12 @@ PLAN_COLUMNS = (
 )
 
 
-def headline(quantities: Mapping[str, Interval], names: Sequence[str], n_columns: int = 3) -> None:
+def headline(
+    quantities: Mapping[str, Interval],
+    names: Sequence[str],
+    n_columns: int = 3,
+    titles: Mapping[str, str] | None = None,
+) -> None:
     """Show quantities as big numbers, each with its 90 % interval and a tooltip; absent ones are left out."""
     found = [name for name in names if name in quantities]
     for begin in range(0, len(found), n_columns):
@@ -38,7 +43,7 @@ def headline(quantities: Mapping[str, Interval], names: Sequence[str], n_columns
             interval = quantities[name]
             is_exact = interval.low == interval.high
             column.metric(
-                label(name),
+                (titles or {}).get(name, label(name)),
                 show_short(name, interval.value),
                 None if is_exact else f"{show_short(name, interval.low)} to {show_short(name, interval.high)}",
                 delta_color="off",
@@ -59,7 +64,8 @@ def notes(found: Iterable[Note]) -> None:
             st.warning(text)
     quiet = [text for level, text in said if level == "info"]
     if quiet:
-        st.caption("  \n".join(quiet))
+        with st.expander(f"Assumptions and remarks ({len(quiet)})"):
+            st.markdown("\n".join(f"- {text}" for text in quiet))
 
 
 def sentences(title: str, lines: Iterable[str]) -> None:
@@ -164,7 +170,7 @@ def equal_command(command: str) -> None:
 def glossary(*keys: str) -> None:
     """Show the terms of a page in one place, for readers who cannot hover."""
     with st.expander("What the words mean"):
-        st.markdown("\n".join(f"- **{k.upper() if len(k) < 5 else k}**: {plain(HELP[k])}" for k in keys))
+        st.markdown("\n".join(f"- **{TERMS.get(k, k)}**: {plain(HELP[k])}" for k in keys))
 
 
 def quantities_csv(quantities: Mapping[str, Interval]) -> str:

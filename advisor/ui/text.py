@@ -50,6 +50,10 @@ HELP = {
     "objective": "What the best plan minimises among those that keep the latency targets.",
 }
 
+TERMS = {k: k.upper() for k in ("ttft", "tpot", "e2e", "slo", "tp", "pp", "dp", "mfu", "mbu", "pue")}
+TERMS |= {"zero": "ZeRO", "kv": "KV cache", "pareto": "Pareto front", "interval": "90 % interval"}
+"""How the terms of HELP are written."""
+
 LABELS = {
     "requests_per_s": "Requests completed",
     "offered_requests_per_s": "Requests that arrive",

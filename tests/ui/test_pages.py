@@ -99,7 +99,7 @@ def test_recommend_without_a_plan_says_so_and_why(answers: Answers, open_page: O
     test = open_page("recommend")
     assert not test.exception
     assert "No plan runs 70b on 8xA100" in test.error[0].value
-    assert "weights need 141 GB, the card has 85 GB" in test.dataframe[0].value.to_string()
+    assert "weights need 141 GB, the card has 85 GB. What would fit: tp 2" in words(test)
 
 
 def test_an_unknown_name_is_one_sentence(answers: Answers, open_page: Open) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from advisor.schema import Plan, Recommendation
+from advisor.schema import Interval, Plan, Recommendation
 from advisor.ui import call, charts, inputs, parts
 from advisor.ui.command import compare_words, recommend_words, shell
 from advisor.ui.text import BACKENDS, label, part_name, plain, show, show_range
@@ -26,6 +26,7 @@ NUMBERS = (
     "memory_bytes_per_gpu",
     "kv_cache_tokens",
 )
+TITLES = {"usd_per_million_output_tokens": "$ per 1M output"}
 HEADLINE = ("usd_per_million_output_tokens", "tpot_p99_s", "ttft_p99_s", "output_tokens_per_s")
 
 
@@ -76,7 +77,7 @@ def _side_by_side(found: list[Plan], answer: Recommendation) -> None:
             st.subheader(BACKENDS.get(plan.backend, plan.backend), anchor=False)
             kept = "keeps the targets" if plan.meets_slo else "misses a target"
             st.markdown(f"{mark} {plain(charts.layout(plan.deployment))}; {kept}".strip())
-            parts.headline(plan.prediction.quantities, HEADLINE, n_columns=2)
+            parts.headline(plan.prediction.quantities, HEADLINE, n_columns=2, titles=TITLES)
             st.code(plan.command, language="bash", wrap_lines=True)
             parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))
 
@@ -96,9 +97,16 @@ def _numbers(found: list[Plan]) -> None:
         if any(cells):
             row: dict[str, Any] = {"quantity": label(name)}
             for plan, cell in zip(found, cells, strict=True):
-                row[BACKENDS[plan.backend]] = f"{show(name, cell.value)} ({show_range(name, cell)})" if cell else ""
+                row[BACKENDS[plan.backend]] = _cell(name, cell)
             rows.append(row)
     parts.table(rows, {}, "numbers")
+
+
+def _cell(name: str, found: Interval | None) -> str:
+    if found is None:
+        return ""
+    value = show(name, found.value)
+    return value if found.low == found.high else f"{value} ({show_range(name, found)})"
 
 
 def _memory(found: list[Plan]) -> None:

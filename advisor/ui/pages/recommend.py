@@ -8,7 +8,7 @@ from advisor.schema import Plan, Recommendation, Rejected, Request
 from advisor.ui import call, charts, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import recommend_words, shell
-from advisor.ui.text import BACKENDS, HELP, label, plain
+from advisor.ui.text import BACKENDS, label, plain
 
 HEADLINE = (
     "usd_per_million_output_tokens",
@@ -18,6 +18,7 @@ HEADLINE = (
     "board_power_w",
     "saturation_requests_per_s",
 )
+MAX_REASONS = 12
 COSTS = ("usd_per_million_output_tokens", "usd_per_h", "energy_j_per_output_token", "board_power_w")
 LATENCIES = ("tpot_p99_s", "ttft_p99_s", "e2e_p99_s", "tpot_p50_s", "ttft_p50_s", "e2e_p50_s")
 
@@ -86,8 +87,8 @@ def _cloud(answer: Recommendation, request: Request) -> None:
         f"Plans by {label(x)} and {label(y)}; colour and shape tell the engine",
     )
     st.caption(
-        f"{HELP['pareto']} Large marks are on the front, open marks miss a target, whiskers are 90 % intervals."
-        " Targets of the side bar are dashed lines."
+        "Large marks are on the Pareto front: no other plan beats them in cost, median latency and energy at once. Open"
+        " marks miss a target, whiskers are 90 % intervals, targets of the side bar are dashed lines."
     )
 
 
@@ -112,18 +113,12 @@ def _rejected(rejected: tuple[Rejected, ...]) -> None:
     if not rejected:
         return
     st.subheader("Why not the others")
-    rows = [
-        {
-            "engine": BACKENDS.get(r.backend, r.backend),
-            "GPU": r.deployment.gpu,
-            "TP": r.deployment.tp,
-            "PP": r.deployment.pp,
-            "DP": r.deployment.dp,
-            "weights": r.deployment.weight_dtype,
-            "reason": r.reason,
-            "what would fit": r.nearest,
-            "plans": r.count,
-        }
-        for r in rejected
-    ]
-    parts.table(rows, {}, "rejected")
+    lines = []
+    for r in rejected[:MAX_REASONS]:
+        where = plain(f"{BACKENDS.get(r.backend, r.backend)} · {charts.layout(r.deployment)}")
+        others = f" and {r.count - 1:,} more" if r.count > 1 else ""
+        nearest = f" What would fit: {plain(r.nearest)}." if r.nearest else ""
+        lines.append(f"- **{where}**{others}: {plain(r.reason)}.{nearest}")
+    st.markdown("\n".join(lines))
+    if len(rejected) > MAX_REASONS:
+        st.caption(f"{len(rejected) - MAX_REASONS} further reasons are in the JSON file.")
