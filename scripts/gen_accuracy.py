@@ -7,6 +7,7 @@ coefficients. `--check` writes nothing and says which page is not current.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ REGIMES = {
     "lengths": "lengths",
     "parallelism": "parallelism",
     "weights": "number formats",
+    "is_moe": "experts",
     "gpu": "GPU",
     "model": "model",
 }
@@ -84,14 +86,18 @@ def overall(accuracy: Mapping[str, Any]) -> str:
     return table(["quantity", "values", "median error", "P90", "bias", "our target, median / P90", "met"], lines)
 
 
+def factor(width: float | None) -> str:
+    return "-" if width is None else f"x/÷ {math.exp(width):.3f}"
+
+
 def intervals(accuracy: Mapping[str, Any]) -> str:
-    covered = accuracy["coverage_of_90_percent_intervals"]
+    covered, widths = accuracy["coverage_of_90_percent_intervals"], accuracy["error_q90"]
     lines = []
     for metric, name in METRICS.items():
-        width = accuracy["error_q90"].get(metric)
-        if width is not None:
-            lines.append([name, f"x/÷ {2.718281828459045**width:.3f}", percent(covered.get(metric), 0)])
-    return table(["quantity", "90 % interval", "of left-out values inside"], lines)
+        if metric in widths:
+            shown = [factor(widths[metric]), factor(widths.get(f"{metric}@sparse"))]
+            lines.append([name, *shown, percent(covered.get(metric), 0)])
+    return table(["quantity", "90 % interval", "alone in its kind", "of left-out values inside"], lines)
 
 
 def cells_table(first: str, groups: Mapping[str, Table], label: Callable[[str], str] = str) -> str:
@@ -244,10 +250,11 @@ Error = predicted / measured - 1. Median and P90 are of its absolute value, bias
 
 A 90 % interval is the prediction times and over a factor: the 90th percentile of |ln(predicted / measured)| over
 left-out starts (split conformal prediction; Vovk, Gammerman, Shafer 2005). The last column checks it: how many values
-of a start lie inside when the factor comes from the *other* starts. E2E takes the factor of TPOT; P95 and P99 of both,
-and all of ITL, take its square. On a GPU without runs the logarithm of the factor is joined with the `rel` of
-`data/fitted/transfer.toml` as a root of squares. Board power carries the interval of its own law, given what the GPUs
-do ([power](power.md)); the line here is its error end to end.
+of a start lie inside when the factor comes from the *other* starts. Plans of a kind that one start stands for (4-bit
+weights, fp8 cache, experts, pipeline stages) take the wider factor of those four starts. E2E takes the factor of TPOT;
+P95 and P99 of both, and all of ITL, take its square. On a GPU without runs the logarithm of the factor is joined with
+the `rel` of `data/fitted/transfer.toml` as a root of squares. Board power carries the interval of its own law, given
+what the GPUs do ([power](power.md)); the line here is its error end to end.
 
 {intervals(accuracy)}
 
