@@ -267,6 +267,6 @@ def test_memory_grows_with_requests_and_not_with_tokens() -> None:
         finally:
             tracemalloc.stop()
 
-    a_request = (most_bytes(6000, 4) - most_bytes(1000, 4)) / 5000
+    a_request = (most_bytes(3000, 4) - most_bytes(1000, 4)) / 2000
     assert a_request < 1500, f"{a_request:.0f} bytes a request"
     assert most_bytes(1000, 400) < 2 * most_bytes(1000, 40)

@@ -1,0 +1,162 @@
+"""Memory of a replica against the engine's own start-up figures, and what it says when a plan does not fit."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.catalog import load_catalog
+from advisor.fit.records import Cell, cell_of, is_serving, read_records
+from advisor.predict.footprint import Footprint, block_bytes_per_gpu, footprint, weights_bytes_per_gpu, window_saving
+from advisor.predict.shapes import shapes_of
+from advisor.schema import Deployment, EngineFacts
+
+CATALOG = load_catalog()
+FACTS = EngineFacts.from_table(CATALOG.engine("vllm"), "0.26.0")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def starts() -> dict[str, Cell]:
+    found: dict[str, Cell] = {}
+    for file in sorted((ROOT / "data" / "runs").glob("vllm-*.jsonl")):
+        for record in read_records(file):
+            if is_serving(record) and record.startup and record.startup.n_kv_blocks and record.run_id not in found:
+                found[record.run_id] = cell_of(record, CATALOG, n_draws=1)
+    return found
+
+
+def of(model: str, gpu: str = "h100-sxm-80gb", **plan: Any) -> Footprint:
+    deployment = Deployment(model=model, gpu=gpu, **plan)
+    return footprint(CATALOG.model(model)[0], CATALOG.gpu(gpu), deployment, FACTS)
+
+
+def test_there_are_enough_engine_starts_to_judge() -> None:
+    assert len(starts()) >= 15
+
+
+@pytest.mark.parametrize("run", sorted(starts()))
+def test_cache_and_weights_of_every_engine_start(run: str) -> None:
+    cell = starts()[run]
+    startup = cell.record.startup
+    assert startup is not None
+    ours = footprint(cell.model, cell.gpu, cell.deployment, FACTS)
+    assert ours.is_ok, ours.reason
+    assert ours.n_kv_blocks == pytest.approx(startup.n_kv_blocks, rel=0.01)
+    # quantising a 16-bit checkpoint on load leaves up to a gigabyte in the allocator, which the engine counts as weights
+    is_on_load = cell.deployment.weight_dtype == "fp8"
+    assert ours.weights_bytes == pytest.approx(startup.weights_bytes, rel=0.06 if is_on_load else 0.01)
+
+
+def test_published_start_of_deepseek_r1_on_eight_h200() -> None:
+    # vLLM's own log of March 2025 (MLA, tensor parallel 8): a padded entry of 640 elements, the same on every rank
+    model = CATALOG.model("deepseek-r1")[0]
+    for tp in (1, 8):
+        plan = Deployment(model="deepseek-r1", gpu="h200-sxm-141gb", tp=tp, weight_dtype="fp8")
+        assert block_bytes_per_gpu(model, plan) == 640 * 2 * 61 * 16
+
+
+PLANS = st.fixed_dictionaries(
+    {
+        "tp": st.sampled_from([1, 2, 4, 8]),
+        "pp": st.sampled_from([1, 2, 4]),
+        "weight_dtype": st.sampled_from(["bf16", "fp8", "awq-int4"]),
+        "gpu_memory_utilization": st.sampled_from([0.5, 0.8, 0.9, 0.95]),
+        "max_num_batched_tokens": st.sampled_from([512, 2048, 8192, 16384]),
+    }
+)
+
+
+@given(
+    plan=PLANS, model=st.sampled_from(["llama-3.1-8b", "llama-3.1-70b", "mixtral-8x7b", "gemma-2-9b", "deepseek-r1"])
+)
+def test_parts_sum_and_the_budget_holds(plan: dict[str, Any], model: str) -> None:
+    found = of(model, **plan)
+    parts = found.breakdown()
+    assert sum(p.value for p in parts.parts) == pytest.approx(parts.total, rel=1e-12)
+    assert parts.total == found.device_bytes
+    if found.is_ok:
+        inside = found.used_bytes - found.graph_bytes + found.counted_graph_bytes
+        assert inside <= found.budget_bytes * (1 + 1e-12)
+        assert inside + found.kv_block_bytes > found.budget_bytes * (1 - 1e-12), "one more block would not fit"
+        assert found.used_bytes <= found.device_bytes
+        assert not found.reason
+    else:
+        assert found.reason
+        assert found.nearest
+
+
+@given(plan=PLANS)
+def test_splitting_never_makes_a_rank_fuller(plan: dict[str, Any]) -> None:
+    model = CATALOG.model("llama-3.1-70b")[0]
+    base = Deployment(model="llama-3.1-70b", gpu="h100-sxm-80gb", **plan)
+    one = weights_bytes_per_gpu(model, base)
+    for more in ({"tp": 2 * base.tp}, {"pp": 2 * base.pp}):
+        assert weights_bytes_per_gpu(model, base.model_copy(update=more)) < one
+    if base.pp == 1:
+        total = weights_bytes_per_gpu(model, base) * base.tp
+        exact = shapes_of(model).n_params * {"bf16": 2.0, "fp8": 1.0, "awq-int4": 0.536}[base.weight_dtype]
+        assert total > exact
+
+
+def test_weights_of_one_gpu_are_the_parameters() -> None:
+    model = CATALOG.model("llama-3.1-8b")[0]
+    plan = Deployment(model="llama-3.1-8b", gpu="h100-sxm-80gb")
+    rotary = shapes_of(model).rotary_bytes
+    assert weights_bytes_per_gpu(model, plan) == pytest.approx(2 * 8_030_261_248 + rotary, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "reason", "nearest"),
+    [
+        ("llama-3.1-70b", {}, "exceed", "GPUs a replica"),
+        ("llama-3.1-8b", {"max_model_len": 10**6}, "less than one sequence", "--max-model-len"),
+        ("llama-3.1-8b", {"gpu_memory_utilization": 1.0}, "CUDA graphs", "--gpu-memory-utilization"),
+    ],
+)
+def test_what_does_not_fit_says_why_and_what_would(model: str, plan: dict[str, Any], reason: str, nearest: str) -> None:
+    found = of(model, **plan)
+    assert not found.is_ok
+    assert reason in found.reason
+    assert nearest in found.nearest
+
+
+def test_the_nearest_length_fits() -> None:
+    length = int(of("llama-3.1-8b", max_model_len=10**6).nearest.split()[-1])
+    assert of("llama-3.1-8b", max_model_len=length).is_ok
+    assert not of("llama-3.1-8b", max_model_len=length + 16).is_ok
+
+
+def test_nothing_fits_in_no_memory() -> None:
+    found = of("llama-3.1-405b")
+    assert found.n_kv_blocks == 0
+    assert found.kv_cache_tokens == 0
+    assert "h100" in found.reason.lower()
+
+
+def test_kv_heads_are_copied_when_ranks_outnumber_them() -> None:
+    model = CATALOG.model("llama-3.1-8b")[0]
+    plans = {tp: Deployment(model="llama-3.1-8b", gpu="h100-sxm-80gb", tp=tp) for tp in (1, 8, 16)}
+    blocks = {tp: block_bytes_per_gpu(model, plan) for tp, plan in plans.items()}
+    assert blocks[1] == 8 * blocks[8]
+    assert blocks[16] == blocks[8]
+
+
+def test_windows_free_what_lies_outside_them() -> None:
+    model = CATALOG.model("gemma-2-9b")[0]
+    s = shapes_of(model)
+    assert window_saving(model, s.sliding_window_tokens) == 0
+    long = window_saving(model, 2 * s.sliding_window_tokens)
+    assert long == pytest.approx(0.5 * s.n_sliding_layers / s.n_layers)
+    assert window_saving(CATALOG.model("llama-3.1-8b")[0], 1e6) == 0
+
+
+def test_an_eager_engine_has_no_graphs_and_a_given_cache_is_kept() -> None:
+    assert of("llama-3.1-8b", enforce_eager=True).graph_bytes == 0
+    assert of("llama-3.1-8b", n_kv_blocks=1000).n_kv_blocks == 1000
+    assert of("llama-3.1-8b", kv_dtype="fp8").n_kv_blocks == pytest.approx(2 * of("llama-3.1-8b").n_kv_blocks, abs=2)
