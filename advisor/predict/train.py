@@ -5,6 +5,7 @@ from __future__ import annotations
 from advisor.errors import DomainError
 from advisor.laws.bubble import pipeline_s
 from advisor.laws.offload import overlapped_s
+from advisor.laws.schedule import Pass, one_forward_one_backward
 from advisor.laws.training import (
     forward_flops,
     layer_activation_bytes,
@@ -41,8 +42,10 @@ def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates)
     return min(inside, network)
 
 
-def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -> dict[str, float]:
-    """Return what one optimizer step spends its time on [s]: the parts sum to the step."""
+def stage_passes_s(
+    model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates
+) -> list[tuple[float, float]]:
+    """Return (forward, backward) time of one microbatch in each pipeline stage [s]; one stage without a pipeline."""
     s, gpu = sizes.shapes, cluster.gpu
     peak, bandwidth = half_peak_flops_per_s(gpu), gpu.memory_bandwidth_bytes_per_s
     pairs = sizes.n_tokens * job.sequence_length / 2
@@ -60,18 +63,27 @@ def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rate
             moved += LOGIT_PASSES_BYTES * sizes.n_tokens * s.vocab_size / job.tp
         return (matrix / gemm + scores / attention) / peak / job.tp + passes * moved / bandwidth
 
-    hooks = 0.0
-    if job.zero_stage == 3 and job.stack == "transformers":
-        hooks = rates["train_hook_s_per_layer"] * s.n_layers
     tp_rate = gpu.link_bytes_per_s if job.tp <= cluster.gpus_per_node else cluster.internode_bytes_per_s_per_gpu
-    stage_s = []
+    found = []
     for stage, n in enumerate(sizes.layers):
         one = forward(n, stage == job.pp - 1)
         again = forward(n, False) if job.is_checkpointed else 0.0
         sent = tensor_parallel_bytes(sizes.n_tokens, s.d_model, n, job.tp, is_checkpointed=job.is_checkpointed)
         link = sent / (tp_rate * rates["train_link_eff"]) if job.tp > 1 else 0.0
         frozen = 1 - sizes.n_trainable / sizes.n_params if job.lora_rank else 0.0
-        stage_s.append(one * (3 - frozen) + again + link)
+        # two all-reduces a layer in each pass, two more where the backward pass computes the layer again
+        ahead = link / (3 if job.is_checkpointed else 2)
+        found.append((one + ahead, one * (2 - frozen) + again + link - ahead))
+    return found
+
+
+def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -> dict[str, float]:
+    """Return what one optimizer step spends its time on [s]: the parts sum to the step."""
+    s = sizes.shapes
+    hooks = 0.0
+    if job.zero_stage == 3 and job.stack == "transformers":
+        hooks = rates["train_hook_s_per_layer"] * s.n_layers
+    stage_s = [forward + backward for forward, backward in stage_passes_s(model, cluster, job, sizes, rates)]
     m = job.gradient_accumulation_steps
     compute = pipeline_s(stage_s, m, job.n_chunks) if job.pp > 1 else stage_s[0] * m
     busy = max(stage_s) * m
@@ -128,6 +140,19 @@ def _optimizer_s(cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) ->
     if job.offload_optimizer == "nvme":
         drives = 2 * 16 * shard * ranks / (cluster.nvme_bytes_per_s * rates["nvme_eff"])
     return float(overlapped_s(update, drives)) + back
+
+
+def predict_schedule(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> tuple[Pass, ...]:
+    """Return when each stage computes which microbatch in the pipeline part of one step, optimizer left out.
+
+    Raises DomainError for a job that DeepSpeed refuses, and for interleaved chunks, which its engine does not have.
+    """
+    check_job(model, cluster, job)
+    if job.n_chunks > 1:
+        raise DomainError(f"no schedule for {job.n_chunks} chunks a stage; DeepSpeed's pipeline has 1")
+    passes = stage_passes_s(model, cluster, job, sizes_of(model, job), rates_of(coefficients, cluster.gpu.name)[0])
+    forward, backward = [f for f, _ in passes], [b for _, b in passes]
+    return one_forward_one_backward(forward, backward, job.gradient_accumulation_steps)
 
 
 def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> TrainPrediction:

@@ -17,8 +17,9 @@ from advisor.catalog.files import data_root
 from advisor.emit import ARTEFACTS, FILE_NAMES, emit
 from advisor.emit.deepspeed_training import training_command, training_config, training_script
 from advisor.errors import AdvisorError, BadData, DomainError, printable
+from advisor.laws.schedule import Pass
 from advisor.predict.serving import predict_vllm, replay
-from advisor.predict.train import feasible_train, predict_train
+from advisor.predict.train import feasible_train, predict_schedule, predict_train
 from advisor.recommend.answer import recommend as find_plans
 from advisor.recommend.ask import ask
 from advisor.recommend.audit import audit as find_verdicts
@@ -139,6 +140,11 @@ def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAns
 def train_answer(model: Model, cluster: Cluster, job: TrainJob) -> TrainAnswer:
     """Return the best jobs that train the same model on the same batch as `job`."""
     return _train_answer(model.model_dump_json(), cluster.model_dump_json(), job.model_dump_json())
+
+
+def pipeline(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Pass, ...]:
+    """Return when each stage of a training pipeline computes which microbatch."""
+    return predict_schedule(model, cluster, job, load_catalog().coefficients("deepspeed"))
 
 
 def training_files(job: TrainJob, model: Model, cluster: Cluster) -> tuple[dict[str, Any], str, str]:

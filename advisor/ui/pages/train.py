@@ -18,6 +18,8 @@ from advisor.ui.command import shell, train_words
 from advisor.ui.text import HELP, label, part_name, plain, show
 
 HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
+MAX_DRAWN = 16
+"""Microbatches of a pipeline that are drawn; more are too thin to see."""
 Stages = dict[int, tuple[TrainPrediction, tuple[str, str] | None]]
 STAGES = {
     "0": "0: nothing sharded",
@@ -58,6 +60,8 @@ def render() -> None:
     _bars(stages, refused, cluster)
     if chosen:
         _step(chosen)
+        if job.pp > 1:
+            _pipeline(model, cluster, job)
         parts.notes((*model_notes, *parsed.notes, *chosen.notes))
         _files(chosen, job, model, cluster)
     _best(model, cluster, job)
@@ -130,6 +134,18 @@ def _step(prediction: TrainPrediction) -> None:
     st.subheader("Time of one optimizer step")
     step = next(b for b in prediction.breakdowns if b.unit == "s")
     parts.chart(charts.stacked({part_name(step.name): step}), "step", "Parts of the step time")
+
+
+def _pipeline(model: Model, cluster: Cluster, job: TrainJob) -> None:
+    st.subheader("The pipeline over time")
+    shown = job.model_copy(update={"gradient_accumulation_steps": min(job.gradient_accumulation_steps, MAX_DRAWN)})
+    rows = [
+        (f"stage {one.stage}", "forward" if one.is_forward else "backward", one.begin_s, one.end_s)
+        for one in call.pipeline(model, cluster, shown)
+    ]
+    parts.chart(charts.slots(rows), "pipeline", "Forward and backward passes of each stage; gaps are bubbles")
+    cut = f" Only {MAX_DRAWN} of {job.gradient_accumulation_steps} are drawn." if shown != job else ""
+    st.caption(f"Each block is one microbatch; gaps are bubbles, which more micro-steps make rarer.{cut}")
 
 
 def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cluster) -> None:
