@@ -107,7 +107,8 @@ def cells_table(first: str, groups: Mapping[str, Table], label: Callable[[str], 
         row = [label(group), f"{n:.0f}"]
         for metric in METRICS:
             e = errors.get(metric)
-            row.append("-" if e is None else f"{100 * e['median']:.1f} / {100 * e['p90']:.0f}")
+            tail = f" / {100 * e['p90']:.0f}" if e and metric != "kv_blocks" else ""
+            row.append(f"{100 * e['median']:.1f}{tail}" if e else "-")
         lines.append(row)
     return table([first, "cells", *METRICS.values()], lines)
 
@@ -251,7 +252,7 @@ Error = predicted / measured - 1. Median and P90 are of its absolute value, bias
 A 90 % interval is the prediction times and over a factor: the 90th percentile of |ln(predicted / measured)| over
 left-out starts (split conformal prediction; Vovk, Gammerman, Shafer 2005). The last column checks it: how many values
 of a start lie inside when the factor comes from the *other* starts. Plans of a kind that one start stands for (4-bit
-weights, fp8 cache, experts, pipeline stages) take the wider factor of those four starts. E2E takes the factor of TPOT;
+weights, fp8 cache, experts, pipeline stages) take the factor of those four starts. E2E takes the factor of TPOT;
 P95 and P99 of both, and all of ITL, take its square. On a GPU without runs the logarithm of the factor is joined with
 the `rel` of `data/fitted/transfer.toml` as a root of squares. Board power carries the interval of its own law, given
 what the GPUs do ([power](power.md)); the line here is its error end to end.
@@ -260,7 +261,7 @@ what the GPUs do ([power](power.md)); the line here is its error end to end.
 
 ## By engine start
 
-Median / 90th percentile of the absolute error in per cent; KV blocks: one value a start.
+Median / 90th percentile of the absolute error in per cent; of KV blocks, one value a start, the median alone.
 
 {cells_table("engine start", accuracy["by_run"], short)}
 
