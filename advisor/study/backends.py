@@ -1,12 +1,13 @@
-"""Where batches run: this process, processes of this machine, a Ray cluster, a Dask cluster; all through joblib."""
+"""Where batches run: this process, processes of this machine, a Ray cluster, a Dask cluster."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 from advisor.errors import AdvisorError, DomainError, UnknownName, printable
@@ -16,15 +17,16 @@ from advisor.study.grid import Cell
 
 Backend = Literal["processes", "ray", "dask"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-NEEDS = {"processes": ("joblib",), "ray": ("joblib", "ray"), "dask": ("joblib", "dask", "distributed")}
+NEEDS = {"processes": ("joblib",), "ray": ("ray",), "dask": ("joblib", "dask", "distributed")}
 INSTALL = {
     "processes": "pip install 'advisor[study]', or give --workers 1",
-    "ray": "pip install joblib ray",
+    "ray": "pip install ray",
     "dask": "pip install joblib 'dask[distributed]'",
 }
 AHEAD = 2
 """Batches that wait for each worker: enough to hide the way to it, few enough to lose little when a run is killed."""
 
+DIED = "a worker died, perhaps for lack of memory; all finished cells are kept: give the same command to go on"
 Result = tuple[list[Row], float]
 
 
@@ -56,25 +58,36 @@ def workers_of(backend: str, n_workers: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
+def _on_ray(
+    study: Study, batches: Iterable[list[Cell]], n_workers: int, address: str | None
+) -> Generator[Result, None, None]:
+    """Yield results from Ray, which joblib's own Ray backend could only hand over all at once at the end."""
     import ray
-    from ray.util.joblib import register_ray
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-            raise ClusterError(
-                f"no Ray cluster at {printable(address or 'this machine')}: {printable(error, 200)}"
-            ) from None
+    # RAY_ADDRESS names a cluster as well as --address does; only a cluster of our own can be given a size
+    is_local = address is None and not os.environ.get("RAY_ADDRESS")
+    size = {"num_cpus": n_workers} if is_local and n_workers else {}
     try:
-        register_ray()
-        yield
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **size)
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        where = printable(address or os.environ.get("RAY_ADDRESS") or "this machine")
+        raise ClusterError(f"no Ray cluster at {where}: {printable(error, 200)}") from None
+    try:
+        task, shared = ray.remote(worker_batch), ray.put(study)
+        most = n_workers if n_workers and not is_local else AHEAD * int(ray.cluster_resources().get("CPU", 1))
+        running: list[Any] = []
+        for batch in batches:
+            running.append(task.remote(shared, batch))
+            if len(running) >= most:
+                ready, running = ray.wait(running)
+                yield ray.get(ready[0])
+        while running:
+            ready, running = ray.wait(running)
+            yield ray.get(ready[0])
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{DIED} ({type(error).__name__})") from None
     finally:
-        if is_ours:
-            ray.shutdown()
+        ray.shutdown()
 
 
 @contextmanager
@@ -97,11 +110,6 @@ def _dask(address: str | None, n_workers: int) -> Iterator[None]:
             cluster.close()
 
 
-@contextmanager
-def _here() -> Iterator[None]:
-    yield
-
-
 def results(
     study: Study, batches: Iterable[list[Cell]], *, backend: str, n_workers: int, address: str | None
 ) -> Generator[Result, None, None]:
@@ -114,19 +122,22 @@ def results(
         for batch in batches:
             yield run_batch(study, batch)
         return
+    if backend == "ray":
+        yield from _on_ray(study, batches, n_workers, address)
+        return
     from joblib import Parallel, delayed, parallel_config
 
-    place = _ray(address) if backend == "ray" else _dask(address, n_workers) if backend == "dask" else _here()
-    options: dict[str, Any] = {"backend": "loky" if backend == "processes" else backend}
+    place = _dask(address, n_workers) if backend == "dask" else nullcontext()
+    options: dict[str, Any] = {"backend": "dask" if backend == "dask" else "loky"}
     with place, parallel_config(**options, n_jobs=n_workers or -1):
         pool = Parallel(batch_size=1, pre_dispatch=f"{AHEAD} * n_jobs", return_as="generator_unordered")
         found = pool(delayed(worker_batch)(study, batch) for batch in batches)
         try:
             yield from found
         except BrokenProcessPool as error:
-            text = (
-                "a worker died, perhaps for lack of memory; all finished cells are kept: run the same command to go on"
-            )
-            raise ClusterError(f"{text}, with fewer workers ({type(error).__name__})") from None
+            raise ClusterError(f"{DIED} ({type(error).__name__})") from None
         finally:
-            found.close()
+            with warnings.catch_warnings():
+                # joblib says that tasks were cancelled, which is what a stop is
+                warnings.simplefilter("ignore")
+                found.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _kind(name: str, value: object) -> str:
     if isinstance(value, bool):
-        return "bool"
+        return "bool_"
     if isinstance(value, str):
         return "string"
     is_count = isinstance(value, int) and (name == "seed" or name.startswith("plan."))
@@ -52,8 +53,8 @@ def write_parquet(source: Path, target: Path) -> int:
 
     The columns are those of any row; a row that lacks one has a null there. The file appears whole or not at all.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    # importlib: pyarrow has no types, and the type checker must pass where it is not installed too
+    pa, pq = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
 
     kinds: dict[str, str] = {}
     for row in _rows(source):
