@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from advisor.laws.kv import kv_heads_per_rank, n_kv_blocks
 from advisor.laws.memory import forward_peak_bytes, graph_bytes, head_peak_bytes
-from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, shapes_of
+from advisor.laws.roofline import larger_of
+from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes, shapes_of
 from advisor.predict.step import stage_layers
 from advisor.schema import Breakdown, Deployment, EngineFacts, Gpu, Model, Part
 from advisor.units import format_bytes
+
+Real = Any  # float or array, as in `advisor.predict.step`
 
 NON_TORCH_BYTES = 241e6
 """CUDA context growth during profiling, one GPU: start-up of runs vllm-0.26.0 1b, 8b, 14b, 32b (0.236-0.241 GB)."""
@@ -19,6 +27,12 @@ NON_TORCH_GROUP_BYTES = 70e6
 
 GRAPH_BYTES_PER_LAYER_SIZE = 0.42e6
 """CUDA graph memory a layer and captured size: mean of our starts (0.36 to 0.49 MB)."""
+
+DEFAULT_GRAPHS = 51
+"""Captured sizes of a start with 256 sequences, where the engine's facts are not given."""
+
+MOST_CAPTURED = 1024
+"""No release captures larger batches by default, so a larger token budget changes nothing."""
 
 MLA_ENTRY_ALIGN = 640
 """Elements of one cached MLA token of one layer: 576 padded (start-up log of DeepSeek-R1 on 8 x H200, March 2025)."""
@@ -105,24 +119,67 @@ def window_saving(model: Model, n_tokens: float) -> float:
     return s.n_sliding_layers / s.n_layers * (1.0 - s.sliding_window_tokens / n_tokens)
 
 
+def activation_bytes(shapes: Shapes, tp: int, n_tokens: Real) -> Real:
+    """Return the activation peak of a full batch of `n_tokens` on one rank [bytes]; numbers or arrays."""
+    head = 2.0 * shapes.padded_vocab(tp) * shapes.d_model / tp
+    forward = forward_peak_bytes(n_tokens, shapes.d_model, shapes.d_ff / tp)
+    return larger_of(forward, head_peak_bytes(n_tokens, shapes.d_model, head))
+
+
+def non_torch_bytes(deployment: Deployment) -> float:
+    """Return what the CUDA context grows by while the engine profiles itself [bytes]."""
+    return NON_TORCH_BYTES if deployment.tp * deployment.pp == 1 else NON_TORCH_GROUP_BYTES
+
+
+def captured_bytes(model: Model, deployment: Deployment, facts: EngineFacts | None) -> tuple[float, float]:
+    """Return the memory of CUDA graphs and the part of it that the engine takes off the KV pool [bytes]."""
+    if deployment.enforce_eager:
+        return 0.0, 0.0
+    n_graphs = DEFAULT_GRAPHS
+    if facts is not None:
+        n_graphs = len(facts.graph_capture_sizes(deployment.max_num_seqs, deployment.max_num_batched_tokens))
+    n_layers = float(max(stage_layers(model.n_layers, deployment.pp)))
+    graphs = float(graph_bytes(n_layers, n_graphs, GRAPH_BYTES_PER_LAYER_SIZE))
+    is_counted = facts is not None and facts.subtracts_graph_memory(
+        architecture=model.architecture, is_moe=model.moe is not None, is_quantized=deployment.weight_dtype != "bf16"
+    )
+    return graphs, graphs if is_counted else 0.0
+
+
+def kv_cache_tokens(
+    model: Model, gpu: Gpu, deployments: Sequence[Deployment], facts: EngineFacts | None = None
+) -> NDArray[np.float64]:
+    """Return the tokens that one replica's KV blocks hold for many deployments at once; what repeats is done once."""
+    shapes = shapes_of(model)
+    fixed: dict[tuple[object, ...], tuple[float, float, float]] = {}
+    counted: dict[tuple[object, ...], float] = {}
+    columns = np.empty((len(deployments), 7))
+    for i, d in enumerate(deployments):
+        key = (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.ep, d.dp, d.kv_block_tokens)
+        if key not in fixed:
+            fixed[key] = weights_bytes_per_gpu(model, d), block_bytes_per_gpu(model, d), non_torch_bytes(d)
+        graphs = (d.pp, d.weight_dtype, d.enforce_eager, d.max_num_seqs, min(d.max_num_batched_tokens, MOST_CAPTURED))
+        if graphs not in counted:
+            counted[graphs] = captured_bytes(model, d, facts)[1]
+        columns[i] = (*fixed[key], counted[graphs], d.gpu_memory_utilization, d.max_num_batched_tokens, d.tp)
+    weights, block, non_torch, graph, utilization, tokens, tp = columns.T
+    activation = np.empty(len(deployments))
+    for ranks in np.unique(tp):
+        mine = tp == ranks
+        activation[mine] = activation_bytes(shapes, int(ranks), tokens[mine])
+    pool = utilization * gpu.device_memory_bytes - weights - activation - non_torch - graph
+    block_tokens = np.array([d.kv_block_tokens for d in deployments])
+    return np.asarray(n_kv_blocks(pool, block) * block_tokens, dtype=np.float64)
+
+
 def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts | None = None) -> Footprint:
     """Return the memory of one GPU; never raises for a plan that does not fit: `is_ok`, `reason`, `nearest` say so."""
     s = shapes_of(model)
     tp, pp = deployment.tp, deployment.pp
     weights = weights_bytes_per_gpu(model, deployment)
-    tokens = float(deployment.max_num_batched_tokens)
-    activation = max(
-        forward_peak_bytes(tokens, s.d_model, s.d_ff / tp),
-        head_peak_bytes(tokens, s.d_model, 2.0 * s.padded_vocab(tp) * s.d_model / tp),
-    )
-    non_torch = NON_TORCH_BYTES if tp * pp == 1 else NON_TORCH_GROUP_BYTES
-    sizes = facts.graph_capture_sizes(deployment.max_num_seqs, deployment.max_num_batched_tokens) if facts else ()
-    n_graphs = 0 if deployment.enforce_eager else (len(sizes) if facts else 51)
-    graphs = float(graph_bytes(float(max(stage_layers(s.n_layers, pp))), n_graphs, GRAPH_BYTES_PER_LAYER_SIZE))
-    is_counted = facts is not None and facts.subtracts_graph_memory(
-        architecture=model.architecture, is_moe=model.moe is not None, is_quantized=deployment.weight_dtype != "bf16"
-    )
-    counted = graphs if is_counted else 0.0
+    activation = float(activation_bytes(s, tp, float(deployment.max_num_batched_tokens)))
+    non_torch = non_torch_bytes(deployment)
+    graphs, counted = captured_bytes(model, deployment, facts)
     budget = deployment.gpu_memory_utilization * gpu.device_memory_bytes
     pool = budget - weights - activation - non_torch - counted
     block = block_bytes_per_gpu(model, deployment)

@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.predict.footprint import footprint
+from advisor.predict.footprint import kv_cache_tokens
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import Gemm, StepCost, step_cost
 from advisor.predict.traffic import mean_lengths
@@ -21,7 +21,9 @@ from advisor.predict.transfer import transferred
 from advisor.schema import ClosedLoad, CoefficientSet, Deployment, EngineFacts, Gpu, Model, Workload
 
 Floats = NDArray[np.float64]
-N_ITERATIONS = 40
+N_ITERATIONS = 16
+"""Bisections of the logarithm of the running sequences over six decades: 2e-4 of the value."""
+
 TAIL = 4.6
 """ln 100: the 99th percentile of an exponential wait over its mean."""
 
@@ -70,15 +72,7 @@ def sweep(
     first = {i: d for d, i in zip(reversed(deployments), reversed(index.tolist()), strict=True)}
     costs = [step_cost(shapes, gpu, first[i], values, first[i].pp - 1) for i in range(len(unique))]
     cost = stacked(costs, index)
-    memory_keys = [
-        (*key, d.max_num_batched_tokens, d.gpu_memory_utilization, d.max_model_len)
-        for key, d in zip(keys, deployments, strict=True)
-    ]
-    pools: dict[tuple[object, ...], int] = {}
-    for key, d in zip(memory_keys, deployments, strict=True):
-        if key not in pools:
-            pools[key] = footprint(model, gpu, d, facts).n_kv_blocks * d.kv_block_tokens
-    cache = np.array([pools[key] for key in memory_keys], dtype=float)
+    cache = kv_cache_tokens(model, gpu, deployments, facts)
     pp = np.array([d.pp for d in deployments], dtype=float)
     dp = np.array([d.dp for d in deployments], dtype=float)
     seqs = np.array([d.max_num_seqs for d in deployments], dtype=float)
@@ -112,7 +106,7 @@ def sweep(
 
     step_full, _, _ = mean_step(n_most)
     most = n_most / (output * step_full)
-    low, high = np.full(len(dp), 1e-9), n_most.copy()
+    low, high = 1e-6 * n_most, n_most.copy()
     if isinstance(workload.load, ClosedLoad):
         per_replica = workload.load.concurrency / dp
         target = np.minimum(per_replica, n_most)
@@ -120,7 +114,7 @@ def sweep(
         target = np.zeros(len(dp))
     offered = 0.0 if isinstance(workload.load, ClosedLoad) else workload.load.arrivals_per_s
     for _ in range(N_ITERATIONS):
-        n = 0.5 * (low + high)
+        n = np.sqrt(low * high)
         step, _, mixed = mean_step(n)
         rate = n / (output * step)
         if isinstance(workload.load, ClosedLoad):
@@ -130,7 +124,7 @@ def sweep(
             is_over = rate > offered / dp
         high = np.where(is_over, n, high)
         low = np.where(is_over, low, n)
-    n = 0.5 * (low + high)
+    n = np.sqrt(low * high)
     step, _, mixed = mean_step(n)
     rate = n / (output * step)
     if isinstance(workload.load, ClosedLoad):
