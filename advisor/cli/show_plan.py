@@ -74,7 +74,7 @@ def _row(plan: Plan, *, with_gpu: bool) -> list[str]:
     d = plan.deployment
     shape = layout_short(d)
     if d.backend == "vllm" and d.weight_dtype not in ("bf16", "fp16"):
-        shape += f" {d.weight_dtype}"
+        shape = f"{shape} {d.weight_dtype}".strip()
     name = f"{backend_text(plan.backend)} {shape}".rstrip()
 
     def latency(quantity: str) -> str:

@@ -104,7 +104,7 @@ def _versus(question: Question, best: Plan, other: Plan) -> str:
     name = plan_text(other, with_gpu=len(question.pools) > 1)
     if b.is_saturated:
         return f"{name} saturates at {format_rate(_served(b), 'requests')}."
-    if best.meets_slo and not other.meets_slo:
+    if not other.meets_slo and any(r.startswith("misses") for r in other.reasons):
         return f"{name} {', '.join(r for r in other.reasons if r.startswith('misses'))}."
     objective = question.request.objective
     shown: dict[str, tuple[str, Callable[[Plan], float], Callable[[float], str]]] = {

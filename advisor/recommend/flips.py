@@ -9,7 +9,7 @@ import numpy as np
 
 from advisor.recommend.ask import Question
 from advisor.recommend.explain import plan_text
-from advisor.recommend.rank import Floats, badness, order, score, target_value, usd_per_h, values_of
+from advisor.recommend.rank import SATURATED, Floats, badness, order, score, target_value, usd_per_h, values_of
 from advisor.recommend.search import Found, steady_values
 from advisor.schema import ClosedLoad, FixedLengths, Lengths, LognormalLengths, Plan, Target, Workload
 from advisor.units import format_rate, format_s, format_usd
@@ -89,7 +89,7 @@ def price_flips(question: Question, plans: Sequence[Plan]) -> list[str]:
 
 
 class _Rivals:
-    """The shown vLLM plans as rows of the closed form, compared under other loads and lengths."""
+    """The shown vLLM plans as rows of the closed form, corrected as in the search, under other loads and lengths."""
 
     def __init__(self, question: Question, plans: Sequence[Plan], found: Found) -> None:
         self.question = question
@@ -104,6 +104,7 @@ class _Rivals:
                 self.plans.append(plan)
                 self.rows.append(i)
         self.pools = [table.pools[i] for i in self.rows]
+        self.factors = table.factors[:, self.rows] if table.factors.shape[1] else np.ones((3, len(self.rows)))
         self.mine = next((k for k, p in enumerate(self.plans) if p is plans[0]), -1)
 
     def winners(self, factors: Floats, workload: Workload) -> list[int]:
@@ -135,7 +136,9 @@ class _Rivals:
             offered = None if isinstance(load, ClosedLoad) else load.arrivals_per_s * factor
             scores = np.asarray(score(request.objective, at, hourly[:, k], is_open=offered is not None))
             bad = np.asarray(badness(at, self.question.slo, at["is_saturated"].astype(bool), offered))
-            found.append(int(order(scores, bad, at["e2e_p50_s"], n_gpus)[0]))
+            by = self.factors
+            bad = np.where(bad >= SATURATED, bad, bad * by[1])
+            found.append(int(order(scores * by[0], bad, at["e2e_p50_s"] * by[2], n_gpus)[0]))
         return found
 
     def load_crossing(self, *, up: bool) -> tuple[float, int] | None:

@@ -14,6 +14,7 @@ from advisor.recommend.rank import (
     badness,
     missed,
     score,
+    target_value,
     usd_per_h,
     usd_per_million_tokens,
     values_of,
@@ -169,10 +170,14 @@ def make_plan(question: Question, option: Option, *, rank: int, has_prices: bool
             verb = "misses" if target in misses else "meets"
             reasons.append(f"{verb} {target.name}: {format_s(value)} against {format_s(target.max_s)}")
     notes = [*_risks(question, option)]
-    is_doubtful = not misses and bool(question.slo.targets) and option_badness(question, option) > 1
+    ratios = [float(target_value(values, t)) / t.max_s for t in question.slo.targets]
+    is_doubtful = not misses and max(ratios, default=0.0) * option.badness_factor > 1
     if is_doubtful:
         text = f"simulated plans were {option.badness_factor:.2g} times worse than this closed form: counted as a miss"
         notes.append(Note(level="warning", text=text))
+    if d.dp > 1 and d.n_gpus > option.pool.cluster.gpus_per_node:
+        text = "the line starts all replicas on one node; over several, start one engine a replica behind a balancer"
+        notes.append(Note(text=f"{text}: advisor emit kubernetes writes that"))
     if d.backend == "vllm":
         notes += launch_notes(d, question.model, option.pool.cluster.gpu, question.facts)
     priced = prediction.model_copy(update={"quantities": prediction.quantities | _spend(question, option)})

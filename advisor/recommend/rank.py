@@ -16,8 +16,8 @@ Real = Any  # a number or an array; numpy's stubs cannot say "the same as the ar
 SCORE_BINS = 200.0
 """Scores within 0.5 % (1/200 in the logarithm) count as equal; then the faster plan wins."""
 MAX_LOAD_FRAC = 0.9
-"""Load over saturation up to which a plan without targets counts as good: beyond it waiting grows without measure
-(M/M/1: ten times the service time at 0.9; Kleinrock 1975, Queueing Systems 1, section 3.2)."""
+"""Load over saturation up to which a plan counts as good: beyond it waiting grows without measure, which some hundred
+simulated requests do not show (M/M/1: ten service times at 0.9; Kleinrock 1975, Queueing Systems 1, section 3.2)."""
 NO_LATENCY = 1e30
 """Stands for the latency of a saturated plan, which is no number, where plans are sorted."""
 SATURATED = 1e9
@@ -84,7 +84,7 @@ def target_value(values: Mapping[str, Real], target: Target) -> Real:
 def badness(values: Mapping[str, Real], slo: Slo, is_saturated: Real, offered_per_s: float | None) -> Real:
     """Return by which factor a plan misses its worst target, at most 1 when it meets all.
 
-    Without targets a plan must serve an open load with headroom: its share of saturation over `MAX_LOAD_FRAC`.
+    An open load must also leave headroom: its share of saturation over `MAX_LOAD_FRAC` counts like a target.
 
     The latency of a saturated plan is no number (it grows with the time of watching): how far it misses is the offered
     over the served rate, after all plans that serve the load.
@@ -94,8 +94,7 @@ def badness(values: Mapping[str, Real], slo: Slo, is_saturated: Real, offered_pe
         worst = np.maximum(worst, target_value(values, target) / target.max_s)
     if offered_per_s is not None:
         capacity = np.maximum(values.get("saturation_requests_per_s", values["requests_per_s"]), 1e-12)
-        if not slo.targets:
-            worst = np.maximum(worst, offered_per_s / capacity / MAX_LOAD_FRAC)
+        worst = np.maximum(worst, offered_per_s / capacity / MAX_LOAD_FRAC)
         over = SATURATED * np.maximum(offered_per_s / capacity, 1.0)
         worst = np.where(is_saturated, over, worst)
     return worst

@@ -17,6 +17,7 @@ from advisor.recommend.ask import Pool, Question
 from advisor.recommend.feasible import Fits, Rejections, fitting
 from advisor.recommend.plan import Option, latency_s, offered_per_s, option_badness, option_score, with_offered_rates
 from advisor.recommend.rank import SATURATED, Floats, badness, first_of_each, order, score, usd_per_h
+from advisor.recommend.sample import sampled, scaled
 from advisor.recommend.static import offers
 from advisor.schema import Deployment, Rejected, Workload
 from advisor.units import format_usd, format_w
@@ -34,6 +35,8 @@ class Table:
     values: dict[str, Floats] = field(default_factory=dict)
     badness: Floats = field(default_factory=lambda: np.zeros(0))
     score: Floats = field(default_factory=lambda: np.zeros(0))
+    factors: Floats = field(default_factory=lambda: np.ones((3, 0)))
+    """what the simulation of finalists said about the closed form: factors on score, badness and median latency"""
 
     def keys(self) -> list[object]:
         """Return for each row what makes it the same plan but for engine settings."""
@@ -196,7 +199,7 @@ class _Contest:
     """Rows of the table that are simulated, one after the other, until the leader is a simulated one.
 
     What the simulation finds corrects the closed form of the rows that are not simulated: by the ratio of the two on
-    the same layout where there is one, else by the median ratio of the pool.
+    the same layout where there is one, else by the median ratio of its kind (card, weights, pipeline or none).
     """
 
     def __init__(self, question: Question, table: Table, *, has_prices: bool) -> None:
@@ -216,21 +219,22 @@ class _Contest:
         """Return by what score, badness and latency of each row are multiplied: simulated over closed form."""
         factors = np.ones_like(self.closed)
         rows = [i for i in self.simulated if self.closed[1, i] < SATURATED]
-        for k in range(3):
-            by_pool: dict[str, list[float]] = {}
+        kinds = [
+            (p.name, d.weight_dtype, d.pp > 1) for p, d in zip(self.table.pools, self.table.deployments, strict=True)
+        ]
+        for k in range(3) if rows else ():
+            by_kind: dict[object, list[float]] = {}
             by_key: dict[object, list[float]] = {}
             for i in rows:
                 if self.closed[k, i] * self.known[k, i] > 0:
                     ratio = float(np.log(self.known[k, i] / self.closed[k, i]))
-                    by_pool.setdefault(self.table.pools[i].name, []).append(ratio)
+                    by_kind.setdefault(kinds[i], []).append(ratio)
                     by_key.setdefault(self.keys[i], []).append(ratio)
-            if rows:
-                pools = {name: float(np.median(found)) for name, found in by_pool.items()}
-                layouts = {key: float(np.median(found)) for key, found in by_key.items()}
-                factors[k] = [
-                    np.exp(layouts.get(key, pools.get(pool.name, 0.0)))
-                    for key, pool in zip(self.keys, self.table.pools, strict=True)
-                ]
+            alike = {kind: float(np.median(found)) for kind, found in by_kind.items()}
+            layouts = {key: float(np.median(found)) for key, found in by_key.items()}
+            factors[k] = np.exp(
+                [layouts.get(key, alike.get(kind, 0.0)) for key, kind in zip(self.keys, kinds, strict=True)]
+            )
         # how overloaded a plan is does not depend on the latencies
         factors[1] = np.where(self.closed[1] >= SATURATED, 1.0, factors[1])
         return factors
@@ -250,12 +254,13 @@ class _Contest:
         """Return a row with its prediction; None when it turns out not to run."""
         q, pool, d = self.question, self.table.pools[row], self.table.deployments[row]
         assert q.vllm is not None
+        sample, workload, scale = sampled(d, q.workload) if method == "simulated" else (d, q.workload, 1.0)
         try:
             prediction = predict_vllm(
                 q.model,
                 pool.cluster,
-                d,
-                q.workload,
+                sample,
+                workload,
                 q.vllm,
                 method=method,
                 slo=q.slo,
@@ -266,7 +271,7 @@ class _Contest:
         except AdvisorError:
             self.failed.add(row)
             return None
-        return Option(pool, d, with_offered_rates(q, prediction))
+        return Option(pool, d, with_offered_rates(q, scaled(prediction, scale)))
 
     def simulate(self, rows: Iterable[int]) -> None:
         """Simulate rows and put what comes out in place of the closed form."""
@@ -287,7 +292,7 @@ def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[lis
     n = question.request.n_finalists
     if n:
         contest.simulate(choose_finalists(question, table, contest.ranked(), n))
-        for _ in range(2 * n):
+        for _ in range(n + 2):
             leader = next(iter(contest.ranked()), None)
             if leader is None or leader in contest.simulated:
                 break
@@ -295,8 +300,10 @@ def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[lis
         contest.simulate(_other_settings(contest, min(1, n - 1)))
     options: list[Option] = []
     rows: list[int] = []
-    factors = contest.factors()
-    for row in contest.ranked():
+    factors = table.factors = contest.factors()
+    shown = {contest.keys[i]: i for i in reversed(contest.order()) if i in contest.simulated}
+    for best in contest.ranked():
+        row = shown.get(contest.keys[best], best)
         if row in contest.simulated:
             options.append(contest.simulated[row])
             rows.append(row)
