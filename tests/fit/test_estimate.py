@@ -1,0 +1,144 @@
+"""The fit finds coefficients again that made its data, stays within bounds, and refuses data that cannot tell."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from advisor.catalog import load_catalog
+from advisor.errors import BadData, DomainError
+from advisor.fit.estimate import Estimate, as_coefficients, estimate, fitted_names
+from advisor.fit.objective import exact_traffic, measured, predicted, read_rows, run_cell, targets, values_for
+from advisor.fit.parameters import PARAMETERS
+from advisor.fit.records import Cell, cells_of, read_records
+from advisor.schema.run_record import Measured, Percentiles
+
+CATALOG = load_catalog()
+RUNS = Path(__file__).resolve().parents[2] / "data" / "runs"
+START = {p.name: p.start for p in PARAMETERS}
+
+
+def measured_cells(n: int = 14) -> list[Cell]:
+    """Closed-loop cells of the first start of our first file."""
+    records = [r for r in read_records(RUNS / "vllm-0.26.0_h100.jsonl") if (r.load or {}).get("kind") == "closed"]
+    first = records[0].run_id
+    return cells_of([r for r in records if r.run_id == first][:n], CATALOG, "a-host")
+
+
+def as_if_true(cells: list[Cell], theta: dict[str, float]) -> list[Cell]:
+    """The cells with what the law itself gives for `theta` in place of their measurements."""
+    made = []
+    for cell in cells:
+        found = predicted(run_cell(cell, values_for(cell, theta, {})))
+
+        def stats(name: str, found: dict[str, float] = found) -> Percentiles | None:
+            if f"{name}.p50" not in found:
+                return None
+            values = {s: found[f"{name}.{s}"] for s in ("mean", "p50", "p90", "p99")}
+            return Percentiles(**values, p95=values["p90"])
+
+        m = Measured(
+            n_requests=100, requests_per_s=found["requests_per_s"], ttft_s=stats("ttft_s"), tpot_s=stats("tpot_s")
+        )
+        made.append(replace(cell, record=cell.record.model_copy(update={"measured": m})))
+    return made
+
+
+def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
+    truth = START | {"stream_eff_bf16": START["stream_eff_bf16"] * 0.9, "gemm_eff_bf16": START["gemm_eff_bf16"] * 0.92}
+    cells = as_if_true(measured_cells(), truth)
+    costs: list[float] = []
+    fit = estimate(cells, reference_host="a-host", max_steps=9, progress=lambda _, cost: costs.append(cost))
+    assert costs[-1] < 0.1 * costs[0]
+    for name in ("stream_eff_bf16", "gemm_eff_bf16"):
+        assert fit.theta[name] == pytest.approx(truth[name], rel=0.03), name
+    by_name = {p.name: p for p in PARAMETERS}
+    for name in fit.names:
+        assert by_name[name].low <= fit.theta[name] <= by_name[name].high
+    for name in set(START) - set(fit.names):
+        assert fit.theta[name] == START[name], "what nothing determines stays where it was"
+    found = as_coefficients(fit, cells, {}, {"tpot_s.p50": 0.05})
+    assert set(found.coefficients) >= set(START)
+    for name, c in found.coefficients.items():
+        assert c.low <= c.value <= c.high, name
+        assert c.source
+    assert found.report is not None
+    assert found.report.n_cells == len(cells)
+    assert found.report.condition_number >= 1
+
+
+def test_too_few_numbers_are_refused() -> None:
+    with pytest.raises(DomainError, match="measure at least"):
+        estimate(measured_cells(2), reference_host="a-host")
+
+
+def test_only_what_cells_can_tell_is_fitted() -> None:
+    cells = measured_cells(3)
+    names = fitted_names(cells, "a-host")
+    assert "stream_eff_bf16" in names
+    assert not {"gemm_eff_fp8", "gemm_eff_int4", "moe_gemm_factor", "link_eff", "send_s", "kv_fp8_factor"} & set(names)
+    fp8 = replace(cells[0], deployment=cells[0].deployment.model_copy(update={"weight_dtype": "fp8"}))
+    wide = replace(cells[0], deployment=cells[0].deployment.model_copy(update={"tp": 4, "pp": 2}), host="another")
+    more = fitted_names([*cells, fp8, wide], "a-host")
+    assert {"gemm_eff_fp8", "link_eff", "send_s", "host@another", "power@another"} <= set(more)
+    assert "host@a-host" not in more
+
+
+def test_targets_are_the_measured_numbers_and_few_requests_count_less() -> None:
+    cell = measured_cells(3)[0]
+    many = replace(
+        cell,
+        record=cell.record.model_copy(update={"measured": cell.record.measured.model_copy(update={"n_requests": 500})}),
+    )
+    few = replace(
+        cell,
+        record=cell.record.model_copy(update={"measured": cell.record.measured.model_copy(update={"n_requests": 2})}),
+    )
+    assert {t.metric: t.value for t in targets(many)}.items() <= measured(cell).items()
+    for a, b in zip(targets(many), targets(few), strict=True):
+        assert a.width <= b.width
+    assert all(t.value > 0 for t in targets(many))
+
+
+def test_interval_widths_are_those_of_linear_least_squares() -> None:
+    """y = X b with unit noise: the half-width of a 90 % interval is 1.645 sigma sqrt(diag((X'X)^-1))."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 2)) * [1.0, 10.0]
+    fit = Estimate({"a": 1.0, "b": 1.0}, ("a", "b"), x, rng.normal(size=4000))
+    widths = fit.relative_widths()
+    assert widths["a"] == pytest.approx(1.645 / math.sqrt(4000), rel=0.06)
+    assert widths["b"] == pytest.approx(0.1 * widths["a"], rel=0.06)
+    assert fit.condition_number == pytest.approx(1.0, abs=0.1)  # columns scaled to length one
+    twins = Estimate({}, ("a", "b"), np.column_stack([x[:, 0], x[:, 0] * 2 + 1e-6 * x[:, 1]]), np.ones(4000))
+    assert twins.condition_number > 1e4
+
+
+def test_rows_give_a_cell_the_requests_that_were_sent() -> None:
+    rows = read_rows(next((RUNS / "rows").glob("vllm-*.gz")))
+    assert rows
+    records = [r for r in read_records(RUNS / "vllm-0.26.0_h100-2.jsonl") if (r.load or {}).get("kind") == "poisson"]
+    for cell in cells_of(records[:3], CATALOG):
+        exact = exact_traffic(cell, rows)
+        assert len(exact.traffics) == 1
+        (traffic,) = exact.traffics
+        assert traffic.arrival_s is not None
+        assert len(traffic.prompt_tokens) == cell.record.measured.n_requests
+        assert (np.diff(traffic.arrival_s) >= 0).all()
+    closed = measured_cells(1)[0]
+    assert exact_traffic(closed, rows) is closed
+
+
+@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"{}"), gzip.compress(b"[1, 2]")[:-6]])
+def test_a_broken_rows_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(content)
+    if content == b"":
+        assert read_rows(file) == {}  # an empty archive holds no rows
+    else:
+        with pytest.raises(BadData, match="request rows"):
+            read_rows(file)
