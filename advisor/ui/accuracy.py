@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from advisor.ui import charts, parts, state
 from advisor.ui.text import plain
 from advisor.units import MIB
 
+Errors = Mapping[str, Mapping[str, float]]
+"""Metric to its median, P90, bias and count."""
 MAX_UPLOAD_BYTES = 5 * MIB
 MAX_CELLS = 400
 TITLES = {
@@ -69,19 +72,23 @@ def validate_upload(name: str, content: bytes) -> list[Row]:
     return validate(parse_upload(name, content), load_catalog())
 
 
+def grid(overall: Errors, regimes: Mapping[str, Mapping[str, Errors]], key: str, usual: str) -> str:
+    """Show the median error of each metric by regime; return the regime that the user chose."""
+    wanted = state.choice(f"{key}_by", "Group by", tuple(regimes), default=usual)
+    groups: dict[str, Errors] = {"all of them": overall, **regimes[wanted]}
+    metrics = [m for m in METRICS if m in overall]
+    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
+    figure = charts.heat_map(list(groups), [TITLES[m] for m in metrics], errors)
+    parts.chart(figure, f"{key}-grid", f"Median relative error by {wanted} and metric")
+    return wanted
+
+
 def show_rows(rows: list[Row], key: str) -> None:
     """Show the error grid by regime, one metric in detail and the downloads."""
-    found = summary(rows)
+    found, regimes = summary(rows), by_regime(rows)
     st.subheader("Median error by regime")
-    regimes = by_regime(rows)
-    wanted = state.choice(
-        f"{key}_by", "Group by", tuple(regimes), default="model" if "model" in regimes else next(iter(regimes))
-    )
-    groups = {"all of them": found["overall"]} | regimes[wanted]
+    wanted = grid(found["overall"], regimes, key, "model" if "model" in regimes else next(iter(regimes)))
     metrics = [m for m in METRICS if m in found["overall"]]
-    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
-    grid = charts.heat_map(list(groups), [TITLES[m] for m in metrics], errors)
-    parts.chart(grid, f"{key}-grid", f"Median relative error by {wanted} and metric")
     st.subheader("Predicted against measured")
     title = state.choice(f"{key}_metric", "Metric", [TITLES[m] for m in metrics], default=TITLES[metrics[0]])
     metric = next(m for m in metrics if TITLES[m] == title)
@@ -100,6 +107,20 @@ def show_rows(rows: list[Row], key: str) -> None:
         },
         key,
     )
+
+
+def held_out() -> None:
+    """Show the errors on engine starts that were left out of the fit, and how often the intervals held."""
+    report = load_catalog().accuracy()
+    if not report:
+        return
+    st.subheader("Errors on runs that the fit had not seen")
+    st.caption(plain(f"{report['held_out']}. All our measured vLLM cells; relative errors."))
+    coverage = report.get("coverage_of_90_percent_intervals", {})
+    headline(report["overall"], coverage)
+    grid(report["overall"], {"engine start": report["by_run"], **report["by_regime"]}, "held", "engine start")
+    text = json.dumps(report, indent=1)
+    parts.downloads({"Held-out errors (JSON)": ("accuracy.json", "application/json", text)}, "held")
 
 
 def row_of(row: Row) -> dict[str, Any]:
@@ -128,20 +149,25 @@ def in_fit(rows: list[Row], name: str) -> str:
     return f"Fit of {law}: {both} of these {len(runs)} engine starts were in it; for those, the errors are residuals."
 
 
-def headline(rows: list[Row]) -> None:
-    """Show the median error of each metric."""
-    overall = summary(rows)["overall"]
+def headline(overall: Errors, coverage: Mapping[str, float] | None = None) -> None:
+    """Show the median error of each metric, and the share of measurements that its 90 % interval held."""
     metrics = [m for m in METRICS if m in overall]
     for begin in range(0, len(metrics), 3):
         for column, metric in zip(st.columns(3), metrics[begin : begin + 3], strict=False):
             e = overall[metric]
+            held = (coverage or {}).get(metric)
+            tail = f"{e['n']:.0f} cells" if held is None else f"interval held {held:.0%}"
             column.metric(
                 f"{TITLES[metric]}, median error",
                 f"{e['median']:.1%}",
-                f"P90 {e['p90']:.1%}, bias {e['bias']:+.1%}, {e['n']} cells",
+                f"P90 {e['p90']:.1%}, bias {e['bias']:+.1%}, {tail}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,
                 height="stretch",
             )
+
+
+def of_the_fit(rows: list[Row]) -> None:
+    """Say which of these runs the fits have used."""
     st.caption("  \n".join(plain(in_fit(rows, name)) for name in ("vllm", "power")))

@@ -38,6 +38,7 @@ from advisor.schema import (
     Prediction,
     Recommendation,
     Request,
+    Slo,
     TraceLoad,
     Workload,
     first_error,
@@ -78,6 +79,11 @@ def recommend(request: Request) -> Recommendation:
     """Return the answer to a request, from the cache where the same was asked before."""
     found: Recommendation = _answer(request.model_dump_json())
     return found
+
+
+def targets(request: Request) -> Slo:
+    """Return the latency targets that an answer was judged by: the request's, or those assumed where it has none."""
+    return ask(request, load_catalog()).slo
 
 
 def card_limit(gpu: str) -> tuple[str, float]:

@@ -190,9 +190,18 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
         )
     figure.update_xaxes({"tickformat": "~s", "ticksuffix": UNITS.get(unit, ""), "rangemode": "tozero"})
     figure.update_yaxes(autorange="reversed", tickfont={"size": 12})
-    below = {"orientation": "h", "y": -0.5 / len(bars), "yanchor": "top", "x": 0, "traceorder": "normal"}
-    height = 112 + 20 * (1 + len(parts) // 3) + 48 * len(bars)
-    return _laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(legend=below)
+    below = {
+        "orientation": "h",
+        "y": -0.5 / len(bars),
+        "yanchor": "top",
+        "x": 0,
+        "traceorder": "normal",
+        "font": {"size": 11},
+    }
+    height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * len(bars)
+    return _laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(
+        legend={"traceorder": "normal", **below}
+    )
 
 
 def curves(points: Sequence[tuple[float, Mapping[str, Interval]]], names: Sequence[str], x: str, slo: Slo) -> go.Figure:
@@ -318,7 +327,8 @@ def over_hours(at: Sequence[int], lines: Mapping[str, Sequence[float]], title: s
     """Return step lines of values by hour."""
     figure = over_time([float(h) for h in at], lines, title)
     figure.update_xaxes({"title": {"text": "hour of the plan"}, "tickformat": "d", "ticksuffix": ""})
-    figure.update_traces(hovertemplate=f"hour %{{x}}: %{{y:.3s}} {plain_html(title)}<extra></extra>")
+    figure.update_yaxes(tickformat="~g")
+    figure.update_traces(hovertemplate=f"hour %{{x}}: %{{y:.3~g}} {plain_html(title)}<extra></extra>")
     return figure.update_layout(height=240, showlegend=len(lines) > 1)
 
 

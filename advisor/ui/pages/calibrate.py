@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from advisor.fit.validate import summary
 from advisor.ui import accuracy, parts
 from advisor.ui.command import shell
 from advisor.ui.text import plain
@@ -26,7 +27,8 @@ def render() -> None:
         st.caption("The Trust page shows the same for the records that come with the package.")
         st.stop()
     rows = accuracy.validate_upload(upload.name, upload.getvalue())
-    accuracy.headline(rows)
+    accuracy.headline(summary(rows)["overall"])
+    accuracy.of_the_fit(rows)
     accuracy.show_rows(rows, "calibrate")
     parts.equal_command(shell(["advisor", "validate", upload.name]))
     st.caption(plain("`advisor fit` on the same file makes coefficients of your own."))

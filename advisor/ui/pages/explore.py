@@ -91,7 +91,9 @@ def _load(request: Request, chosen: dict[str, Any], plan: Plan) -> list[tuple[fl
     for names in (("ttft_p99_s", "ttft_p50_s"), ("tpot_p99_s", "tpot_p50_s")):
         metric = names[0].split("_", 1)[0].upper()
         parts.chart(
-            charts.curves(values, names, "offered_requests_per_s", request.slo), names[0], f"{metric} against the load"
+            charts.curves(values, names, "offered_requests_per_s", call.targets(request)),
+            names[0],
+            f"{metric} against the load",
         )
     edge = plan.prediction.quantities.get("saturation_requests_per_s")
     if edge:

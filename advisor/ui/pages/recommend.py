@@ -8,7 +8,7 @@ from advisor.schema import Plan, Recommendation, Rejected, Request
 from advisor.ui import call, charts, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import recommend_words, shell
-from advisor.ui.text import BACKENDS, label, plain
+from advisor.ui.text import BACKENDS, label, plain, show
 
 HEADLINE = (
     "usd_per_million_output_tokens",
@@ -31,7 +31,7 @@ def render() -> None:
     if answer.best is None:
         _nothing_fits(answer)
     else:
-        _best(answer, answer.best)
+        _best(answer, answer.best, request)
         _cloud(answer, request)
         _ranked(answer)
     _rejected(answer.rejected)
@@ -56,7 +56,7 @@ def title_of(plan: Plan) -> str:
     return f"**{plain(charts.plan_name(plan))}**"
 
 
-def _best(answer: Recommendation, best: Plan) -> None:
+def _best(answer: Recommendation, best: Plan, request: Request) -> None:
     version = f" {best.deployment.engine_version}" if best.backend == "vllm" else ""
     st.markdown(
         f"Best plan for **{plain(answer.model)}** on **{plain(answer.gpus)}**: {title_of(best)}{plain(version)}"
@@ -65,6 +65,9 @@ def _best(answer: Recommendation, best: Plan) -> None:
         st.warning("No plan keeps every target; this one comes nearest.")
     parts.headline(best.prediction.quantities, HEADLINE)
     st.code(best.command, language="bash", wrap_lines=True)
+    targets = ", ".join(f"{label(f'{t.name}_s')} at most {show('s', t.max_s)}" for t in call.targets(request).targets)
+    assumed = "" if request.slo.targets else " (assumed, as none is set)"
+    st.caption(f"Latency targets: {targets or 'none'}{assumed}.")
     if answer.model_note:
         st.caption(plain(answer.model_note))
     parts.notes((*answer.notes, *best.notes, *best.prediction.notes))
@@ -82,13 +85,13 @@ def _cloud(answer: Recommendation, request: Request) -> None:
     with right:
         y = state.named("y", "Up", latencies, label)
     parts.chart(
-        charts.pareto(answer.plans, x, y, request.slo),
+        charts.pareto(answer.plans, x, y, call.targets(request)),
         "pareto",
         f"Plans by {label(x)} and {label(y)}; colour and shape tell the engine",
     )
     st.caption(
         "Large marks are on the Pareto front: no other plan beats them in cost, median latency and energy at once. Open"
-        " marks miss a target, whiskers are 90 % intervals, targets of the side bar are dashed lines."
+        " marks miss a target, whiskers are 90 % intervals, targets are dashed lines."
     )
 
 

@@ -22,9 +22,10 @@ def render() -> None:
         chosen = state.choice("runs", "Measured runs (vLLM)", tuple(files), default=min(files, key=_not_h200))
     fitted = call.coefficients(name)
     if name == VLLM:
-        st.markdown(f"**Measured runs: {plain(chosen)}**")
+        accuracy.held_out()
+        st.subheader(f"Run by run: {plain(chosen)}")
         rows = accuracy.validate_file(chosen)
-        accuracy.headline(rows)
+        accuracy.of_the_fit(rows)
         accuracy.show_rows(rows, "trust")
     _report(fitted)
     _coefficients(fitted)
