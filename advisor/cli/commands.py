@@ -24,6 +24,7 @@ from advisor.cli.parse import (
 )
 from advisor.cli.study import add_study
 
+TASKS = ("serve", "batch", "train", "mixed")
 Add = Callable[[argparse.ArgumentParser], None]
 
 
@@ -41,7 +42,9 @@ def _recommend(p: argparse.ArgumentParser) -> None:
     add_workload(p)
     add_money(p)
     g = p.add_argument_group("search")
-    g.add_argument("--task", choices=("serve", "batch"), help="batch: offline, a deep queue, no targets")
+    g.add_argument(
+        "--task", choices=TASKS, help="serve (default), batch: offline, a deep queue; train and mixed as the commands"
+    )
     g.add_argument("--objective", choices=OBJECTIVES, help="default cost")
     g.add_argument(
         "--backend", dest="backends", type=backends, metavar="LIST", help="vllm, deepspeed (all paths) or names"

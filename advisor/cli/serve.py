@@ -8,6 +8,7 @@ from advisor.catalog import load_catalog
 from advisor.cli.parse import request_fields
 from advisor.cli.show_plan import compare_lines, plan_lines, recommendation_lines
 from advisor.cli.text import out, print_json
+from advisor.errors import DomainError
 from advisor.recommend.answer import recommend as answer_of
 from advisor.recommend.ask import ask
 from advisor.recommend.form import plan_json, recommendation_json
@@ -16,13 +17,29 @@ from advisor.schema import SCHEMA_VERSION, Request
 
 
 def recommend(args: argparse.Namespace) -> int:
-    """Print the ranked plans of a request."""
+    """Print the ranked plans of a request; training and mixed plans are the commands of that name."""
+    if args.task in ("train", "mixed"):
+        return _other_task(args)
     answer = answer_of(Request.model_validate(request_fields(args)))
     if args.json:
         print_json(recommendation_json(answer))
     else:
         out("\n".join(recommendation_lines(answer, verbose=args.verbose)))
     return 0
+
+
+def _other_task(args: argparse.Namespace) -> int:
+    """Answer a training or mixed question with the defaults of its command."""
+    from advisor.cli import training
+    from advisor.cli.commands import build_parser, command_parser
+
+    if args.task == "train" and args.objective == "latency":
+        raise DomainError("training has no latency objective; use throughput, cost or energy")
+    for action in command_parser(build_parser(), args.task)._actions:
+        if not hasattr(args, action.dest):
+            setattr(args, action.dest, action.default)
+    task, args.task = args.task, None
+    return training.train(args) if task == "train" else training.mixed(args)
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -41,6 +41,13 @@ LABELS = {
 }
 
 
+WHOLE_LABELS = {
+    "kgco2e_per_h": "kgCO2e an hour",
+    "usd_per_h": "cost an hour",
+    "usd_per_million_output_tokens": "cost of a million output tokens",
+}
+
+
 def label(name: str) -> str:
     """Return a quantity's name for people, without its unit."""
     words = name.split("_")
@@ -52,9 +59,7 @@ def label(name: str) -> str:
         if name.endswith(suffix):
             per = {"_bytes_per_gpu": " a GPU", "_per_s": " a second"}.get(suffix, "")
             return name.removesuffix(suffix).replace("_", " ") + per
-    return {"usd_per_h": "cost an hour", "usd_per_million_output_tokens": "cost of a million output tokens"}.get(
-        name, name.replace("_", " ").replace(" j ", " ")
-    )
+    return WHOLE_LABELS.get(name, name.replace("_", " ").replace(" j ", " "))
 
 
 def backend_text(backend: str) -> str:
@@ -108,7 +113,11 @@ def _steady(prediction: Prediction) -> dict[str, Interval]:
     """Return the quantities that are numbers: the waiting of a saturated plan grows with the time of watching."""
     waiting = ("ttft", "e2e", "energy_j_per_request", "slo_attainment", "goodput")
     q = prediction.quantities
-    return {k: v for k, v in q.items() if not (prediction.is_saturated and k.startswith(waiting))}
+    shown = {k: v for k, v in q.items() if not (prediction.is_saturated and k.startswith(waiting))}
+    capacity = shown.get("saturation_requests_per_s")
+    if capacity is not None and capacity.value < q["requests_per_s"].value:
+        del shown["saturation_requests_per_s"]  # of a closed loop: its clients never send more than is served
+    return shown
 
 
 def numbers(plan: Plan, names: Sequence[str] = MAIN) -> list[str]:

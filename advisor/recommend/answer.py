@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
 from advisor.recommend.ask import Question, ask
-from advisor.recommend.explain import accuracy, notes, why
-from advisor.recommend.feasible import what_would_fit
+from advisor.recommend.explain import accuracy, layout_text, notes, why
+from advisor.recommend.feasible import Rejections, what_would_fit
 from advisor.recommend.flips import flips
 from advisor.recommend.plan import Option, latency_s, make_plan
 from advisor.recommend.rank import pareto
-from advisor.recommend.search import Found, search
-from advisor.schema import Plan, Recommendation, Request
+from advisor.recommend.search import Found, search, tabulate
+from advisor.schema import Plan, Recommendation, Rejected, Request
 
-PARETO = ("cost", "e2e_p50_s", "energy")
+LIMITS = ("costs", "draws", "the budget")
+"""How the reasons begin that money and power give, not memory."""
 
 
 def _on_front(options: list[Option], found: Found) -> list[bool]:
@@ -48,6 +52,41 @@ def plans_of(question: Question, found: Found) -> tuple[list[Plan], dict[str, Pl
     return shown, by_backend
 
 
+def _what_vllm_needs(question: Question, rejected: Sequence[Rejected], catalog: Catalog) -> list[str]:
+    """Return why no vLLM plan is left: the limit that excludes all, or what would hold the model."""
+    limits = [r for r in rejected if r.backend == "vllm" and r.reason.startswith(LIMITS)]
+    if limits:
+        return [f"No vLLM plan is within the limits: {r.reason}. Nearest that fits: {r.nearest}." for r in limits]
+    return what_would_fit(question, catalog.gpus())
+
+
+def _what_would_meet(question: Question, found: Found) -> list[str]:
+    """Return how many cards of each pool would meet the targets: closed form, as wrong as it was on what was simulated.
+
+    Every doubling of the pool is tried, up to 1024 cards.
+    """
+    factor = float(np.median(np.unique(found.table.factors[1]))) if found.table.factors.size else 1.0
+    goal = "would meet all targets" if question.slo.targets else "would carry the load with headroom"
+    sentences = []
+    for pool in question.pools:
+        cluster = pool.cluster
+        while cluster.n_gpus <= 512:
+            limit = cluster.gpu.max_gpus_per_node
+            if 2 * cluster.gpus_per_node <= limit and cluster.n_nodes == 1:
+                cluster = cluster.model_copy(update={"gpus_per_node": 2 * cluster.gpus_per_node})
+            else:
+                cluster = cluster.model_copy(update={"n_nodes": 2 * cluster.n_nodes})
+            larger = replace(question, pools=(replace(pool, cluster=cluster),))
+            table = tabulate(larger, Rejections(), has_prices=found.has_prices)
+            good = [d for d, b in zip(table.deployments, table.badness.tolist(), strict=True) if b * factor <= 1]
+            if good:
+                fewest = min(good, key=lambda d: d.n_gpus)
+                text = f"{layout_text(fewest)} of {cluster.gpu.name} {goal} (closed form, corrected"
+                sentences.append(f"{text} by what was simulated).")
+                break
+    return sentences
+
+
 def recommend(request: Request, catalog: Catalog | None = None) -> Recommendation:
     """Return ranked plans for a request, with reasons, rejections and what would flip the winner.
 
@@ -66,7 +105,9 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
     rejected = found.rejections.all()
     reasons = [*why(question, plans, by_backend, rejected)]
     if "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
-        reasons += what_would_fit(question, catalog.gpus())
+        reasons += _what_vllm_needs(question, rejected, catalog)
+    elif best is not None and best.backend == "vllm" and not best.meets_slo:
+        reasons += _what_would_meet(question, found)
     return Recommendation(
         request=request.model_dump(mode="json", exclude_none=True),
         model=question.model.name,

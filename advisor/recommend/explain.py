@@ -68,7 +68,7 @@ def workload_text(question: Question) -> str:
 def _cost(question: Question, plan: Plan) -> str:
     tokens = plan.prediction.quantities.get("usd_per_million_output_tokens")
     if tokens is None or not plan.usd_per_h:
-        return f"{plan.deployment.n_gpus} GPUs"
+        return "no price known"
     return f"{format_usd(plan.usd_per_h)}/h, {format_usd(tokens.value)} per million output tokens"
 
 
@@ -163,7 +163,7 @@ def why(
     best = plans[0]
     sentences = [_headline(question, best), *_capacity(question, best)]
     if best.backend != "vllm" and "vllm" not in by_backend:
-        for r in [r for r in rejected if r.backend == "vllm"][:1]:
+        for r in [r for r in rejected if r.backend == "vllm" and not r.reason.startswith(("costs", "draws"))][:1]:
             nearest = f" Nearest that fits: {r.nearest}." if r.nearest else ""
             sentences.append(f"vLLM cannot run it here: {r.reason}.{nearest}")
     if not best.meets_slo and not best.prediction.is_saturated:

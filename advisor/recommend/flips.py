@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
 from advisor.recommend.explain import plan_text
 from advisor.recommend.rank import SATURATED, Floats, badness, order, score, target_value, usd_per_h, values_of
@@ -29,9 +30,9 @@ def _key(plan: Plan) -> tuple[object, ...]:
 def target_flips(question: Question, plans: Sequence[Plan]) -> list[str]:
     """Return the targets that would unseat the winner, tighter ones and ones that let a cheaper plan in.
 
-    Plans that were not simulated are left out: their percentiles are rules of thumb."""
+    Left out: plans that were not simulated, whose percentiles are rules of thumb, and software without maintenance."""
     best = plans[0]
-    known = [p for p in plans[1:] if p.prediction.method != "steady"]
+    known = [p for p in plans[1:] if p.prediction.method != "steady" and _is_kept(p.backend)]
     sentences = []
     if best.meets_slo:
         given = {t.name: t for t in question.slo.targets}
@@ -60,6 +61,10 @@ def target_flips(question: Question, plans: Sequence[Plan]) -> list[str]:
             sentences.append(f"{text}: then {plan_text(plan, with_gpu=len(question.pools) > 1)} wins")
             break
     return sentences
+
+
+def _is_kept(backend: str) -> bool:
+    return backend == "vllm" or path_of(backend).is_maintained
 
 
 def _value(plan: Plan, target: Target) -> float:
@@ -195,7 +200,7 @@ def load_flips(question: Question, plans: Sequence[Plan], found: Found) -> list[
     """
     load, lengths = question.workload.load, question.workload.lengths
     rivals = _Rivals(question, plans, found)
-    if rivals.mine < 0 or len(rivals.rows) < 2 or plans[0].prediction.is_saturated:
+    if rivals.mine < 0 or len(rivals.rows) < 2 or not plans[0].meets_slo:
         return []
     if rivals.winners(np.ones(1), question.workload)[0] != rivals.mine:
         return []

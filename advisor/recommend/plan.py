@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from advisor.emit.deepspeed import command_for
 from advisor.emit.vllm import launch_notes, vllm_command
+from advisor.predict.bill import Tariff, energy, money
 from advisor.predict.traffic import mean_lengths
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.rank import (
@@ -16,11 +17,12 @@ from advisor.recommend.rank import (
     score,
     target_value,
     usd_per_h,
-    usd_per_million_tokens,
     values_of,
 )
 from advisor.schema import ClosedLoad, Deployment, Interval, Note, Plan, Prediction, TraceLoad
 from advisor.units import format_s
+
+CARBON = ("kgco2e_per_h", "kgco2e_per_million_output_tokens")
 
 
 @dataclass(frozen=True)
@@ -103,21 +105,35 @@ def option_score(question: Question, option: Option, *, has_prices: bool) -> flo
 def _spend(question: Question, option: Option) -> dict[str, Interval]:
     """Return cost and carbon quantities of a plan where price and power are known."""
     request, pool, q = question.request, option.pool, option.prediction.quantities
-    tokens = q["output_tokens_per_s"]
+    requests, n = q["requests_per_s"], option.deployment.n_gpus
     power = q.get("board_power_w")
     found: dict[str, Interval] = {}
+    if requests.value <= 0 or q["output_tokens_per_s"].value <= 0:
+        return found
+    electricity = None
+    if power is not None and question.power is not None:
+        used = energy(
+            power,
+            n_gpus=n,
+            requests_per_s=requests.value,
+            output_tokens_per_s=q["output_tokens_per_s"].value,
+            coefficients=question.power,
+            tariff=Tariff(request.electricity_usd_per_kwh, request.grid_kgco2e_per_kwh, request.pue),
+        )
+        electricity = used["electricity_usd_per_h"]
+        # the rates of the long run, not those of the requests that were replayed, as for the costs
+        names = ("energy_j_per_output_token", "energy_j_per_request", *CARBON)
+        found |= {name: used[name] for name in names if name in used}
     if pool.usd_per_gpu_h is not None:
-        n, rent = option.deployment.n_gpus, pool.usd_per_gpu_h
-        watts = power or Interval(value=0, low=0, high=0)
-        hourly = [float(usd_per_h(n, w, rent, request)) for w in (watts.value, watts.low, watts.high)]
-        found["usd_per_h"] = Interval(value=hourly[0], low=hourly[1], high=hourly[2])
-        pairs = zip(hourly, (tokens.value, tokens.high, tokens.low), strict=True)
-        per = [float(usd_per_million_tokens(h, t)) for h, t in pairs if t > 0]
-        if len(per) == len(hourly):
-            found["usd_per_million_output_tokens"] = Interval(value=per[0], low=min(per), high=max(per))
-    if power is not None and request.grid_kgco2e_per_kwh is not None:
-        scale = request.pue * request.grid_kgco2e_per_kwh / 1000
-        found["kgco2e_per_h"] = Interval(value=power.value * scale, low=power.low * scale, high=power.high * scale)
+        prompt, _ = mean_lengths(question.workload.lengths)
+        bill = money(
+            q,
+            n * pool.usd_per_gpu_h,
+            input_tokens_per_s=requests.value * prompt,
+            prefill_frac=0.0,  # the whole bill on output tokens: what plans are compared by
+            electricity=electricity,
+        )
+        found |= {name: bill[name] for name in ("usd_per_h", "usd_per_million_output_tokens")}
     return found
 
 
@@ -130,7 +146,8 @@ def load_share(question: Question, prediction: Prediction) -> float:
 
 def _risks(question: Question, option: Option) -> list[Note]:
     notes = []
-    for target in question.slo.targets:
+    targets = () if option.prediction.is_saturated else question.slo.targets
+    for target in targets:
         interval = option.prediction.quantities.get(f"{target.metric}_{target.statistic}_s")
         if interval is not None and interval.value <= target.max_s < interval.high:
             text = (
@@ -142,9 +159,8 @@ def _risks(question: Question, option: Option) -> list[Note]:
     if share > MAX_LOAD_FRAC and not option.prediction.is_saturated:
         text = f"the load is {share:.0%} of what it can serve: no headroom, a burst makes the queue grow"
         notes.append(Note(level="warning", text=text))
-    if option.prediction.is_saturated:
-        served = option.prediction.quantities.get("saturation_requests_per_s")
-        shown = served.value if served else option.prediction["requests_per_s"]
+    if option.prediction.is_saturated and option.deployment.backend != "vllm":
+        shown = option.prediction["requests_per_s"]
         text = f"saturated: it serves at most {shown:.3g} requests/s, so queue and latency grow without end"
         notes.append(Note(level="warning", text=text))
     return notes

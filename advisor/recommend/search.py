@@ -62,6 +62,11 @@ def backends_of(question: Question) -> tuple[str, ...]:
     return question.request.backends or ("vllm", *DEEPSPEED_BACKENDS)
 
 
+def n_gpus_text(n: int) -> str:
+    """Return a number of GPUs as words."""
+    return "1 GPU" if n == 1 else f"{n:,} GPUs"
+
+
 def steady_values(
     question: Question, pool: Pool, deployments: Sequence[Deployment], workload: Workload
 ) -> dict[str, Floats]:
@@ -102,7 +107,7 @@ def _limits(
         hourly = usd_per_h(n, power, pool.usd_per_gpu_h, request)
         over = hourly > request.budget_usd_per_h
         affordable = int(request.budget_usd_per_h / pool.usd_per_gpu_h)
-        nearest = f"{affordable} GPUs" if affordable else f"a budget of {format_usd(float(hourly.min()))}/h"
+        nearest = n_gpus_text(affordable) if affordable else f"a budget of {format_usd(float(hourly.min()))}/h"
         for i in np.flatnonzero(over).tolist():
             reason = f"costs {format_usd(hourly[i])}/h, the budget is {format_usd(request.budget_usd_per_h)}/h"
             rejected = Rejected(backend="vllm", deployment=fits.deployments[i], reason=reason, nearest=nearest)
@@ -111,7 +116,7 @@ def _limits(
     if request.power_cap_w is not None:
         over = power > request.power_cap_w
         fewer = int(request.power_cap_w / float((power / n).min())) if len(n) else 0
-        nearest = f"{fewer} GPUs" if fewer else f"a cap of {format_w(float(power.min()))}"
+        nearest = n_gpus_text(fewer) if fewer else f"a cap of {format_w(float(power.min()))}"
         for i in np.flatnonzero(over).tolist():
             reason = f"draws {format_w(power[i])}, the cap is {format_w(request.power_cap_w)}"
             rejected = Rejected(backend="vllm", deployment=fits.deployments[i], reason=reason, nearest=nearest)
