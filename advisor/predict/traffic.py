@@ -79,7 +79,8 @@ def arrival_times(load: OpenLoad, rng: np.random.Generator) -> NDArray[np.float6
     """Return ascending arrival times [s] of an open load.
 
     With a realised count (`n_requests`) and a duration, Poisson arrivals are order statistics of uniforms: the count of
-    a finite Poisson process is chance, not load. The generator of our runs stops after the first arrival past the end.
+    a finite Poisson process is chance, not load. With a count alone the draw is stretched to the mean rate for the
+    same reason. The generator of our runs stops after the first arrival past the end.
     """
     if isinstance(load, TraceLoad):
         times = np.asarray(load.arrival_s)
@@ -101,6 +102,8 @@ def arrival_times(load: OpenLoad, rng: np.random.Generator) -> NDArray[np.float6
     times = np.cumsum(gaps)
     if load.n_requests is None and load.duration_s is not None:
         times = times[: int(np.searchsorted(times, load.duration_s)) + 1]
+    else:
+        times *= n * mean_gap / max(float(times[-1]), 1e-300)
     return np.asarray(times, dtype=np.float64)
 
 

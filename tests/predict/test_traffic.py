@@ -78,6 +78,16 @@ def test_gaps_have_the_rate_and_the_burstiness() -> None:
         assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05, abs=1e-9)
 
 
+@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0.1, 50), st.floats(0.2, 4))
+def test_a_draw_has_the_rate_that_was_asked_for(seed: int, n: int, rate: float, cv: float) -> None:
+    """A few hundred arrivals would otherwise bring up to 15 % more or less load than the question said."""
+    for load in (PoissonLoad(arrivals_per_s=rate, n_requests=n), GammaLoad(arrivals_per_s=rate, cv=cv, n_requests=n)):
+        times = arrival_times(load, np.random.default_rng(seed))
+        assert len(times) == n
+        assert times[-1] == pytest.approx(n / rate)
+        assert (np.diff(times) >= 0).all()
+
+
 @given(st.integers(2, 300), st.floats(1, 100))
 def test_a_known_count_and_duration_are_both_kept(n: int, duration: float) -> None:
     load = PoissonLoad(arrivals_per_s=n / duration, n_requests=n, duration_s=duration)
