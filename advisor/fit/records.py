@@ -92,6 +92,29 @@ def is_serving(record: RunRecord) -> bool:
     return record.engine == "vllm" and record.load is not None and record.lengths is not None
 
 
+SPELLINGS = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "awq": "awq-int4",
+    "awq_marlin": "awq-int4",
+    "gptq": "gptq-int4",
+    "gptq_marlin": "gptq-int4",
+    "w4a16": "gptq-int4",
+    "w8a8": "fp8",
+    "compressed-tensors-fp8": "fp8",
+}
+"""What engines and their flags call a format, and what this project does."""
+
+
+def format_name(name: str) -> str:
+    """Return a format's name in this project's spelling; an unknown one stays as it is and is refused later."""
+    lowered = name.lower()
+    if lowered.startswith("fp8"):
+        return "fp8"
+    return SPELLINGS.get(lowered, lowered)
+
+
 def deployment_of(record: RunRecord, gpu: Gpu, facts: EngineFacts | None) -> Deployment:
     """Return the deployment that a record ran; engine defaults where the record names none."""
     memory = gpu.device_memory_bytes
@@ -108,8 +131,8 @@ def deployment_of(record: RunRecord, gpu: Gpu, facts: EngineFacts | None) -> Dep
             "tp": record.tp,
             "pp": record.pp,
             "dp": record.dp,
-            "weight_dtype": record.weight_dtype,
-            "kv_dtype": "bf16" if record.kv_dtype == "auto" else record.kv_dtype,
+            "weight_dtype": format_name(record.weight_dtype),
+            "kv_dtype": "bf16" if record.kv_dtype == "auto" else format_name(record.kv_dtype),
             "max_model_len": record.max_model_len or 4096,
             "max_num_batched_tokens": tokens,
             "max_num_seqs": seqs,
