@@ -16,7 +16,17 @@ from advisor.errors import AdvisorError, DomainError, UnknownName
 from advisor.recommend.answer import recommend
 from advisor.recommend.form import recommendation_json
 from advisor.recommend.rank import values_of
-from advisor.schema import Plan, Recommendation, Request
+from advisor.recommend.sample import sampled, scaled
+from advisor.schema import (
+    ClosedLoad,
+    Deployment,
+    FixedLengths,
+    Plan,
+    PoissonLoad,
+    Recommendation,
+    Request,
+    Workload,
+)
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "70b on 8 A100": {"model": "70b", "gpus": "8xA100"},
@@ -252,3 +262,47 @@ def test_other_weights_are_searched_only_when_allowed() -> None:
     more = answer(model="8b", gpus="1xH100", rate=2, weight_dtypes=("bf16", "fp8"), objective="latency")
     assert best(more).deployment.weight_dtype == "fp8", "half the bytes of each step at a light load"
     assert "--quantization fp8" in best(more).command
+
+
+def test_a_few_replicas_stand_for_a_fleet() -> None:
+    deployment = Deployment(model="m", gpu="g", tp=2, dp=12)
+    lengths = FixedLengths(prompt_tokens=100, output_tokens=10)
+    rate = Workload(lengths=lengths, load=PoissonLoad(arrivals_per_s=60))
+    few, share, scale = sampled(deployment, rate)
+    assert (few.dp, share.load, scale) == (4, PoissonLoad(arrivals_per_s=20), 3.0)
+    clients = Workload(lengths=lengths, load=ClosedLoad(concurrency=36))
+    assert sampled(deployment, clients)[1].load == ClosedLoad(concurrency=12)
+    # fewer clients than replicas, or a few replicas: as it is
+    lonely = Workload(lengths=lengths, load=ClosedLoad(concurrency=5))
+    assert sampled(deployment, lonely) == (deployment, lonely, 1.0)
+    assert sampled(few, rate) == (few, rate, 1.0)
+
+
+def test_scaling_a_prediction_back_changes_rates_and_power_but_no_latency() -> None:
+    found = answer(model="8b", gpus="1xH100", rate=2).plans[0].prediction
+    grown = scaled(found, 2.5)
+    for name, q in found.quantities.items():
+        grows = name.endswith(("requests_per_s", "tokens_per_s")) or name in ("board_power_w", "n_preemptions")
+        factor = 2.5 if grows else 1.0
+        assert grown[name] == pytest.approx(q.value * factor), name
+    for b in grown.breakdowns:
+        assert sum(p.value for p in b.parts) == pytest.approx(b.total, rel=1e-6, abs=1e-9)
+
+
+def test_an_overload_says_how_many_cards_would_do() -> None:
+    found = answer(model="8b", gpus="1xH100", rate=40)
+    assert found.best is not None
+    assert found.best.prediction.is_saturated
+    text = next(t for t in found.why if "would meet all targets" in t)
+    needed = int(text.split()[0])
+    larger = answer(model="8b", gpus="8xH100", rate=40)
+    assert larger.best is not None
+    assert larger.best.meets_slo
+    assert needed == pytest.approx(larger.best.deployment.n_gpus, abs=2)
+
+
+def test_a_budget_that_excludes_everything_is_named_with_the_nearest_one() -> None:
+    found = recommend(Request(model="70b", gpus="8xA100", budget_usd_per_h=2))
+    assert found.best is None
+    assert "the budget is $2.00/h" in found.why[0]
+    assert "a budget of $" in found.why[0]
