@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from advisor.catalog import load_catalog
+from advisor.catalog.files import read_json
 from advisor.cli.parse import request_fields
 from advisor.cli.serve import chosen
 from advisor.cli.text import bullet, format_interval, format_quantity, out, print_json, table
@@ -57,6 +59,16 @@ def emit(args: argparse.Namespace) -> int:
     return 0
 
 
+def _config(question: Question, asked: str) -> dict[str, Any]:
+    """Return the model's config.json, which a run record carries so that it can be fitted anywhere."""
+    path = Path(asked).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if path.is_file():
+        return read_json(path)
+    own = load_catalog().root / "models" / f"{question.model.name}.json"
+    return dict(read_json(own)["config"]) if own.is_file() else {}
+
+
 def verify(args: argparse.Namespace) -> int:
     """Load a live endpoint and print what it did beside what was predicted."""
     from advisor.verify import verify as verify_endpoint
@@ -74,6 +86,7 @@ def verify(args: argparse.Namespace) -> int:
         plan,
         model=question.model,
         workload=question.workload,
+        hf_config=_config(question, args.model),
         served_model=args.served_model,
         key=args.key,
         predict=predict,
@@ -96,6 +109,7 @@ def verify(args: argparse.Namespace) -> int:
             "yes" if r.is_inside else "no",
         )
         for r in report.rows
+        if args.verbose or not r.name.endswith(("_p90_s", "_p95_s"))
     ]
     out("\n".join(table(("cell", "quantity", "predicted", "measured", "error", "inside"), rows, left=2)))
     out("\n".join(bullet(report.verdict)))

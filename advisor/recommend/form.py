@@ -20,6 +20,8 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Return a plan; `prediction[NAME]` is `{value, low, high}`, the remarks of plan and prediction are `notes`."""
     form = plan.model_dump(mode="json", exclude={"prediction", "notes"})
+    if "usd_per_h" not in plan.prediction.quantities:
+        form["usd_per_h"] = None  # no price is known: zero would read as free
     remarks = [n.model_dump(mode="json") for n in (*plan.notes, *plan.prediction.notes)]
     return form | prediction_json(plan.prediction) | {"notes": remarks}
 
