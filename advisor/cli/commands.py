@@ -140,6 +140,21 @@ def _capacity(p: argparse.ArgumentParser) -> None:
     add_output(p)
 
 
+def _power(p: argparse.ArgumentParser) -> None:
+    add_target(p)
+    add_deployment(p)
+    add_workload(p)
+    add_money(p)
+    g = p.add_argument_group("own hardware, hosted price, rack")
+    g.add_argument("--capex-per-gpu", type=number, metavar="USD", help="price of your own GPU with its share of node")
+    g.add_argument("--years", type=number, metavar="N", help="years that it is used (default 4)")
+    g.add_argument("--utilisation", type=number, metavar="F", help="share of hours with this load (default 1)")
+    g.add_argument("--hosted-in", type=number, metavar="USD", help="price of a hosted API, per million input tokens")
+    g.add_argument("--hosted-out", type=number, metavar="USD", help="the same, per million output tokens")
+    g.add_argument("--rack-kw", type=number, metavar="KW", help="power of one rack: how many nodes fit")
+    add_output(p)
+
+
 def _emit(p: argparse.ArgumentParser) -> None:
     names = "vllm, compose, kubernetes, ray, kuberay, slurm, locust, nsys, prometheus"
     p.add_argument("artefact", help=f"{names}, deepspeed, deepspeed-command or deepspeed-config")
@@ -198,6 +213,7 @@ COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "compare": ("vLLM and DeepSpeed side by side for one scenario.", _compare, handler("serve", "compare")),
     "simulate": ("Replay traffic request by request.", _simulate, handler("simulation", "simulate")),
     "capacity": ("Largest rate within targets, GPUs a load needs.", _capacity, handler("simulation", "capacity")),
+    "power": ("Power, energy, emissions and money of one deployment, power limits.", _power, handler("power", "power")),
     "train": ("Rank the ways to train or fine-tune a model with DeepSpeed.", _train, handler("training", "train")),
     "mixed": ("One GPU budget for serving and offline work, hour by hour.", _mixed, handler("training", "mixed")),
     "emit": ("Write the files that start a plan.", _emit, handler("artefacts", "emit")),

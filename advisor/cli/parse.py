@@ -164,6 +164,7 @@ def add_money(p: argparse.ArgumentParser) -> None:
     g.add_argument("--electricity-price", type=number, metavar="USD", help="USD per kWh, where you pay it yourself")
     g.add_argument("--pue", type=number, metavar="F", help="facility power over board power (default 1)")
     g.add_argument("--grid-carbon", type=number, metavar="KG", help="kgCO2e per kWh of your grid")
+    g.add_argument("--grid", metavar="COUNTRY", help="instead of --grid-carbon: the country's yearly mean, such as us")
 
 
 def add_output(p: argparse.ArgumentParser) -> None:
@@ -227,12 +228,29 @@ def request_fields(args: argparse.Namespace) -> dict[str, Any]:
         fields["is_best_effort"] = True
     elif given.get("slo"):
         fields["slo"] = parse_slo(given["slo"])
+    if given.get("grid") is not None:
+        if given.get("grid_carbon") is not None:
+            raise UsageError("give --grid or --grid-carbon, not both")
+        fields["grid_kgco2e_per_kwh"] = grid_intensity(given["grid"])
     if given.get("power_cap") is not None:
         fields["power_cap_w"] = parse_power_w(given["power_cap"])
     shared, hits = given.get("shared_prefix_tokens"), given.get("conversation_hit_frac")
     if shared is not None or hits is not None:
         fields["prefix"] = {"shared_prefix_tokens": shared or 0, "conversation_hit_frac": hits or 0.0}
     return fields
+
+
+def grid_intensity(text: str) -> float:
+    """Return kgCO2e per kWh from a country or from a number."""
+    from advisor.catalog.grid import grid_kgco2e_per_kwh
+
+    try:
+        value = float(text)
+    except ValueError:
+        return grid_kgco2e_per_kwh(text)
+    if not 0.0 <= value < 10.0:
+        raise UsageError(f"--grid {printable(text)} is no carbon intensity: kg CO2e per kWh lie between 0 and 10")
+    return value
 
 
 def flag_of(field: str) -> str:

@@ -30,6 +30,7 @@ MAIN = (
     "usd_per_h",
     "usd_per_million_output_tokens",
     "kgco2e_per_h",
+    "kgco2e_per_million_output_tokens",
     "mfu_frac",
     "mbu_frac",
 )
@@ -43,6 +44,7 @@ LABELS = {
 
 WHOLE_LABELS = {
     "kgco2e_per_h": "kgCO2e an hour",
+    "kgco2e_per_million_output_tokens": "kgCO2e of a million output tokens",
     "usd_per_h": "cost an hour",
     "usd_per_million_output_tokens": "cost of a million output tokens",
 }

@@ -101,8 +101,8 @@ def energy(
     prefill_frac : share that prompts cause, from `prefill_energy_frac`; adds the two energies apart
 
     Keys: power_w energy_j_per_output_token energy_j_per_request energy_wh_per_1000_requests
-    facility_kwh_per_month electricity_usd_per_h kgco2e_per_1000_requests kgco2e_per_month
-    prefill_energy_j_per_request decode_energy_j_per_output_token.
+    facility_kwh_per_month electricity_usd_per_h kgco2e_per_h kgco2e_per_1000_requests kgco2e_per_month
+    kgco2e_per_million_output_tokens prefill_energy_j_per_request decode_energy_j_per_output_token.
     Raises DomainError when nothing is served.
     """
     rates = tariff or Tariff()
@@ -124,6 +124,11 @@ def energy(
         kwh = _mapped(out["energy_wh_per_1000_requests"], lambda wh: wh / 1e3 * rates.pue)
         out["kgco2e_per_1000_requests"] = _mapped(kwh, lambda e: emissions_kgco2e(e, carbon))
         out["kgco2e_per_month"] = _mapped(monthly, lambda e: emissions_kgco2e(e, carbon))
+        hourly = _mapped(power, lambda w: facility_energy_kwh(w, 1.0, rates.pue))
+        out["kgco2e_per_h"] = _mapped(hourly, lambda e: emissions_kgco2e(e, carbon))
+        # Wh a thousand tokens are kWh a million
+        each = _mapped(out["energy_j_per_output_token"], lambda j: wh_per_1000(j) * rates.pue)
+        out["kgco2e_per_million_output_tokens"] = _mapped(each, lambda e: emissions_kgco2e(e, carbon))
     if prefill_frac is not None:
         rest = 1.0 - prefill_frac
         out["prefill_energy_j_per_request"] = _mapped(per_request, lambda j: j * prefill_frac)
@@ -149,7 +154,7 @@ def money(
     input_tokens_per_s : prompt tokens a second at that load
     utilization_frac   : share of the paid hours in which the load is on, (0, 1]
     prefill_frac       : share of the bill that prompts cause; splits it into input and output tokens
-    electricity        : [USD/h], added to own hardware; a cloud's rent includes it
+    electricity        : [USD/h], added to rent or own hardware; leave it out where the rent includes it
     hosted             : an API price to compare with
     own                : own hardware instead of rent
 
@@ -163,10 +168,8 @@ def money(
     requests, output = quantities["requests_per_s"], quantities["output_tokens_per_s"]
     if requests.value <= 0.0 or output.value <= 0.0 or input_tokens_per_s <= 0.0:
         raise DomainError("cost per token needs a rate above 0; an idle deployment costs its hourly price")
-    bill = Interval(value=usd_per_h, low=usd_per_h, high=usd_per_h)
-    if own is not None:
-        extra = electricity or Interval(value=0.0, low=0.0, high=0.0)
-        bill = _mapped(extra, lambda e: own.usd_per_h() + e)
+    fixed = own.usd_per_h() if own is not None else usd_per_h
+    bill = _mapped(electricity or Interval(value=0.0, low=0.0, high=0.0), lambda e: fixed + e)
     ratio = input_tokens_per_s / output.value
 
     def per_unit(rate: Interval, unit: Callable[[float, float], float]) -> Interval:

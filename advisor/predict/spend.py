@@ -94,7 +94,7 @@ def activity_of(
         rest = work.tokens * (stage.elementwise_bytes_per_token + stage.kv_bytes_per_context_token)
         moved = moved + (work.n_steps * weights + read + rest) * share
         cached = cached + read * share
-        sent = sent + work.tokens * stage.all_reduce_bytes_per_token * share
+        sent = sent + work.tokens * stage.all_reduce_bytes_per_token * stage.n_all_reduces * share
     gpu_s = sum(work.terms)
     # a pipeline stage that waits for another spins in a receive kernel: any running stage makes all of them busy
     busy = np.minimum(1.0, gpu_s * share * len(stages)) if gpu_s > 0.0 else 1.0
