@@ -53,7 +53,7 @@ def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
     truth = START | {"stream_eff_bf16": START["stream_eff_bf16"] * 0.9, "gemm_eff_bf16": START["gemm_eff_bf16"] * 0.92}
     cells = as_if_true(measured_cells(), truth)
     costs: list[float] = []
-    fit = estimate(cells, reference_host="a-host", max_steps=9, progress=lambda _, cost: costs.append(cost))
+    fit = estimate(cells, reference_host="a-host", max_steps=6, progress=lambda _, cost: costs.append(cost))
     assert costs[-1] < 0.1 * costs[0]
     for name in ("stream_eff_bf16", "gemm_eff_bf16"):
         assert fit.theta[name] == pytest.approx(truth[name], rel=0.03), name
