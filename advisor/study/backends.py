@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import socket
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +28,8 @@ INSTALL = {
 AHEAD = 2
 """Batches that wait for each worker: enough to hide the way to it, few enough to lose little when a run is killed."""
 
+CONNECT_S = 10.0
+_HOST_PORT = re.compile(r"(?:[a-z]+://)?(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):(\d{1,5})/?")
 DIED = "a worker died, perhaps for lack of memory; all finished cells are kept: give the same command to go on"
 Result = tuple[list[Row], float]
 
@@ -58,6 +62,17 @@ def workers_of(backend: str, n_workers: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _check_reachable(kind: str, address: str | None) -> None:
+    """Raise ClusterError when nothing listens at HOST:PORT; Ray's own client would try for many minutes."""
+    match = _HOST_PORT.fullmatch(address or "")
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no {kind} cluster at {printable(address)}: {printable(error, 200)}") from None
+
+
 def _on_ray(
     study: Study, batches: Iterable[list[Cell]], n_workers: int, address: str | None
 ) -> Generator[Result, None, None]:
@@ -65,13 +80,14 @@ def _on_ray(
     import ray
 
     # RAY_ADDRESS names a cluster as well as --address does; only a cluster of our own can be given a size
-    is_local = address is None and not os.environ.get("RAY_ADDRESS")
+    where = address or os.environ.get("RAY_ADDRESS")
+    is_local = not where
+    _check_reachable("Ray", where)
     size = {"num_cpus": n_workers} if is_local and n_workers else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **size)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        where = printable(address or os.environ.get("RAY_ADDRESS") or "this machine")
-        raise ClusterError(f"no Ray cluster at {where}: {printable(error, 200)}") from None
+        raise ClusterError(f"no Ray cluster at {printable(where)}: {printable(error, 200)}") from None
     try:
         task, shared = ray.remote(worker_batch), ray.put(study)
         most = n_workers if n_workers and not is_local else AHEAD * int(ray.cluster_resources().get("CPU", 1))
@@ -95,13 +111,14 @@ def _dask(address: str | None, n_workers: int) -> Iterator[None]:
     from distributed import Client, LocalCluster
 
     cluster = None
+    _check_reachable("Dask", address)
     try:
         if address is None:
             # one thread a process: the simulator is Python and holds the interpreter's lock
             cluster = LocalCluster(n_workers=n_workers or None, threads_per_worker=1, dashboard_address=None)
         client = Client(cluster if cluster is not None else address, timeout="20s")
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no Dask scheduler at {printable(address)}: {printable(error, 200)}") from None
+        raise ClusterError(f"no Dask cluster at {printable(address)}: {printable(error, 200)}") from None
     try:
         yield
     finally:
