@@ -13,6 +13,9 @@ from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import mean_lengths
 from advisor.schema import Breakdown, Part, Workload
 
+MIN_TO_JUDGE = 100
+"""Requests below which a trend of first tokens is chance."""
+
 
 def touched_frac(stage: StepCost, n_tokens: float) -> float:
     """Return the share of a layer's experts that a step of `n_tokens` touches."""
@@ -86,3 +89,17 @@ def _first_token(sim: Simulation, replica: Replica, workload: Workload) -> Break
         Part(name="client and engine hand-over", value=outside, why="in process; an HTTP server adds its own"),
     )
     return Breakdown(name="time to first token", unit="s", total=mean, parts=parts)
+
+
+def queue_grows(sim: Simulation) -> bool:
+    """Return whether first tokens come later and later, so that no steady state exists at this open load.
+
+    The fourth quarter of the requests waits over twice as long as the second, still more than the third (a ramp that
+    levels off does not), and ten times as long as the quickest request.
+    """
+    n = len(sim.ttft_s)
+    if n < MIN_TO_JUDGE:
+        return False
+    in_order = sim.ttft_s[np.argsort(sim.submitted_s, kind="stable")]
+    second, third, fourth = (float(in_order[n * k // 4 : n * (k + 1) // 4].mean()) for k in (1, 2, 3))
+    return fourth > 2.0 * second and fourth > 1.25 * third and fourth > 10.0 * float(in_order.min())

@@ -193,7 +193,7 @@ def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts
     if pool <= 0:
         reason = (
             f"weights {format_bytes(weights)} + activations {format_bytes(activation)} exceed the "
-            f"{format_bytes(budget)} that vLLM may use on a {gpu.label}"
+            f"{format_bytes(budget)} that vLLM may use on one {gpu.label}"
         )
         share = (weights + activation + non_torch) / budget
         nearest = f"{max(tp * pp + 1, int(tp * pp * share * 1.1) + 1)} GPUs a replica, or weights in fewer bits"
