@@ -76,16 +76,23 @@ def _terms(args: argparse.Namespace) -> Terms:
     return Terms(**{name: value for name, value in given.items() if value is not None})
 
 
-def _quantity(name: str, value: Interval) -> str:
-    units = {"wh": "Wh", "kwh": "kWh", "kgco2e": "kg"}
-    unit = next((text for word, text in units.items() if word in name.split("_")), None)
-    if "usd" in name.split("_"):
-        shown = [format_usd(v) for v in (value.value, value.low, value.high)]
-    elif unit:
-        shown = [f"{format_count(v) if v < 1e3 else f'{v:,.0f}'} {unit}" for v in (value.value, value.low, value.high)]
+def _quantity(name: str, interval: Interval) -> str:
+    """Return a quantity of energy, emissions or money with its interval, in the unit that its name says."""
+    words = name.split("_")
+    values = (interval.value, interval.low, interval.high)
+    if "usd" in words:
+        shown = [format_usd(v) for v in values]
+    elif "kgco2e" in words:
+        shown = [_amount(v * 1e3, "g") if interval.value < 1.0 else _amount(v, "kg") for v in values]
+    elif "wh" in words or "kwh" in words:
+        shown = [_amount(v, "kWh" if "kwh" in words else "Wh") for v in values]
     else:
-        return format_interval(name, value)
+        return format_interval(name, interval)
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} [{shown[1]} - {shown[2]}]"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{format_count(value) if value < 1e3 else f'{value:,.0f}'} {unit}"
 
 
 def _energy_lines(question: Question, report: PowerReport) -> list[str]:
@@ -189,7 +196,7 @@ def _limit_lines(question: Question, report: PowerReport) -> list[str]:
     targets = ", ".join(f"{t.name} <= {format_s(t.max_s)}" for t in question.slo.targets)
     title = f"Power limits under the same traffic; targets: {targets or 'none, only the load'}"
     key = "J, N: fewest joules per token of boards, of nodes, at measured clocks; *: of nodes, within load and targets"
-    return ["", *wrapped(title, indent=""), *table(head, shown), key, *_advice(report)]
+    return ["", *wrapped(title, indent=""), *table(head, shown), *wrapped(key, indent=""), *_advice(report)]
 
 
 def _advice(report: PowerReport) -> list[str]:
@@ -202,10 +209,10 @@ def _advice(report: PowerReport) -> list[str]:
             else "the targets are missed at the boards' own limit"
         )
         return bullet(f"No limit to recommend: {why}.")
-    if best.clock_frac >= 1.0:
+    if best.clock_frac >= 1.0 or best is own:
         drawn = own.board_power_w / report.plan.deployment.n_gpus
         return bullet(
-            f"A limit saves nothing here: a board draws {format_w(drawn)} on average, and a slower one costs more."
+            f"No lower limit at a measured clock saves energy of whole nodes: a board draws {format_w(drawn)}."
         )
     boards = 1.0 - best.energy_j_per_output_token / own.energy_j_per_output_token
     nodes = 1.0 - best.node_energy_j_per_output_token / own.node_energy_j_per_output_token

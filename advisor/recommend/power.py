@@ -29,6 +29,8 @@ TRUSTED_CLOCK_FRAC = 0.76
 """Lowest clock of the runs that the clock exponent was fitted on (docs/power.md); no limit below it is recommended."""
 LOWEST_CLOCK_FRAC = 0.4
 """About the floor of the voltage, where the law ends: lower limits are left out."""
+SMALL_BOARD_W = 360.0
+"""Boards below draw less than the rest of an 8 x H100 node does per GPU: that rest is surely too much for them."""
 EQUAL_FRAC = 0.01
 """Energies that differ by less count as equal; then the higher limit is named, as it costs no speed."""
 
@@ -194,7 +196,7 @@ def _best(rows: tuple[LimitRow, ...]) -> tuple[float | None, float | None, float
         return max(r.limit_w for r in among if getattr(r, name) <= lowest * (1.0 + EQUAL_FRAC))
 
     node = "node_energy_j_per_output_token"
-    trusted = [r for r in rows if r.clock_frac >= TRUSTED_CLOCK_FRAC]
+    trusted = [r for r in rows if r.clock_frac >= TRUSTED_CLOCK_FRAC or r is rows[-1]]
     keeping = [r for r in trusted if r.meets_slo]
     return least(trusted, "energy_j_per_output_token"), least(trusted, node), least(keeping, node)
 
@@ -289,5 +291,6 @@ def _notes(question: Question, rows: tuple[LimitRow, ...], run: Run | None, term
         )
         notes.append(Note(text=text))
     text = "the rest of a node (360 W a GPU, 200 to 575) was measured on 8 x H100 nodes; a small server differs"
-    notes.append(Note(text=text))
+    is_small = gpu.board_power_w < SMALL_BOARD_W
+    notes.append(Note(level="warning" if is_small else "info", text=text))
     return tuple(notes)
