@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advisor.catalog import load_catalog
     from advisor.fit.validate import validate
-    from advisor.predict.serving import max_rate, replay
+    from advisor.predict.capacity import max_rate
     from advisor.predict.serving import predict_vllm as predict
+    from advisor.predict.serving import replay
     from advisor.predict.simulate import simulate
     from advisor.recommend import recommend
     from advisor.schema import Request
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Request": ("advisor.schema", "Request"),
     "load_catalog": ("advisor.catalog", "load_catalog"),
-    "max_rate": ("advisor.predict.serving", "max_rate"),
+    "max_rate": ("advisor.predict.capacity", "max_rate"),
     "predict": ("advisor.predict.serving", "predict_vllm"),
     "recommend": ("advisor.recommend", "recommend"),
     "replay": ("advisor.predict.serving", "replay"),

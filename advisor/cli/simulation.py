@@ -17,7 +17,8 @@ from advisor.cli.serve import chosen
 from advisor.cli.show_plan import label
 from advisor.cli.text import bullet, format_quantity, out, print_json, table, wrapped
 from advisor.errors import DomainError
-from advisor.predict.serving import max_rate, replay
+from advisor.predict.capacity import max_rate
+from advisor.predict.serving import replay
 from advisor.predict.simulate import STATISTICS, Simulation
 from advisor.recommend.ask import Question, ask, fit_context
 from advisor.recommend.explain import layout_text, workload_text

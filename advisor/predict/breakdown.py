@@ -103,3 +103,13 @@ def queue_grows(sim: Simulation) -> bool:
     in_order = sim.ttft_s[np.argsort(sim.submitted_s, kind="stable")]
     second, third, fourth = (float(in_order[n * k // 4 : n * (k + 1) // 4].mean()) for k in (1, 2, 3))
     return fourth > 2.0 * second and fourth > 1.25 * third and fourth > 10.0 * float(in_order.min())
+
+
+def served_per_s(sim: Simulation) -> float:
+    """Return the rate of completions between the third and the eighth tenth of them: without ramp-up and drain."""
+    ends = np.sort(sim.submitted_s + sim.e2e_s)
+    n = len(ends)
+    first, last = ends[3 * n // 10], ends[8 * n // 10]
+    if n < MIN_TO_JUDGE or last <= first:
+        return sim.requests_per_s
+    return float((8 * n // 10 - 3 * n // 10) / (last - first))

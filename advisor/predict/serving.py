@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.errors import DomainError
-from advisor.predict.breakdown import queue_grows, run_breakdowns, touched_frac
+from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s, touched_frac
 from advisor.predict.footprint import Footprint
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
@@ -27,7 +26,6 @@ from advisor.schema import (
     Interval,
     Model,
     Note,
-    PoissonLoad,
     Prediction,
     Slo,
     TraceLoad,
@@ -48,9 +46,6 @@ DEFAULT_Q90 = {"ttft": 0.30, "tpot": 0.10, "requests_per_s": 0.10, "board_power_
 
 MAX_E2E_S = 600.0
 """Longest request time that the length of a replay follows."""
-
-MAX_SHARE = 0.97
-"""Highest share of saturation that the search for a sustainable rate tries."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +138,9 @@ def predict_vllm(
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     most = steady["saturation_requests_per_s"]
-    if not is_saturated and queue_grows(whole) and not isinstance(workload.load, ClosedLoad):
+    if not isinstance(workload.load, ClosedLoad) and (is_saturated or queue_grows(whole)):
         # pipelines with uneven batches idle more than the closed form knows
-        is_saturated, most = True, min(most, whole.requests_per_s)
+        is_saturated, most = True, min(most, served_per_s(whole))
     sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
     found: dict[str, Interval] = {}
     for metric in ("ttft", "tpot", "e2e", "itl"):
@@ -202,7 +197,7 @@ def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: boo
     span_s = float(sim.submitted_s.max() - sim.submitted_s.min())
     rest = sim.since(float(sim.submitted_s.min()) + min(WARM_E2ES * e2e_s, 0.4 * span_s))
     if is_saturated or span_s <= 0:
-        return rest, sim.requests_per_s
+        return rest, served_per_s(sim)
     return rest, (len(sim.submitted_s) - 1) / span_s
 
 
@@ -356,42 +351,3 @@ def _steady(
         method="steady",
         notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, rel)),
     )
-
-
-def max_rate(
-    model: Model,
-    cluster: Cluster,
-    deployment: Deployment,
-    workload: Workload,
-    coefficients: CoefficientSet,
-    slo: Slo,
-    *,
-    facts: EngineFacts | None = None,
-    tolerance: float = 0.02,
-    seed: int = 0,
-) -> float:
-    """Return the largest Poisson rate at which every target of `slo` holds [requests/s]; 0 when none does.
-
-    Bisection between nothing and saturation with the simulator; the same seed at every rate keeps it monotone.
-    """
-    probe = workload.model_copy(update={"load": PoissonLoad(arrivals_per_s=1.0)})
-    most = float(sweep(model, cluster.gpu, [deployment], probe, coefficients, facts)["saturation_requests_per_s"][0])
-
-    def holds(rate: float) -> bool:
-        loaded = workload.model_copy(update={"load": PoissonLoad(arrivals_per_s=rate, n_requests=400)})
-        try:
-            sim = replay(model, cluster, deployment, loaded, coefficients, seed=seed, facts=facts).simulation
-        except DomainError:
-            return False
-        return all(not sim.latency(t.metric, t.statistic) > t.max_s for t in slo.targets)
-
-    low, high = 0.0, MAX_SHARE * most
-    if holds(high):
-        return high
-    if not holds(most * tolerance):
-        return 0.0
-    low = most * tolerance
-    while high - low > tolerance * high:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advisor.catalog import load_catalog
 from advisor.errors import DomainError, printable
-from advisor.predict.serving import max_rate
+from advisor.predict.capacity import max_rate
 from advisor.recommend.answer import recommend
 from advisor.recommend.ask import Question, ask
 from advisor.recommend.hybrid import batch_job, daily_load, plan_mixed, training_job

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from advisor.catalog import load_catalog
 from advisor.errors import DomainError
-from advisor.predict.serving import max_rate, predict_vllm, replay
+from advisor.predict.capacity import max_rate, steady_replay
+from advisor.predict.serving import predict_vllm
 from advisor.predict.simulate import STATISTICS
 from advisor.schema import (
     ClosedLoad,
@@ -165,8 +166,8 @@ def test_the_largest_rate_meets_the_target_and_a_little_more_does_not(aim: tuple
     assert 0 < rate <= most
 
     def latency(at: float) -> float:
-        workload = base[3].model_copy(update={"load": PoissonLoad(arrivals_per_s=at, n_requests=400)})
-        return replay(*base[:3], workload, SET, facts=FACTS).simulation.latency(aim[0], aim[1])  # type: ignore[arg-type]
+        sim = steady_replay(*base, at, facts=FACTS)
+        return math.inf if sim is None else sim.latency(aim[0], aim[1])  # type: ignore[arg-type]
 
     assert latency(rate) <= aim[2]
     if rate < 0.96 * most:
