@@ -140,7 +140,8 @@ def predict_vllm(
     most = steady["saturation_requests_per_s"]
     if not isinstance(workload.load, ClosedLoad) and (is_saturated or queue_grows(whole)):
         # pipelines with uneven batches idle more than the closed form knows
-        is_saturated, most = True, min(most, served_per_s(whole))
+        offered = workload.load.arrivals_per_s if not is_saturated else math.inf
+        is_saturated, most = True, min(most, served_per_s(whole), offered)
     sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
     found: dict[str, Interval] = {}
     for metric in ("ttft", "tpot", "e2e", "itl"):
@@ -197,7 +198,7 @@ def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: boo
     span_s = float(sim.submitted_s.max() - sim.submitted_s.min())
     rest = sim.since(float(sim.submitted_s.min()) + min(WARM_E2ES * e2e_s, 0.4 * span_s))
     if is_saturated or span_s <= 0:
-        return rest, served_per_s(sim)
+        return rest, min(served_per_s(sim), (len(sim.submitted_s) - 1) / max(span_s, 1e-9))
     return rest, (len(sim.submitted_s) - 1) / span_s
 
 
