@@ -195,11 +195,11 @@ def _limit_lines(question: Question, report: PowerReport) -> list[str]:
     )
     targets = ", ".join(f"{t.name} <= {format_s(t.max_s)}" for t in question.slo.targets)
     title = f"Power limits under the same traffic; targets: {targets or 'none, only the load'}"
-    key = "J, N: fewest joules per token of boards, of nodes, at measured clocks; *: of nodes, within load and targets"
-    return ["", *wrapped(title, indent=""), *table(head, shown), *wrapped(key, indent=""), *_advice(report)]
+    key = "J, N: fewest J/token of boards, of nodes (measured clocks); *: of nodes, within load and targets"
+    return ["", *wrapped(title, indent=""), *table(head, shown), *wrapped(key, indent=""), *_advice(question, report)]
 
 
-def _advice(report: PowerReport) -> list[str]:
+def _advice(question: Question, report: PowerReport) -> list[str]:
     own = report.limits[-1]
     best = next((r for r in report.limits if r.limit_w == report.best_slo_limit_w), None)
     if best is None:
@@ -216,9 +216,10 @@ def _advice(report: PowerReport) -> list[str]:
         )
     boards = 1.0 - best.energy_j_per_output_token / own.energy_j_per_output_token
     nodes = 1.0 - best.node_energy_j_per_output_token / own.node_energy_j_per_output_token
+    set_to = "rocm-smi --setpoweroverdrive" if question.pools[0].cluster.gpu.vendor == "amd" else "nvidia-smi -pl"
     return bullet(
-        f"nvidia-smi -pl {best.limit_w:.0f} saves {boards:.0%} of the boards' energy per token ({nodes:.0%} with the"
-        f" node) and slows steps to {best.speed_frac:.0%}; load and targets hold."
+        f"{set_to} {best.limit_w:.0f} saves {boards:.0%} of the boards' energy per token ({nodes:.0%} with the"
+        f" node) and slows steps to {format_frac(best.speed_frac)}; load and targets hold."
     )
 
 

@@ -252,7 +252,9 @@ def _rack(
     cluster = question.pools[0].cluster
     per_node, gpu = cluster.gpus_per_node, cluster.gpu
     nodes = rack_nodes(terms.rack_w, gpu, power, gpus_per_node=per_node)
-    copies = nodes * per_node // deployment.n_gpus
+    # a deployment that fits in a node does not span two of them
+    n = deployment.n_gpus
+    copies = nodes * (per_node // n) if n <= per_node else nodes * per_node // n
     at_best = None
     if best_limit_w is not None and best_limit_w < gpu.board_power_w:
         limited = gpu.model_copy(update={"board_power_w": best_limit_w})
@@ -273,7 +275,7 @@ def _notes(question: Question, rows: tuple[LimitRow, ...], run: Run | None, term
     notes = []
     gpu = question.pools[0].cluster.gpu
     if question.pools[0].usd_per_gpu_h is None and terms.capex_usd_per_gpu is None:
-        notes.append(Note(level="warning", text=f"no price of {gpu.name} is known: give --price or --capex-per-gpu"))
+        notes.append(Note(level="warning", text="no bill without a price: give --price or --capex-per-gpu"))
     if terms.capex_usd_per_gpu is not None and question.request.electricity_usd_per_kwh == 0:
         text = "own hardware without its electricity: give --electricity-price USD per kWh (and --pue)"
         notes.append(Note(level="warning", text=text))
@@ -284,6 +286,9 @@ def _notes(question: Question, rows: tuple[LimitRow, ...], run: Run | None, term
         share = clock_bound_frac(run.replica.stages, run.simulation)
         text = f"power limits: {share:.0%} of the step time follows the clock, the rest waits for memory or host"
         notes.append(Note(text=text))
+    if rows and gpu.family != "hopper":
+        text = f"power limits: how {gpu.family} trades clock for power was not measured, Hopper's exponent is taken"
+        notes.append(Note(level="warning", text=text))
     far = [r.limit_w for r in rows if r.clock_frac < TRUSTED_CLOCK_FRAC]
     if far:
         text = (

@@ -161,6 +161,10 @@ def test_a_rack_reserves_the_rating_of_a_node(cli: Cli) -> None:
     assert code == 0
     assert rack["node_reserve_w"] == pytest.approx(10_200)  # rating of an 8 x H100 node (Latif et al. 2025)
     assert (rack["n_nodes"], rack["n_deployments"]) == (3, 6)
+    code, out, _ = cli(
+        "power", "--model", "8b", "--gpus", "8xH100", "--tp", "1", "--dp", "6", "--rack-kw", "40", "--json"
+    )
+    assert json.loads(out)["rack"]["n_deployments"] == 3, "24 GPUs, but a deployment of 6 stays in one node of 8"
 
 
 def test_deepspeed_has_a_sum_but_no_parts(cli: Cli) -> None:
