@@ -17,7 +17,7 @@ from advisor.fit.records import read_records
 from advisor.fit.validate import METRICS, Row, by_regime, summary, validate
 from advisor.schema import RunRecord
 from advisor.ui import charts, parts, state
-from advisor.ui.text import plain
+from advisor.ui.text import plain, sentence
 from advisor.units import MIB
 
 Errors = Mapping[str, Mapping[str, float]]
@@ -28,7 +28,7 @@ TITLES = {
     "ttft_s.p50": "TTFT P50",
     "ttft_s.p99": "TTFT P99",
     "tpot_s.p50": "TPOT P50",
-    "requests_per_s": "Requests completed",
+    "requests_per_s": "Requests/s",
     "board_power_w.mean": "Board power",
     "kv_blocks": "KV blocks",
 }
@@ -75,12 +75,27 @@ def validate_upload(name: str, content: bytes) -> list[Row]:
 def grid(overall: Errors, regimes: Mapping[str, Mapping[str, Errors]], key: str, usual: str) -> str:
     """Show the median error of each metric by regime; return the regime that the user chose."""
     wanted = state.choice(f"{key}_by", "Group by", tuple(regimes), default=usual)
-    groups: dict[str, Errors] = {"all of them": overall, **regimes[wanted]}
-    metrics = [m for m in METRICS if m in overall]
-    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
-    figure = charts.heat_map(list(groups), [TITLES[m] for m in metrics], errors)
-    parts.chart(figure, f"{key}-grid", f"Median relative error by {wanted} and metric")
+    heat_map(
+        {"all of them": overall, **regimes[wanted]}, f"{key}-grid", f"Median relative error by {wanted} and metric"
+    )
     return wanted
+
+
+def heat_map(groups: Mapping[str, Errors], key: str, alt: str) -> None:
+    """Show the median error of groups, one row each, by metric."""
+    metrics = [m for m in METRICS if any(m in errors for errors in groups.values())]
+    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
+    parts.chart(charts.heat_map(list(groups), [TITLES[m] for m in metrics], errors), key, alt)
+
+
+def beside(found: Mapping[str, Any]) -> None:
+    """Show, next to an answer, the errors on measured runs of its regimes that the fit had not seen."""
+    if not found.get("regimes"):
+        return
+    st.subheader("How far off such answers were")
+    groups = {"all measured runs": found["overall"], **found["regimes"]}
+    heat_map(groups, "beside", "Median relative error on measured runs like this plan")
+    st.caption("Median error on measured runs that the fit had not seen, by what they share with the best plan.")
 
 
 def show_rows(rows: list[Row], key: str) -> None:
@@ -115,7 +130,7 @@ def held_out() -> None:
     if not report:
         return
     st.subheader("Errors on runs that the fit had not seen")
-    st.caption(plain(f"{report['held_out']}. All our measured vLLM cells; relative errors."))
+    st.caption(sentence(f"{report['held_out']}. All our measured vLLM cells; relative errors."))
     coverage = report.get("coverage_of_90_percent_intervals", {})
     headline(report["overall"], coverage)
     grid(report["overall"], {"engine start": report["by_run"], **report["by_regime"]}, "held", "engine start")
@@ -156,11 +171,11 @@ def headline(overall: Errors, coverage: Mapping[str, float] | None = None) -> No
         for column, metric in zip(st.columns(3), metrics[begin : begin + 3], strict=False):
             e = overall[metric]
             held = (coverage or {}).get(metric)
-            tail = f"{e['n']:.0f} cells" if held is None else f"interval held {held:.0%}"
+            tail = f"bias {e['bias']:+.1%}, {e['n']:.0f} cells" if held is None else f"interval held {held:.0%}"
             column.metric(
                 f"{TITLES[metric]}, median error",
                 f"{e['median']:.1%}",
-                f"P90 {e['p90']:.1%}, bias {e['bias']:+.1%}, {tail}",
+                f"P90 {e['p90']:.1%}, {tail}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,

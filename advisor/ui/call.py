@@ -216,12 +216,12 @@ def predict(request: Request, chosen: dict[str, Any]) -> Plan:
     return _predict(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
 
 
-def load_curve(request: Request, chosen: dict[str, Any]) -> list[tuple[float, Plan]]:
-    """Return predictions at shares of the largest rate that the deployment completes, with these rates."""
+def load_curve(request: Request, chosen: dict[str, Any]) -> tuple[float, list[tuple[float, Plan]]]:
+    """Return the largest rate that the deployment completes, and predictions at shares of it with their rates."""
     open_loop = request.model_copy(update={"concurrency": None, "rate": 1.0})
     most = predict(open_loop, chosen).prediction["saturation_requests_per_s"]
     rates = [most * share for share in LOAD_SHARES]
-    return [(rate, predict(open_loop.model_copy(update={"rate": rate}), chosen)) for rate in rates]
+    return most, [(rate, predict(open_loop.model_copy(update={"rate": rate}), chosen)) for rate in rates]
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,7 @@ def curves(points: Sequence[tuple[float, Mapping[str, Interval]]], names: Sequen
         figure.add_scatter(
             x=xs + xs[::-1],
             y=[v.high for _, v in found] + [v.low for _, v in reversed(found)],
+            mode="lines",
             fill="toself",
             fillcolor=colour,
             opacity=0.16,
@@ -319,6 +320,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], errors: Sequence[Seque
             ygap=2,
         )
     )
+    figure.update_xaxes(tickfont={"size": 11})
     figure.update_yaxes(autorange="reversed")
     return _laid_out(figure, height=120 + 34 * len(rows))
 

@@ -162,7 +162,8 @@ def show(name: str, value: float) -> str:
 
 def show_short(name: str, value: float) -> str:
     """Return a value as text without the thing that a rate counts, for places where its label says it."""
-    return show(name, value).replace(" tokens", " ").replace(" requests", " ").rstrip()
+    text = show(name, value)
+    return text.replace(" tokens/", " /").replace(" requests/", " /")
 
 
 def show_range(name: str, interval: Interval) -> str:

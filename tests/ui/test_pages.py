@@ -250,10 +250,10 @@ def test_explore_shows_what_predict_says(open_page: Open) -> None:
     from advisor.recommend.one import deployment_of, predict_one
     from advisor.ui.text import show
 
-    test = open_page("explore", model="8b", gpus="1xH100", load="rate", rate="4")
+    test = open_page("explore", model="8b", gpus="1xH100", load="rate", rate="4", at_tp="1")
     assert not test.exception
     question = ask(Request(model="8b", gpus="1xH100", rate=4.0, max_plans=40), load_catalog())
-    plan = predict_one(question, deployment_of(question, {}))
+    plan = predict_one(question, deployment_of(question, {"tp": 1}))
     assert metrics(test)["TPOT P99"] == show("tpot_p99_s", plan.prediction["tpot_p99_s"])
 
 

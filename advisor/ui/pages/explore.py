@@ -30,11 +30,13 @@ def render() -> None:
     st.title("One deployment under load")
     request = inputs.scenario()
     chosen = _deployment()
+    if not {"tp", "pp", "dp"} & set(chosen):
+        chosen = _recommended(request) | chosen
     plan = call.predict(request, chosen)
     st.markdown(f"**{plain(charts.plan_name(plan))}**")
     parts.headline(plan.prediction.quantities, HEADLINE)
     parts.notes((*plan.notes, *plan.prediction.notes))
-    points = _load(request, chosen, plan)
+    points = _load(request, chosen)
     _timeline(request, chosen, plan)
     st.subheader("Every number taken apart")
     parts.taken_apart(plan)
@@ -58,7 +60,9 @@ def _deployment() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for column, key in zip(st.columns(3), ("tp", "pp", "dp"), strict=True):
             with column:
-                picked = state.choice(f"at_{key}", key.upper(), degrees, default=AUTO, help=HELP[key])
+                picked = state.choice(
+                    f"at_{key}", key.upper(), degrees, default=AUTO, help=f"{HELP[key]} All auto = as recommended."
+                )
             if picked != AUTO:
                 found[key] = int(picked)
         formats = (AUTO, *inputs.WEIGHTS)
@@ -77,6 +81,12 @@ def _deployment() -> dict[str, Any]:
     return found
 
 
+def _recommended(request: Request) -> dict[str, Any]:
+    """Return the parallel degrees of the best vLLM plan, nothing where there is none: then the engine's apply."""
+    best = call.recommend(request).best_by_backend.get("vllm")
+    return {key: getattr(best.deployment, key) for key in ("tp", "pp", "dp")} if best else {}
+
+
 def _flat(plan: Plan) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, q in plan.prediction.quantities.items():
@@ -84,9 +94,9 @@ def _flat(plan: Plan) -> dict[str, float]:
     return found
 
 
-def _load(request: Request, chosen: dict[str, Any], plan: Plan) -> list[tuple[float, Plan]]:
+def _load(request: Request, chosen: dict[str, Any]) -> list[tuple[float, Plan]]:
     st.subheader("Latency against load")
-    points = call.load_curve(request, chosen)
+    most, points = call.load_curve(request, chosen)
     values = [(rate, p.prediction.quantities) for rate, p in points]
     for names in (("ttft_p99_s", "ttft_p50_s"), ("tpot_p99_s", "tpot_p50_s")):
         metric = names[0].split("_", 1)[0].upper()
@@ -95,12 +105,10 @@ def _load(request: Request, chosen: dict[str, Any], plan: Plan) -> list[tuple[fl
             names[0],
             f"{metric} against the load",
         )
-    edge = plan.prediction.quantities.get("saturation_requests_per_s")
-    if edge:
-        st.caption(
-            "Each mark is a simulation with Poisson arrivals; bands are 90 % intervals. The right end is 97 % of what"
-            f" this deployment completes at most, {show('saturation_requests_per_s', edge.value)}."
-        )
+    st.caption(
+        "Each mark is a simulation with Poisson arrivals; bands are 90 % intervals. The right end is 97 % of what this"
+        f" deployment completes at most, {show('saturation_requests_per_s', most)}."
+    )
     return points
 
 

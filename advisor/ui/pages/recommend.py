@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor.schema import Plan, Recommendation, Rejected, Request
-from advisor.ui import call, charts, inputs, parts, state
+from advisor.ui import accuracy, call, charts, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import recommend_words, shell
 from advisor.ui.text import BACKENDS, label, plain, show
@@ -101,6 +101,7 @@ def _ranked(answer: Recommendation) -> None:
     parts.table(rows, formats, "ranked")
     parts.sentences("Why this plan", answer.why)
     parts.sentences("What would change the answer", answer.flips)
+    accuracy.beside(answer.accuracy)
     ranks = [str(p.rank) for p in answer.plans]
     st.subheader("A plan taken apart")
     chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0])
