@@ -1,8 +1,8 @@
 """advisor: how to serve or train a large language model on the GPUs you have.
 
-The whole API: `Request` and `recommend` answer a question; `predict` and `replay` look at one deployment; `validate`
-compares predictions with run records; `load_catalog` gives models, GPUs, prices and coefficients. Everything is
-imported when it is first used, so that `import advisor` costs nothing.
+The whole API: `Request` and `recommend` answer a question; `predict` and `replay` look at one deployment, `power`
+at its watts and bills; `validate` compares predictions with run records; `load_catalog` gives models, GPUs, prices and
+coefficients. Everything is imported when it is first used, so that `import advisor` costs nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from advisor.predict.serving import replay
     from advisor.predict.simulate import simulate
     from advisor.recommend import recommend
+    from advisor.recommend.power import power
     from advisor.schema import Request
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOME = {
     "Request": ("advisor.schema", "Request"),
     "load_catalog": ("advisor.catalog", "load_catalog"),
     "max_rate": ("advisor.predict.capacity", "max_rate"),
+    "power": ("advisor.recommend.power", "power"),
     "predict": ("advisor.predict.serving", "predict_vllm"),
     "recommend": ("advisor.recommend", "recommend"),
     "replay": ("advisor.predict.serving", "replay"),
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "load_catalog",
     "max_rate",
+    "power",
     "predict",
     "recommend",
     "replay",

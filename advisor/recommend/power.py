@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
 from advisor.laws.power import node_power_w
 from advisor.predict.bill import HostedPrice, Ownership, Tariff, energy, money, rack_nodes
@@ -16,10 +19,10 @@ from advisor.predict.simulate import STATISTICS
 from advisor.predict.spend import prefill_energy_frac
 from advisor.predict.steady import sweep
 from advisor.predict.traffic import mean_lengths
-from advisor.recommend.ask import Question
-from advisor.recommend.one import check_vllm, predict_one
+from advisor.recommend.ask import Question, ask
+from advisor.recommend.one import check_vllm, deployment_of, predict_one
 from advisor.recommend.plan import load_share
-from advisor.schema import Breakdown, CoefficientSet, Deployment, Interval, Note, Plan
+from advisor.schema import Breakdown, CoefficientSet, Deployment, Interval, Note, Plan, Request
 from advisor.schema.power import LimitRow, PowerReport, RackFit
 
 N_LIMITS = 13
@@ -107,6 +110,17 @@ def power_report(question: Question, deployment: Deployment, terms: Terms | None
         notes=_notes(question, rows, run, terms),
     )
     return report.model_copy(update={"rack": _rack(question, deployment, plan, power, terms, best[2])})
+
+
+def power(
+    request: Request,
+    chosen: Mapping[str, Any] | None = None,
+    terms: Terms | None = None,
+    catalog: Catalog | None = None,
+) -> PowerReport:
+    """Return the report of one deployment of a request; `chosen` are fields of a Deployment, the engine's otherwise."""
+    question = ask(request, catalog if catalog is not None else load_catalog())
+    return power_report(question, deployment_of(question, chosen or {}), terms)
 
 
 def _run(question: Question, deployment: Deployment) -> Run:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import advisor
 from advisor.catalog import load_catalog
 from advisor.cli import run
 from advisor.predict.limits import clock_bound_frac
@@ -198,6 +199,15 @@ def test_a_mistake_is_one_sentence(cli: Cli, words: tuple[str, ...], part: str) 
     code, out, err = cli(*SMALL, *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert part in err
+
+
+def test_the_library_gives_what_the_command_prints(cli: Cli) -> None:
+    load = {"prompt_tokens": 1000, "output_tokens": 100, "rate": 4}
+    asked = Request.model_validate({"model": "llama-3.1-8b", "gpus": "1xh100-sxm-80gb"} | load)
+    found = advisor.power(asked, {"max_num_seqs": 64})
+    printed = report(cli, *FIXED, "--max-num-seqs", "64")
+    assert printed["energy"] == {name: q.model_dump() for name, q in found.energy.items()}
+    assert printed["best_slo_limit_w"] == found.best_slo_limit_w
 
 
 def question() -> Question:
