@@ -1,6 +1,6 @@
 """How a study scales: cells/s with 1 and 2 workers, as batches of one run and as shards of a job array.
 
-    python -m benchmarks.study_scaling [N_CELLS]
+    python -m benchmarks.study_scaling [N_CELLS] [ROUNDS]
 
 Beside each ratio stands what the machine itself gives two processes that only count: on a machine that others use,
 that is below 2, and no program can scale better.
@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-ROUNDS = 3
 STUDY = """
 mode = "simulate"
 models = ["llama-3.1-8b"]
@@ -59,13 +58,14 @@ def core_cells_per_s(path: Path, n_cells: int, n_workers: int) -> float:
 
 
 def main() -> None:
-    n_cells = max(4, int(sys.argv[1]) if len(sys.argv) > 1 else 400) // 4 * 4
+    n_cells = max(4, int(sys.argv[1]) if len(sys.argv) > 1 else 800) // 4 * 4
+    n_rounds = max(1, int(sys.argv[2]) if len(sys.argv) > 2 else 3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scaling.toml"
         path.write_text(STUDY.format(n_seeds=n_cells // 4))
         spin = [sys.executable, "-c", SPIN]
         machine, one, two, shards = [], [], [], []
-        for _ in range(ROUNDS):
+        for _ in range(n_rounds):
             # interleaved, so that a slow minute of the machine hits all of them
             machine.append(2 * together_s([spin]) / together_s([spin, spin]))
             one.append(n_cells / together_s([study(path, "1.jsonl", "--workers", "1")]))
@@ -74,7 +74,7 @@ def main() -> None:
             shards.append(n_cells / together_s(parts))
         per_core_s, per_core_s_of_two = (core_cells_per_s(path, n_cells, n) for n in (1, 2))
     load = f", load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
-    print(f"{n_cells} simulations of chat traffic, median of {ROUNDS} rounds, start of the processes included{load}")
+    print(f"{n_cells} simulations of chat traffic, median of {n_rounds} rounds, start of the processes included{load}")
     print(f"1 worker            {median(one):7.2f} cells/s")
     for name, rates in (("2 workers", two), ("2 shards, 1 worker", shards)):
         ratio = median(b / a for a, b in zip(one, rates, strict=True))
