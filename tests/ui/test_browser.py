@@ -131,8 +131,9 @@ def test_a_moved_slider_is_in_the_url_and_the_link_opens_the_same_view(visit: Ca
     for _ in range(6):
         page.keyboard.press("ArrowRight")
     page.wait_for_url(re.compile("tpot_p99="))
+    lines.first.wait_for(state="attached", timeout=WAIT_MS)  # the target is drawn as a line
     settle(page)
-    assert lines.count() == 1, "the target is drawn as a line"
+    assert lines.count() == 1
     again = visit(page.url.split(page.url.split("/")[2], 1)[1])
     for name in ("Cost of 1M output tokens", "TPOT P99"):
         assert metric(again, name) == metric(page, name)
