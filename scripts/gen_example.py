@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gen_accuracy import with_block
 
-from advisor.cli import main as advisor
+from advisor.cli import run as advisor
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGS = ["recommend", "--model", "70b", "--gpus", "8xA100"]

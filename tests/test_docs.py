@@ -96,3 +96,9 @@ def test_the_changelog_knows_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert version == advisor.__version__
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_s_example_shows_today_s_winner() -> None:
+    best = advisor.recommend(advisor.Request(model="70b", gpus="8xA100")).best
+    assert best is not None
+    assert f"  {best.command}\n" in README, "run scripts/gen_example.py"
