@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -67,6 +70,24 @@ def _batches(cells: Iterator[Cell], progress: Progress, n_workers: int) -> Itera
         yield batch
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until a batch is on the disk and counted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
 def _light(study: Study) -> Study:
     """Return the study without its lists, which a worker does not need: a batch names its own cells."""
     return study.model_copy(update={"models": ("-",), "gpus": ("-",), "workloads": (), "slos": (), "seeds": ()})
@@ -120,8 +141,9 @@ def run_study(
             )
             try:
                 for rows, seconds in found:
-                    store.append(rows)
-                    progress.add(rows, seconds)
+                    with _undisturbed():
+                        store.append(rows)
+                        progress.add(rows, seconds)
                     if report:
                         report(progress)
             except KeyboardInterrupt:

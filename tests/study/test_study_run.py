@@ -25,6 +25,7 @@ from advisor.study import read_study, run_study
 from advisor.study.cell import Cells
 from advisor.study.grid import Grid, Shard
 from advisor.study.run import MAX_BATCH, Progress
+from advisor.study.store import Store
 
 Rows = list[dict[str, Any]]
 
@@ -221,6 +222,23 @@ def test_a_stop_says_how_to_go_on(
     assert "Traceback" not in errors
     assert str(out) in text
     assert all(json.loads(line)["status"] == "ok" for line in out.read_text().splitlines())
+
+
+def test_a_stop_in_the_middle_of_a_write_counts_what_is_written(
+    small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Store.append
+
+    def append_and_stop(store: Store, rows: Rows) -> None:
+        append(store, rows)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Store, "append", append_and_stop)
+    handler = signal.getsignal(signal.SIGINT)
+    summary = run_study(small, tmp_path / "r.jsonl", n_workers=1)
+    assert summary.n_done == len(rows_of(tmp_path / "r.jsonl")) == 1
+    assert not summary.is_complete
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_dead_worker_is_one_sentence(study_file: Callable[..., Path], tmp_path: Path) -> None:
