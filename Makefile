@@ -84,8 +84,10 @@ bench: $(DEV) ## print how long the main calls take, as ratios and times; assert
 	@$(BIN)/python -m benchmarks
 
 .PHONY: docs
-docs: $(DEV) ## regenerate docs/cli.md from the command line's own help
+docs: $(DEV) ## regenerate what follows from the code and the fit: docs/cli.md, docs/accuracy.md, the README's example
 	@$(BIN)/python scripts/gen_cli_docs.py
+	@$(BIN)/python scripts/gen_accuracy.py
+	@$(BIN)/python scripts/gen_example.py
 
 $(ENGINES_VENV)/pyvenv.cfg:
 	$(call make_venv,$(ENGINES_VENV))

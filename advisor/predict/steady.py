@@ -21,8 +21,8 @@ from advisor.predict.transfer import transferred
 from advisor.schema import ClosedLoad, CoefficientSet, Deployment, EngineFacts, Gpu, Model, Workload
 
 Floats = NDArray[np.float64]
-N_ITERATIONS = 16
-"""Bisections of the logarithm of the running sequences over six decades: 2e-4 of the value."""
+N_ITERATIONS = 20
+"""Bisections of the logarithm of the running sequences over six decades: 1e-5 of the value."""
 
 TAIL = 4.6
 """ln 100: the 99th percentile of an exponential wait over its mean."""

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,14 @@ def address() -> Iterator[str]:
     process.wait(10)
 
 
+# locust is never imported here: it patches sockets and locks of the whole process, which later imports then wait for
+needs_locust = pytest.mark.skipif(find_spec("locust") is None, reason="locust is not installed (extra 'verify')")
+
+
+@needs_locust
 def test_predicted_stands_beside_measured_and_a_record_is_kept(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("locust")
     records = tmp_path / "records.jsonl"
     assert run(["verify", address, *PLAN, "--record", str(records)]) == 0
     out = capsys.readouterr().out
@@ -40,7 +45,7 @@ def test_predicted_stands_beside_measured_and_a_record_is_kept(
     assert kept[0]["hf_config"]["num_hidden_layers"] == 32, "a record carries its model, so that it can be fitted"
 
 
+@needs_locust
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("locust")
     assert run(["verify", "http://127.0.0.1:9", *PLAN]) == 2
     assert "nobody listens" in capsys.readouterr().err
