@@ -70,7 +70,8 @@ def test_bounds_of_an_open_load(rate: float) -> None:
     # Little's law on one replica: what runs is what arrives times how long it decodes
     calm = found["is_saturated"] == 0
     held = found["requests_per_s"] * 128 * found["tpot_p50_s"]
-    np.testing.assert_allclose(found["n_running"][calm], held[calm], rtol=1e-3)
+    # step time jumps by tiles of 64 rows, so a load can fall between two numbers of running sequences
+    np.testing.assert_allclose(found["n_running"][calm], held[calm], rtol=5e-3)
 
 
 @given(st.floats(0.1, 20), st.floats(1.01, 2))
