@@ -154,6 +154,8 @@ def cell_of(record: RunRecord, catalog: Catalog, host: str = "", n_draws: int = 
     limit = record.power_limit_w_per_gpu
     if limit and limit > gpu.idle_power_w:
         gpu = gpu.model_copy(update={"board_power_w": limit})
+    if record.interconnect == "pcie" and gpu.link != "pcie":
+        gpu = gpu.model_copy(update={"link": "pcie", "link_bytes_per_s": gpu.host_link_bytes_per_s})
     model = parse_config(record.hf_config, name=record.model, where=where).model
     facts = EngineFacts.from_table(catalog.engine("vllm"), record.engine_version)
     try:
