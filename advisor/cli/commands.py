@@ -207,6 +207,13 @@ def _mixed(p: argparse.ArgumentParser) -> None:
     add_output(p)
 
 
+def _check(p: argparse.ArgumentParser) -> None:
+    p.add_argument("file", metavar="FILE", help="a ds_config, such as ds_config.json")
+    p.add_argument("--ranks", type=count, metavar="N", help="GPUs of the run: also checks the batch sizes")
+    p.add_argument("--tp", type=count, default=1, metavar="N", help="tensor-parallel degree (default 1)")
+    p.add_argument("--json", action="store_true", help="print one JSON object with a schema_version")
+
+
 COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "recommend": ("Rank every legal way to run a model on the GPUs.", _recommend, handler("serve", "recommend")),
     "predict": ("Predict one deployment.", _predict, handler("serve", "predict")),
@@ -224,6 +231,7 @@ COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "show": ("Show a model, a GPU, a workload or the fitted coefficients.", _show, handler("data", "show")),
     "validate": ("Predict run records and print the errors.", _validate, handler("records", "validate")),
     "fit": ("Fit the coefficients to run records.", _fit, handler("records", "fit")),
+    "check": ("Find what DeepSpeed would refuse or ignore in a ds_config.", _check, handler("work", "check")),
     "audit": ("Judge published claims against physics, measurements and rules.", _audit, handler("work", "audit")),
 }
 

@@ -1,8 +1,9 @@
-"""Commands beside serving: audit of claims."""
+"""Commands that read a document: audit of claims, check of a ds_config."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import tomllib
 from pathlib import Path
 
@@ -16,18 +17,44 @@ from advisor.schema import SCHEMA_VERSION, first_error
 MAX_CLAIMS_BYTES = 4 * 2**20
 
 
+def _text_of(name: str) -> str:
+    path = Path(name)
+    if not path.is_file():
+        raise BadData(printable(path, 200), "no such file")
+    if path.stat().st_size > MAX_CLAIMS_BYTES:
+        raise BadData(printable(path, 200), f"is larger than {MAX_CLAIMS_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def check(args: argparse.Namespace) -> int:
+    """Print what DeepSpeed would refuse or silently ignore in a ds_config; 1 when there is any."""
+    from advisor.predict.deepspeed_config import check_ds_config
+
+    where = printable(args.file, 200)
+    try:
+        config = json.loads(_text_of(args.file))
+    except (ValueError, RecursionError):
+        raise BadData(where, "is not JSON") from None
+    if not isinstance(config, dict):
+        raise BadData(where, "must hold one JSON object, as DeepSpeed reads it")
+    faults = check_ds_config(config, world_size=args.ranks, tp=args.tp)
+    if args.json:
+        rows = [{"key": f.key, "effect": f.effect, "why": f.why, "fix": f.fix} for f in faults]
+        print_json({"schema_version": SCHEMA_VERSION, "faults": rows})
+    else:
+        out("\n".join("\n".join(bullet(str(f) + ".")) for f in faults) or "DeepSpeed 0.19.8 takes every line of it.")
+    return 1 if faults else 0
+
+
 def audit(args: argparse.Namespace) -> int:
     """Print a verdict on every claim of a file."""
     from advisor.recommend.audit import audit as audit_of
     from advisor.schema.claims import ClaimsFile
 
     path = Path(args.file)
-    if not path.is_file():
-        raise BadData(printable(path, 200), "no such file")
-    if path.is_file() and path.stat().st_size > MAX_CLAIMS_BYTES:
-        raise BadData(printable(path, 200), f"is larger than {MAX_CLAIMS_BYTES:,} bytes")
+    text = _text_of(args.file)
     try:
-        claims = ClaimsFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        claims = ClaimsFile.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise BadData(printable(path, 200), f"is not TOML: {error}") from None
     except ValidationError as error:
