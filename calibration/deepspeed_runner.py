@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 
 from calibration import models
 from calibration.cuda_build import build_env, drop_stale_locks
-from calibration.errors import CalibrationError, EngineMissing, JobError, OutFileBusy
+from calibration.errors import EngineDied, EngineMissing, JobError, OutFileBusy
 from calibration.gpus import Gpus, PowerMeter
-from calibration.jobs import Job
+from calibration.jobs import Job, full_run_id
 from calibration.output import Output, cell_name, die_with_parent, prepare_env
 from calibration.records import cells_done
 
@@ -254,11 +253,10 @@ class Run:
         if engine == "transformers":
             version = made.get("transformers_version", version)
         family = {"micro": "torch", "transformers": "transformers"}.get(engine, "deepspeed")
-        run_id = job.run_id if "__" in job.run_id else f"{family}-{version}__{fields['gpu']}__{job.run_id}"
         keep = ("gpu", "interconnect", "idle_power_w", "power_limit_w_per_gpu")
         record = {
             "schema": 1,
-            "run_id": run_id,
+            "run_id": full_run_id(job, family, version, fields["gpu"]),
             "engine": engine,
             "engine_version": version,
             "gpu": fields["gpu"],
@@ -331,9 +329,9 @@ def run_job(
     except OutFileBusy as err:
         print(f"error: {err}", flush=True)
         return err.status
-    status = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the ranks are ended
-    try:
+
+    def work() -> int:
         run = Run(job, output, known or [], deadline)
         if not run.left:
             output.say(f"{job.run_id}: all {len(run.named)} cells are already in '{out}'")
@@ -345,19 +343,6 @@ def run_job(
         bad = run.run(host)
         if host.meter:
             host.meter.stop()
-        status = 3 if bad == len(run.left) else 0
-    except KeyboardInterrupt:
-        output.say(f"{job.run_id}: stopped; the records so far are in '{out}'")
-        status = 130
-    except CalibrationError as err:
-        output.error(job.run_id, str(err), kind=type(err).__name__)
-        output.say(f"error: {err}")
-        status = err.status
-    except Exception as err:
-        traceback.print_exc()  # into the log
-        output.error(job.run_id, f"{type(err).__name__}: {err}", kind="crash")
-        output.say(f"error: {job.run_id}: {type(err).__name__}: {err}")
-        status = 3
-    finally:
-        output.close()
-    return status
+        return EngineDied.status if bad == len(run.left) else 0
+
+    return output.attempt(job.run_id, work)

@@ -37,3 +37,10 @@ class OutFileBusy(CalibrationError):
     """Another run holds the file or the folder."""
 
     status = 6
+
+
+def first_error(err: BaseException) -> str:
+    """Return the first leaf of an exception group as one line."""
+    while isinstance(err, BaseExceptionGroup):
+        err = err.exceptions[0]
+    return f"{type(err).__name__}: {err}"

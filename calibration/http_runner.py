@@ -16,12 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from calibration import models
-from calibration.errors import CalibrationError, EngineMissing, JobError, OutFileBusy
+from calibration.errors import EngineMissing, JobError, OutFileBusy
 from calibration.gpus import Gpus, PowerMeter
-from calibration.jobs import Job
+from calibration.jobs import Job, start_fields
 from calibration.load import Send
 from calibration.output import Output
-from calibration.session import Run, first_error
+from calibration.session import Run
 
 CONNECT_LIMIT_S = 15.0
 MAX_LINE_BYTES = 4_000_000
@@ -154,9 +154,6 @@ async def describe(server: Server) -> dict[str, Any]:
 
 def common_fields(job: Job, server: Server, said: dict[str, Any], host: dict[str, Any]) -> dict[str, Any]:
     """Return what every record of this server shares; what neither the server nor the job says is left out."""
-    from calibration.vllm_runner import kv_dtype, weight_dtype
-
-    name, config = models.resolve(job.model)
     version, cache = str(said.get("version") or job.options.get("engine_version") or "unknown"), said.get("cache") or {}
     engine = str(job.options.get("engine", "vllm"))
     startup: dict[str, Any] = {}
@@ -165,34 +162,18 @@ def common_fields(job: Job, server: Server, said: dict[str, Any], host: dict[str
             startup[field] = int(cache[key])
     if len(startup) == 2:
         startup["kv_cache_tokens"] = startup["n_kv_blocks"] * startup["kv_block_tokens"]
-    run_id = job.run_id if "__" in job.run_id else f"{engine}-{version}__{host['gpu']}__{job.run_id}"
     found = {
-        "schema": 1,
-        "run_id": run_id,
-        "engine": engine,
-        "engine_version": version,
+        **start_fields(job, engine, version, host["gpu"]),
         "client": "http",
-        "gpu": host["gpu"],
-        "n_gpus": job.gpus_needed,
         "interconnect": host.get("interconnect", "unknown"),
         "idle_power_w": host.get("idle_power_w"),
         "power_limit_w_per_gpu": host.get("power_limit_w_per_gpu"),
-        "model": name,
-        "hf_config": config,
-        "random_weights": job.load_format == "dummy",
-        "tp": job.tp,
-        "pp": job.pp,
-        "dp": job.dp,
-        "weight_dtype": weight_dtype(job, config),
-        "kv_dtype": kv_dtype(job),
         "max_model_len": said.get("max_model_len") or job.max_model_len,
         "max_num_batched_tokens": job.max_num_batched_tokens,
         "max_num_seqs": job.max_num_seqs,
-        "gpu_memory_utilization": job.gpu_memory_utilization,
         "prefix_caching": {"True": True, "False": False}.get(
             cache.get("enable_prefix_caching", ""), job.prefix_caching
         ),
-        "enforce_eager": job.enforce_eager,
         "startup": startup or None,
         "host": {k: v for k, v in host.items() if k not in ("gpu", "interconnect")},
         "command": {"endpoint": server.url, "served": said.get("served")},
@@ -238,8 +219,8 @@ def run_job(
     except (OutFileBusy, JobError) as err:
         print(f"error: {err}", flush=True)
         return err.status
-    meter, status = None, 0
-    try:
+
+    def work() -> int:
         run = Run(job, output, known or [], None)
         if not run.left:
             output.say(f"{job.run_id}: all {len(run.cells)} cells are already in '{out}'")
@@ -249,27 +230,17 @@ def run_job(
         if limit and limit < max(c.longest_tokens for c in run.cells):
             raise JobError(f"the server's max_model_len is {limit}, a cell needs more")
         host, meter = _host(job)
-        common = common_fields(job, server, said, host)
-        output.say(
-            f"{common['run_id']}: {server.url} serves '{said['served']}', engine version {common['engine_version']}"
-        )
-        vocab = models.resolve(job.model)[1]["vocab_size"]
-        began = time.monotonic()
-        asyncio.run(run.run(make_send(server, str(said["served"])), server, common, vocab, meter))
-        output.say(f"{common['run_id']}: done in {time.monotonic() - began:.0f} s")
-    except KeyboardInterrupt:
-        output.say(f"{job.run_id}: stopped; the records so far are in '{out}'")
-        status = 130
-    except CalibrationError as err:
-        output.error(job.run_id, str(err), kind=type(err).__name__)
-        output.say(f"error: {err}")
-        status = err.status
-    except Exception as err:
-        output.error(job.run_id, first_error(err), kind="crash")
-        output.say(f"error: {job.run_id}: {first_error(err)}")
-        status = 3
-    finally:
-        if meter:
-            meter.stop()
-        output.close()
-    return status
+        try:
+            common = common_fields(job, server, said, host)
+            version = common["engine_version"]
+            output.say(f"{common['run_id']}: {server.url} serves '{said['served']}', engine version {version}")
+            vocab = models.resolve(job.model)[1]["vocab_size"]
+            began = time.monotonic()
+            asyncio.run(run.run(make_send(server, str(said["served"])), server, common, vocab, meter))
+            output.say(f"{common['run_id']}: done in {time.monotonic() - began:.0f} s")
+        finally:
+            if meter:
+                meter.stop()
+        return 0
+
+    return output.attempt(job.run_id, work)

@@ -126,3 +126,47 @@ def read_jobs(path: str) -> list[Job]:
     if twice := [n for n in names if names.count(n) > 1]:
         raise JobError(f"two jobs have the run_id '{twice[0]}'")
     return jobs
+
+
+def weight_dtype(job: Job, config: dict[str, Any]) -> str:
+    """Return the record's `weight_dtype`."""
+    stored = config.get("quantization_config") or {}
+    method = str(stored.get("quant_method") or job.quantization or "")
+    if method in ("awq", "gptq", "awq_marlin", "gptq_marlin"):
+        return f"{method.split('_')[0]}-int{stored.get('bits', 4)}"
+    return method or {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(job.dtype, job.dtype)
+
+
+def kv_dtype(job: Job) -> str:
+    """Return the record's `kv_dtype`."""
+    if job.kv_cache_dtype.startswith("fp8"):
+        return "fp8"
+    return {"bfloat16": "bf16", "float16": "fp16"}.get(job.dtype, job.dtype)
+
+
+def full_run_id(job: Job, engine: str, version: str, gpu: str) -> str:
+    """Return the record's `run_id`: the job's own when it is complete, else with engine, version and GPU before it."""
+    return job.run_id if "__" in job.run_id else f"{engine}-{version}__{gpu}__{job.run_id}"
+
+
+def start_fields(job: Job, engine: str, version: str, gpu: str) -> dict[str, Any]:
+    """Return what every record of a vLLM-like start takes from its job."""
+    name, config = models.resolve(job.model)
+    return {
+        "schema": 1,
+        "run_id": full_run_id(job, engine, version, gpu),
+        "engine": engine,
+        "engine_version": version,
+        "gpu": gpu,
+        "n_gpus": job.gpus_needed,
+        "model": name,
+        "hf_config": config,
+        "random_weights": job.load_format == "dummy",
+        "tp": job.tp,
+        "pp": job.pp,
+        "dp": job.dp,
+        "weight_dtype": weight_dtype(job, config),
+        "kv_dtype": kv_dtype(job),
+        "gpu_memory_utilization": job.gpu_memory_utilization,
+        "enforce_eager": job.enforce_eager,
+    }

@@ -9,10 +9,13 @@ import os
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from calibration.errors import CalibrationError, EngineDied, first_error
 from calibration.records import Appender
 
 PR_SET_PDEATHSIG = 1
@@ -43,6 +46,7 @@ class Output:
     """Where a run writes: records, rows, errors; progress goes to the terminal, what the engine prints to a log."""
 
     def __init__(self, out: str, rows: str | None, errors: str | None, log: str, *, shared: bool) -> None:
+        self.out = out
         self.records = Appender(out, shared=shared)
         self.rows = Appender(rows, shared=shared, is_gzip=rows.endswith(".gz")) if rows else None
         self.errors_path = errors or f"{out}.errors"
@@ -52,6 +56,7 @@ class Output:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         self.terminal = os.fdopen(os.dup(1), "w", buffering=1)
+        self.is_captured = False
         self.started = time.monotonic()
 
     def capture(self) -> None:
@@ -62,6 +67,7 @@ class Output:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+        self.is_captured = True
 
     def log_text(self) -> str:
         """Return what this run has logged so far."""
@@ -90,6 +96,26 @@ class Output:
             self.errors = Appender(self.errors_path, shared=self.shared)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.errors.append({"run_id": run_id, "at": at, "error": what[:1000], **more})
+
+    def attempt(self, run_id: str, work: Callable[[], int]) -> int:
+        """Do the work of a run and return its exit status, or that of the error that ended it; close the files."""
+        try:
+            return work()
+        except KeyboardInterrupt:
+            self.say(f"{run_id}: stopped; the records so far are in '{self.out}'")
+            return 130
+        except CalibrationError as err:
+            self.error(run_id, str(err), kind=type(err).__name__)
+            self.say(f"error: {err}")
+            return err.status
+        except Exception as err:
+            if self.is_captured:
+                traceback.print_exc()  # into the log
+            self.error(run_id, first_error(err), kind="crash")
+            self.say(f"error: {run_id}: {first_error(err)}")
+            return EngineDied.status
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the files; records that could not be written go to the terminal."""

@@ -99,9 +99,8 @@ def serving_design(gpu_name: str) -> FiniteDifferences:
     from advisor.predict.traffic import draw
     from advisor.predict.transfer import transferred
     from advisor.schema import ClosedLoad, Deployment, EngineFacts, FixedLengths, Workload
-    from calibration.jobs import Job
+    from calibration.jobs import Job, weight_dtype
     from calibration.models import resolve
-    from calibration.vllm_runner import weight_dtype
 
     try:
         catalog = load_catalog()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from calibration.cells import Cell, requests
-from calibration.errors import EngineDied, JobError
+from calibration.errors import EngineDied, JobError, first_error
 from calibration.gpus import PowerMeter
 from calibration.jobs import Job
 from calibration.load import ROW_COLUMNS, Send, run_cell, warm_prefixes
@@ -117,13 +117,6 @@ class Run:
             "seed": seed,
             "started_at": started_at,
         }
-
-
-def first_error(err: BaseException) -> str:
-    """Return the first leaf of an exception group as one line."""
-    while isinstance(err, BaseExceptionGroup):
-        err = err.exceptions[0]
-    return f"{type(err).__name__}: {err}"
 
 
 def summary(m: dict[str, Any]) -> str:

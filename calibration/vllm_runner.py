@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from calibration import models, vllm_probe
-from calibration.errors import CalibrationError, EngineDied, EngineMissing, EngineStartFailed, OutFileBusy
+from calibration.errors import EngineMissing, EngineStartFailed, OutFileBusy, first_error
 from calibration.gpus import Gpus, PowerMeter
-from calibration.jobs import Job
+from calibration.jobs import Job, start_fields
 from calibration.load import Send
 from calibration.output import Output, prepare_env
-from calibration.session import Run, first_error
+from calibration.session import Run
 
 SHUTDOWN_LIMIT_S = 15.0
 RECORDED_ENV = (
@@ -79,22 +79,6 @@ def engine_args(job: Job, model_dir: str) -> dict[str, Any]:
     return args | job.engine_args
 
 
-def weight_dtype(job: Job, config: dict[str, Any]) -> str:
-    """Return the record's `weight_dtype`."""
-    stored = config.get("quantization_config") or {}
-    method = str(stored.get("quant_method") or job.quantization or "")
-    if method in ("awq", "gptq", "awq_marlin", "gptq_marlin"):
-        return f"{method.split('_')[0]}-int{stored.get('bits', 4)}"
-    return method or {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(job.dtype, job.dtype)
-
-
-def kv_dtype(job: Job) -> str:
-    """Return the record's `kv_dtype`."""
-    if job.kv_cache_dtype.startswith("fp8"):
-        return "fp8"
-    return {"bfloat16": "bf16", "float16": "fp16"}.get(job.dtype, job.dtype)
-
-
 def make_send(engine: Any) -> Send:
     """Return the function that streams one request through an AsyncLLM."""
     from vllm import SamplingParams
@@ -139,35 +123,18 @@ def common_fields(job: Job, engine: Any, host: dict[str, Any], version: str, arg
     """Return what every record of this start shares."""
     import torch
 
-    name, config = models.resolve(job.model)
     vllm_config = engine.vllm_config
     scheduler = vllm_config.scheduler_config
-    run_id = job.run_id if "__" in job.run_id else f"vllm-{version}__{host['gpu']}__{job.run_id}"
     return {
-        "schema": 1,
-        "run_id": run_id,
-        "engine": "vllm",
-        "engine_version": version,
+        **start_fields(job, "vllm", version, host["gpu"]),
         "torch_version": torch.__version__,
-        "gpu": host["gpu"],
-        "n_gpus": job.gpus_needed,
         "interconnect": host["interconnect"],
         "idle_power_w": host.get("idle_power_w"),
         "power_limit_w_per_gpu": host["power_limit_w_per_gpu"],
-        "model": name,
-        "hf_config": config,
-        "random_weights": job.load_format == "dummy",
-        "tp": job.tp,
-        "pp": job.pp,
-        "dp": job.dp,
-        "weight_dtype": weight_dtype(job, config),
-        "kv_dtype": kv_dtype(job),
         "max_model_len": vllm_config.model_config.max_model_len,
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
         "max_num_seqs": scheduler.max_num_seqs,
-        "gpu_memory_utilization": job.gpu_memory_utilization,
         "prefix_caching": bool(vllm_config.cache_config.enable_prefix_caching),
-        "enforce_eager": job.enforce_eager,
         "scheduler": {
             "async_scheduling": getattr(scheduler, "async_scheduling", None),
             "max_concurrent_batches": _property(vllm_config, "max_concurrent_batches"),
@@ -253,9 +220,9 @@ def run_job(
     except OutFileBusy as err:
         print(f"error: {err}", flush=True)
         return err.status
-    status = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the engine is shut down
-    try:
+
+    def work() -> int:
         run = Run(job, output, known or [], deadline)
         if not run.left:
             output.say(f"{job.run_id}: all {len(run.cells)} cells are already in '{out}'")
@@ -269,18 +236,6 @@ def run_job(
         if not is_free:
             output.say(f"warning: {job.run_id}: other processes hold memory of its GPUs: {host['before_used_bytes']}")
         asyncio.run(_session(job, run, output, gpus, host))
-    except KeyboardInterrupt:
-        output.say(f"{job.run_id}: stopped; the records so far are in '{out}'")
-        status = 130
-    except CalibrationError as err:
-        output.error(job.run_id, str(err), kind=type(err).__name__)
-        output.say(f"error: {err}")
-        status = err.status
-    except Exception as err:
-        traceback.print_exc()  # into the log
-        output.error(job.run_id, first_error(err), kind="crash")
-        output.say(f"error: {job.run_id}: {first_error(err)}")
-        status = EngineDied.status
-    finally:
-        output.close()
-    return status
+        return 0
+
+    return output.attempt(job.run_id, work)

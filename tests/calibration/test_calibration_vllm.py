@@ -10,8 +10,7 @@ import pytest
 
 from advisor.schema.run_record import RunRecord
 from calibration import vllm_probe
-from calibration.jobs import Job, parse_job
-from calibration.vllm_runner import kv_dtype, weight_dtype
+from calibration.jobs import Job, kv_dtype, parse_job, weight_dtype
 
 JOB = {"run_id": "t", "model": "llama-3.1-8b", "cells": ["c,200,40,10,40"], "warmup": False}
 SLOW = {"kind": "closed", "prompt_tokens": 64, "output_tokens": 200, "concurrency": 1, "n_requests": 2}
