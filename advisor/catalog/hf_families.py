@@ -6,7 +6,7 @@ those of transformers' own modules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ FAMILIES: dict[str, Family] = {
         has_norm_bias=True,
         position_offset=2,
     ),
-    "gpt2": Family(**{**_GPT.__dict__, "position_offset": 0}),
-    "gpt_bigcode": Family(**{**_GPT.__dict__, "position_offset": 0}),
+    "gpt2": replace(_GPT, position_offset=0),
+    "gpt_bigcode": replace(_GPT, position_offset=0),
     "gpt_neox": Family(
         is_gated_mlp=False,
         has_qkv_bias=True,
@@ -183,11 +183,11 @@ FAMILIES: dict[str, Family] = {
         sliding_period=2,
     ),
     "olmo2": _OLMO2,
-    "olmo3": Family(**{**_OLMO2.__dict__, "sliding_window": 4096, "sliding_period": 4}),
+    "olmo3": replace(_OLMO2, sliding_window=4096, sliding_period=4),
     "granite": _LLAMA,
     "granitemoe": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
-    "cohere": Family(**{**_COHERE.__dict__, "qk_norm_field": "use_qk_norm", "is_qk_norm_over_all_heads": True}),
-    "cohere2": Family(**{**_COHERE.__dict__, "sliding_window": 4096, "sliding_period": 4}),
+    "cohere": replace(_COHERE, qk_norm_field="use_qk_norm", is_qk_norm_over_all_heads=True),
+    "cohere2": replace(_COHERE, sliding_window=4096, sliding_period=4),
     "stablelm": Family(
         qkv_bias_field="use_qkv_bias",
         has_norm_bias=True,

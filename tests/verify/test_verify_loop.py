@@ -20,6 +20,8 @@ LAW_TTFT_S = TTFT_S + PROMPT_S * PROMPT
 SERVICE_S = LAW_TTFT_S + (OUTPUT - 1) * TPOT_S
 # An HTTP round trip on one machine and two event loops on two shared cores: measured 1-4 ms.
 CLIENT_S = 0.012
+# One stall of a busy test machine lands in one of 30 requests, which is their P99: 56 ms was seen.
+STALL_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,9 @@ def test_times_follow_the_law(report: VerifyReport) -> None:
         assert cell.measured.ttft_s is not None
         assert cell.measured.tpot_s is not None
         assert cell.measured.ttft_s.p50 == pytest.approx(LAW_TTFT_S, abs=CLIENT_S)
+        assert cell.measured.tpot_s.mean == pytest.approx(TPOT_S, rel=0.04)
         assert cell.measured.tpot_s.p50 == pytest.approx(TPOT_S, rel=0.04)
-        # The tail is the test machine's: one stall of 60 ms among 30 requests is their P99. Only its floor is a law.
-        assert cell.measured.tpot_s.p99 >= cell.measured.tpot_s.p50
+        assert 0.85 * TPOT_S <= cell.measured.tpot_s.p99 <= 1.15 * TPOT_S + STALL_S / (OUTPUT - 1)
 
 
 def test_open_arrivals_have_the_workload_s_rate(report: VerifyReport) -> None:
@@ -108,11 +110,11 @@ def test_a_closed_loop_saturates_the_server_s_slots(serve: Callable[..., str], m
     )
     loaded = report.cells[1].measured
     assert loaded.n_requests == 40
-    assert loaded.requests_per_s == pytest.approx(2 / service_s, rel=0.1)
+    assert loaded.requests_per_s == pytest.approx(2 / service_s, rel=0.06)
     assert loaded.e2e_s is not None
-    assert loaded.e2e_s.p50 == pytest.approx(2 * service_s, rel=0.1)
+    assert loaded.e2e_s.p50 == pytest.approx(2 * service_s, rel=0.06)
     assert loaded.tpot_s is not None
-    assert loaded.tpot_s.p50 == pytest.approx(0.005, rel=0.05)
+    assert loaded.tpot_s.mean == pytest.approx(0.005, rel=0.05)
 
 
 def test_an_empty_closing_event_is_no_token(serve: Callable[..., str]) -> None:
@@ -123,4 +125,4 @@ def test_an_empty_closing_event_is_no_token(serve: Callable[..., str]) -> None:
     answered, failed = drive(Endpoint(address, "org/model"), workload, vocab_size=1000, timeout_s=5)
     assert not failed
     assert [request.n_events for request in answered] == [11, 11, 11]
-    assert measured(answered).tpot_s.p50 == pytest.approx(0.01, rel=0.05)  # type: ignore[union-attr]
+    assert measured(answered).tpot_s.mean == pytest.approx(0.01, rel=0.05)  # type: ignore[union-attr]
