@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s, touched_frac
+from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.footprint import Footprint
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
@@ -283,7 +283,7 @@ def _activity(run: Run, cluster: Cluster, deployment: Deployment, q: _Widths) ->
             * share
         )
         if stage.n_experts:
-            touched = touched_frac(stage, work.tokens / max(work.n_steps, 1.0))
+            touched = stage.touched_frac(work.tokens / max(work.n_steps, 1.0))
             moved += float(work.n_steps * stage.expert_bytes * touched) * share
     peaks = cluster.gpu.peak_flops_per_s
     peak = peaks.get("bf16") or peaks["fp16"]

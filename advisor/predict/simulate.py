@@ -180,8 +180,8 @@ class _Run:
         """Return a rough duration, only to space the samples of the timeline."""
         if self.traffic.arrival_s is not None and len(self.traffic.arrival_s) > 1:
             return float(self.traffic.arrival_s[-1]) + 1e-9
-        stage = self.engines[0].stages[0]
-        step = float(stage.decode_s(1.0, 1.0, 1.0)) * 2
+        gpu_s, _, host_s = self.engines[0].stages[0].clock.step(0, 0.0, 1, 1, 1.0, 1)
+        step = max(gpu_s, host_s) * 2
         return step * float(np.mean(self.traffic.output_tokens)) * self.n / max(1, self.traffic.concurrency) + 1e-9
 
     def sequence(self, index: int, submitted_s: float) -> Sequence_:
