@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
 from advisor.laws.kv import kv_heads_per_rank
-from advisor.laws.roofline import larger_of, smooth_max
+from advisor.laws.roofline import ceiling, larger_of, smooth_max
 from advisor.predict.clock import Clock
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Deployment, Gpu
@@ -131,12 +131,12 @@ class StepCost:
         The event loop computes them once a number (`clock.Clock`): what else decides a term belongs into another group.
         """
         linear = 0.0 * n_tokens
-        padded = n_tokens + self.wave_frac * (-(-n_tokens // ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
-        row_tiles = -(-n_tokens // TILE_ROWS)
+        padded = n_tokens + self.wave_frac * (ceiling(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
+        row_tiles = ceiling(n_tokens / TILE_ROWS)
         for gemm in self.gemms:
             waves = row_tiles * (gemm.n_column_tiles / self.n_sms)
             # below one wave kernels split the sum instead, so that no processor idles
-            idle = self.wave_frac * (-(-waves // 1.0) - waves) * (waves >= 1.0) / (waves + 1e-9)
+            idle = self.wave_frac * (ceiling(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
             linear = linear + smooth_max(
                 padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
                 gemm.weight_bytes / self.stream_bytes_per_s,
