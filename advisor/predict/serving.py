@@ -10,8 +10,9 @@ import numpy as np
 
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.footprint import Footprint
+from advisor.predict.quantile import quantile
 from advisor.predict.replica import Replica, replica_of
-from advisor.predict.simulate import STATISTICS, Simulation, percentile, simulate
+from advisor.predict.simulate import STATISTICS, Simulation, simulate
 from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
 from advisor.predict.step import FOUR_BIT
@@ -209,7 +210,7 @@ def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> floa
     """Return the time over which the replay's work is spread [s]: without the drain of an open loop."""
     if isinstance(workload.load, ClosedLoad) or is_saturated:
         return sim.duration_s
-    drain_s = percentile(np.sort(sim.e2e_s), 50)
+    drain_s = quantile(np.sort(sim.e2e_s), 0.5)
     return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
 
 

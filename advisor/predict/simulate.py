@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from advisor.errors import DomainError
 from advisor.predict.engine import Engine
 from advisor.predict.engine_state import EngineLimits, Sequence_, Work
+from advisor.predict.quantile import quantile
 from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import Traffic
 from advisor.schema import Slo
@@ -72,7 +73,7 @@ class Simulation:
         if not len(values):
             return [float("nan")] * len(statistics)
         ordered = np.sort(values)
-        return [float(values.mean()) if s == "mean" else percentile(ordered, float(s[1:])) for s in statistics]
+        return [float(values.mean()) if s == "mean" else quantile(ordered, float(s[1:]) / 100) for s in statistics]
 
     def attainment(self, slo: Slo) -> NDArray[np.bool_]:
         """Return for each request whether it meets every per-request bound of `slo` (TTFT, TPOT, E2E)."""
@@ -103,18 +104,6 @@ class Simulation:
     def term_seconds(self) -> dict[str, float]:
         """Return the GPU seconds of each term of the step law, summed over replicas and stages."""
         return {name: float(sum(work.terms[i] for work in self.work)) for i, name in enumerate(TERMS)}
-
-
-def percentile(ordered: Floats, percent: float) -> float:
-    """Return a percentile of sorted values, linear between two of them.
-
-    As numpy.percentile, whose first call imports numpy.ma: a tenth of a second's worth of a whole answer.
-    """
-    rank = percent / 100 * (len(ordered) - 1)
-    below = int(rank)
-    share = rank - below
-    low, high = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
-    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 
 
 def weighted_statistics(values: Floats, weights: Floats, statistics: Sequence[str]) -> list[float]:
