@@ -38,15 +38,12 @@ def stacked(costs: Sequence[StepCost], index: NDArray[np.int64]) -> StepCost:
     for field in fields(StepCost):
         column = [getattr(cost, field.name) for cost in costs]
         if field.name == "gemms":
-            values["gemms"] = tuple(
-                Gemm(
-                    **{
-                        part.name: np.array([getattr(gemms[k], part.name) for gemms in column])[index]
-                        for part in fields(Gemm)
-                    }
-                )
-                for k in range(len(column[0]))
-            )
+            # kinds x 1 x plans: the middle axis is that of steps with and without a prompt
+            kinds = [
+                np.array([[getattr(gemm, name) for gemm in gemms] for gemms in column]).T[:, None, index]
+                for name in ("flops_per_token", "weight_bytes", "n_column_tiles")
+            ]
+            values["gemms"] = (Gemm(*kinds, is_stacked=True),)
         elif len(set(column)) == 1:
             values[field.name] = column[0]
         else:

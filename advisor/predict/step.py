@@ -51,11 +51,19 @@ ROW_QUANTUM = 64
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has."""
+    """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has.
+
+    All kinds of many plans can be one object (`is_stacked`): arrays whose first axis is the kind, the last one the plan.
+    """
 
     flops_per_token: Real
     weight_bytes: Real
     n_column_tiles: Real
+    is_stacked: bool = False
+
+    def total(self, seconds: Real) -> Real:
+        """Return times of these kinds summed."""
+        return seconds.sum(axis=0) if self.is_stacked else seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +145,12 @@ class StepCost:
             waves = row_tiles * (gemm.n_column_tiles / self.n_sms)
             # below one wave kernels split the sum instead, so that no processor idles
             idle = self.wave_frac * (ceiling(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
-            linear = linear + smooth_max(
+            seconds = smooth_max(
                 padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
                 gemm.weight_bytes / self.stream_bytes_per_s,
                 self.sharpness,
             )
+            linear = linear + gemm.total(seconds)
         experts = 0.0 * n_tokens
         if self.n_experts:
             experts = smooth_max(
