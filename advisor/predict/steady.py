@@ -32,18 +32,19 @@ TAIL = 4.6
 """ln 100: the 99th percentile of an exponential wait over its mean."""
 
 
+def _kinds(columns: Sequence[tuple[Gemm, ...]], name: str, index: NDArray[np.int64]) -> Floats:
+    """Return a field of matrices, kinds x 1 x plans: the middle axis is that of steps with and without a prompt."""
+    return np.array([[getattr(gemm, name) for gemm in gemms] for gemms in columns], dtype=float).T[:, None, index]
+
+
 def stacked(costs: Sequence[StepCost], index: NDArray[np.int64]) -> StepCost:
     """Return one `StepCost` whose numbers are arrays: element i is `costs[index[i]]`."""
     values: dict[str, object] = {}
     for field in fields(StepCost):
         column = [getattr(cost, field.name) for cost in costs]
         if field.name == "gemms":
-            # kinds x 1 x plans: the middle axis is that of steps with and without a prompt
-            kinds = [
-                np.array([[getattr(gemm, name) for gemm in gemms] for gemms in column]).T[:, None, index]
-                for name in ("flops_per_token", "weight_bytes", "n_column_tiles")
-            ]
-            values["gemms"] = (Gemm(*kinds, is_stacked=True),)
+            flops, moved, tiles = (_kinds(column, part.name, index) for part in fields(Gemm)[:3])
+            values["gemms"] = (Gemm(flops, moved, tiles, is_stacked=True),)
         elif len(set(column)) == 1:
             values[field.name] = column[0]
         else:

@@ -53,7 +53,7 @@ ROW_QUANTUM = 64
 class Gemm:
     """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has.
 
-    All kinds of many plans can be one object (`is_stacked`): arrays whose first axis is the kind, the last one the plan.
+    All kinds of many plans can be one object (`is_stacked`): arrays with the kind as first axis, the plan as last.
     """
 
     flops_per_token: Real
