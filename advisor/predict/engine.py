@@ -95,8 +95,7 @@ class Engine:
             if step.end_s > self.now_s:
                 self.now_s = step.end_s
             step.end_s = self.now_s
-            finished = self.process(step)
-            if finished:
+            if (step.finished or step.firsts) and (finished := self.process(step)):
                 return finished
         return []
 
@@ -132,10 +131,12 @@ class Engine:
     # ---- one scheduling decision --------------------------------------------------------------------------------
     def _schedule(self, until_s: float) -> bool:
         pp = self.limits.pp
-        if pp == 1 and self.partial is None and self.groups[0].n and not self._can_admit(self._budget(self.groups[0])):
-            fast_forward(self, self.groups[0], until_s)
-            if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
-                return False
+        if pp == 1 and self.partial is None:
+            group = self.groups[0]
+            if group.n and not (self.waiting and self._can_admit(self._budget(group))):
+                fast_forward(self, group, until_s)
+                if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
+                    return False
         preempted = self.counts.n_preemptions
         for number in range(self.step_number + 1, self.step_number + 1 + pp):
             if self._schedule_step(number):
@@ -315,7 +316,12 @@ class Engine:
         counts.busy_s += busy_s / pp
         if n_prefill:
             counts.prefill_steps += 1.0
-        finished = self._decode_once(group) if n_decode else []
+        finished: list[Sequence_] = []
+        if n_decode:
+            group.steps += 1
+            group.context += n_decode * limits.tokens_per_step
+            if group.finish[0][0] <= group.steps:
+                self._finish(group, finished)
         for sequence in firsts:
             if self._join(sequence, group, slot):
                 finished.append(sequence)
@@ -324,10 +330,8 @@ class Engine:
             self.sample(end_s)
         self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
 
-    def _decode_once(self, group: Group) -> list[Sequence_]:
-        finished: list[Sequence_] = []
-        group.steps += 1
-        group.context += group.n * self.limits.tokens_per_step
+    def _finish(self, group: Group, finished: list[Sequence_]) -> None:
+        """Take the decodes out of a group that have all their tokens."""
         while group.finish and group.finish[0][0] <= group.steps:
             sequence = heapq.heappop(group.finish)[2]
             group.n -= 1
@@ -337,7 +341,6 @@ class Engine:
             finished.append(sequence)
         if not group.n:
             group.context = 0.0
-        return finished
 
     def _join(self, sequence: Sequence_, group: Group, slot: int) -> bool:
         """Make a prefilled request a decode of `group`; return whether its first token was also its last."""

@@ -175,7 +175,8 @@ class StepCost:
 
     def attention_terms(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
         """Return the attention of prompts and of decodes [s]; arguments as of `terms`."""
-        n_pairs, n_context = self.seen(n_prefill, n_pairs, n_decode, n_context)
+        if self.window_frac:
+            n_pairs, n_context = self.seen(n_prefill, n_pairs, n_decode, n_context)
         pairs = n_pairs + self.pair_ramp_tokens * n_prefill
         return (
             pairs * (self.flops_per_pair / self.attention_flops_per_s),
