@@ -30,7 +30,6 @@ class Data:
 
     fitted: list[Cell]
     judged: list[Cell]
-    reference_host: str
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -58,7 +57,9 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
     for name, entry in manifest.items():
         if not isinstance(entry, dict):
             continue
-        cells = cells_of(read_records(folder / name), catalog, str(entry.get("host", name)))
+        left_out = entry.get("left_out", {})
+        records = [r for r in read_records(folder / name) if (r.model_extra or {}).get("cell_id") not in left_out]
+        cells = cells_of(records, catalog, str(entry.get("host", name)))
         rows = read_rows(folder / str(entry["rows"])) if "rows" in entry else {}
         judged += cells
         fitted += [exact_traffic(cell, rows) for cell in cells]
@@ -66,7 +67,7 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
         cells = cells_of(read_records(source), catalog, f"file-{Path(source).stem}")
         judged += cells
         fitted += cells
-    return Data(fitted, judged, str(manifest.get("reference_host", "")))
+    return Data(fitted, judged)
 
 
 def cross_validate(data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, say: Say) -> list[Row]:
@@ -151,7 +152,6 @@ def fit_all(
     transfer = read_transfer(transfer_path)
     full = estimate(
         data.fitted,
-        reference_host=data.reference_host,
         transfer=transfer,
         start=start,
         max_steps=max_steps,

@@ -281,6 +281,8 @@ class Engine:
         sizes = limits.graph_sizes
         n_padded = n_tokens if n_prefill or n_tokens >= len(sizes) else sizes[n_tokens]
         context = group.context + n_decode
+        if limits.hot_context_tokens and n_decode:
+            context -= (n_decode - 1) * limits.hot_context_tokens
         slot = number % pp
         launch_s = self.now_s if self.now_s > self.launch_free_s else self.launch_free_s
         ready_s = self.group_ready_s[slot]

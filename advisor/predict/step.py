@@ -386,7 +386,8 @@ def step_cost(
         clock_exponent=c["clock_exponent"],
         host_step_s=c["host_step_s"],
         host_graph_s=c["host_graph_layer_s"] * n_layers,
-        host_eager_s=c["host_eager_layer_s"] * n_layers * (c["host_tp_factor"] if tp > 1 else 1.0),
+        host_eager_s=(c["host_eager_layer_s"] * n_layers + c["host_moe_layer_s"] * shapes.n_moe_layers * share)
+        * (c["host_tp_factor"] if tp > 1 else 1.0),
         host_seq_s=c["host_seq_s"],
         graph_tokens=0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512),
         window_tokens=float(shapes.sliding_window_tokens),

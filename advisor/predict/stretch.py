@@ -32,7 +32,7 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     n_tokens = n * limits.verify_tokens
     n_padded = engine.graph(n_tokens)
     per_step = n * limits.tokens_per_step
-    first_context = group.context + n
+    first_context = group.context + n - (n - 1) * limits.hot_context_tokens
     full_s, ratio, host_s = clock.step(0, 0.0, n_tokens, n_padded, first_context, n)
     first_s = larger_of(full_s, host_s)
     ratio *= full_s / first_s

@@ -132,5 +132,6 @@ def draw(workload: Workload, seed: int, *, prefix_caching: bool, block_tokens: i
         hit = shared + (rest * prefix.conversation_hit_frac).astype(np.int64) // block_tokens * block_tokens
         # the last token is always computed, so a full hit still leaves one block to compute (vLLM: num_tokens - 1)
         cached = np.maximum(0, np.minimum(hit, (prompt - 1) // block_tokens * block_tokens))
-        cached[0] = 0
+        if not prefix.is_warm:
+            cached[0] = 0
     return Traffic(prompt.astype(np.int64), output.astype(np.int64), cached, shared, arrivals, concurrency)
