@@ -7,6 +7,7 @@ Every method works on scalars and on arrays: the simulator calls it with numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
 from advisor.laws.kv import kv_heads_per_rank
-from advisor.laws.roofline import ceiling, larger_of, smooth_max
+from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.clock import Clock
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Deployment, Gpu
@@ -60,10 +61,6 @@ class Gemm:
     weight_bytes: Real
     n_column_tiles: Real
     is_stacked: bool = False
-
-    def total(self, seconds: Real) -> Real:
-        """Return times of these kinds summed."""
-        return seconds.sum(axis=0) if self.is_stacked else seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +135,20 @@ class StepCost:
 
         The event loop computes them once a number (`clock.Clock`): what else decides a term belongs into another group.
         """
+        ceil = np.ceil if isinstance(n_tokens, np.ndarray) else math.ceil
         linear = 0.0 * n_tokens
-        padded = n_tokens + self.wave_frac * (ceiling(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
-        row_tiles = ceiling(n_tokens / TILE_ROWS)
+        padded = n_tokens + self.wave_frac * (ceil(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
+        row_tiles = ceil(n_tokens / TILE_ROWS)
         for gemm in self.gemms:
             waves = row_tiles * (gemm.n_column_tiles / self.n_sms)
             # below one wave kernels split the sum instead, so that no processor idles
-            idle = self.wave_frac * (ceiling(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
+            idle = self.wave_frac * (ceil(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
             seconds = smooth_max(
                 padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
                 gemm.weight_bytes / self.stream_bytes_per_s,
                 self.sharpness,
             )
-            linear = linear + gemm.total(seconds)
+            linear = linear + (seconds.sum(axis=0) if gemm.is_stacked else seconds)
         experts = 0.0 * n_tokens
         if self.n_experts:
             experts = smooth_max(
