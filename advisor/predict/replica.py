@@ -74,6 +74,7 @@ def engine_limits(
         tokens_per_step=per_step,
         verify_tokens=verify,
         shared_prefix_blocks=min(shared, max(0, n_kv_blocks - 1)),
+        graph_wait_frac=values["graph_wait_frac"],
         hot_context_tokens=shared * deployment.kv_block_tokens * (1.0 - values["shared_kv_frac"]),
     )
 

@@ -110,6 +110,7 @@ class StepCost:
     host_graph_s: Real
     host_eager_s: Real
     host_seq_s: Real
+    host_busy_factor: Real
     graph_tokens: int
     window_tokens: float = 0.0
     window_frac: float = 0.0
@@ -233,13 +234,16 @@ class StepCost:
         Decode steps replay one full CUDA graph; steps with prompt tokens launch each layer apart: a graph a layer up to
         the largest captured size, every kernel by itself above it.
         """
-        return self.launch_s(n_prefill + n_decode, n_prefill > 0) + n_sampled * self.host_seq_s
+        is_shared = (n_prefill > 0) * (n_decode > 0)
+        layers = self.layer_launch_s(n_prefill + n_decode, n_prefill > 0)
+        return (
+            self.host_step_s + layers * (1.0 + is_shared * (self.host_busy_factor - 1.0)) + n_sampled * self.host_seq_s
+        )
 
-    def launch_s(self, n_tokens: Real, is_mixed: Real) -> Real:
-        """Return the part of `host_s` that sampling has no share in [s]; `is_mixed`: there are prompt tokens."""
+    def layer_launch_s(self, n_tokens: Real, is_mixed: Real) -> Real:
+        """Return the host time of the layers' kernels when nobody else is served [s]; `is_mixed`: there are prompts."""
         is_large = n_tokens > self.graph_tokens
-        layers = is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
-        return self.host_step_s + layers
+        return is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
 
     def decode_s(self, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the time of a pure decode step, host-bound where the GPU is faster than its launch [s]."""
@@ -387,6 +391,7 @@ def step_cost(
         host_eager_s=(c["host_eager_layer_s"] * n_layers + c["host_moe_layer_s"] * shapes.n_moe_layers * share)
         * (c["host_tp_factor"] if tp > 1 else 1.0),
         host_seq_s=c["host_seq_s"],
+        host_busy_factor=c["host_busy_factor"],
         graph_tokens=0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512),
         window_tokens=float(shapes.sliding_window_tokens),
         window_frac=shapes.n_sliding_layers / shapes.n_layers,
