@@ -60,6 +60,8 @@ def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
 
 def require(args: argparse.Namespace) -> None:
     """Raise UsageError when a command that asks about a model lacks the model or the GPUs."""
+    if getattr(args, "plan", None):
+        return
     lacks = [f"--{name}" for name in ("model", "gpus") if getattr(args, name, "") is None]
     if lacks:
         example = "--model 70b --gpus 8xA100"

@@ -191,9 +191,10 @@ def predict_vllm(
 def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: bool) -> tuple[Simulation, float]:
     """Return the requests that count, and the rate at which they are served [requests/s].
 
-    An open loop that is not saturated serves what arrives; its replay ends with a drain that no steady state has.
+    An open loop that is not saturated serves what arrives; its replay ends with a drain that no steady state has. A
+    recorded trace is its own whole: every request counts, from the first arrival to the last answer.
     """
-    if isinstance(workload.load, ClosedLoad):
+    if isinstance(workload.load, ClosedLoad | TraceLoad):
         return sim, sim.requests_per_s
     span_s = float(sim.submitted_s.max() - sim.submitted_s.min())
     rest = sim.since(float(sim.submitted_s.min()) + min(WARM_E2ES * e2e_s, 0.4 * span_s))
@@ -203,8 +204,8 @@ def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: boo
 
 
 def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> float:
-    """Return the time over which the replay's work is spread [s]: without the drain of an open loop."""
-    if isinstance(workload.load, ClosedLoad) or is_saturated:
+    """Return the time over which the replay's work is spread [s]: without the drain of a drawn open loop."""
+    if isinstance(workload.load, ClosedLoad | TraceLoad) or is_saturated:
         return sim.duration_s
     drain_s = float(np.median(sim.e2e_s))
     return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
