@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from advisor.laws.sampling import mean_se_log, quantile_se_log
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s, touched_frac
 from advisor.predict.footprint import Footprint
 from advisor.predict.replica import Replica, replica_of
@@ -23,9 +24,12 @@ from advisor.schema import (
     CoefficientSet,
     Deployment,
     EngineFacts,
+    GammaLoad,
     Interval,
+    LognormalLengths,
     Model,
     Note,
+    PoissonLoad,
     Prediction,
     Slo,
     TraceLoad,
@@ -43,6 +47,9 @@ are warm-up; a closed loop for 5 rounds, all counted, as its clients start toget
 
 DEFAULT_Q90 = {"ttft": 0.30, "tpot": 0.10, "requests_per_s": 0.10, "board_power_w.mean": 0.15}
 """Half-widths (natural log) where a coefficient set brings none of its own: twice the targets of docs/accuracy.md."""
+
+Z_95 = 1.6449
+"""Standard errors to either side of a 90 % interval of a normal distribution."""
 
 MAX_E2E_S = 600.0
 """Longest request time that the length of a replay follows."""
@@ -144,11 +151,13 @@ def predict_vllm(
         is_saturated, most = True, min(most, served_per_s(whole), offered)
     sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
     found: dict[str, Interval] = {}
+    drawn = draw_errors(sim, workload)
     for metric in ("ttft", "tpot", "e2e", "itl"):
         for statistic in STATISTICS:
             value = sim.latency(metric, statistic)
             if math.isfinite(value):
-                found[f"{metric}_{statistic}_s"] = q.interval(value, f"{metric}_{statistic}")
+                name = f"{metric}_{statistic}"
+                found[f"{name}_s"] = q.interval(value, name, drawn.get(name, 0.0))
     found["requests_per_s"] = q.interval(rate, "requests_per_s")
     found["output_tokens_per_s"] = q.interval(rate * float(sim.output_tokens.mean()), "requests_per_s")
     total = rate * float(sim.output_tokens.mean() + sim.prompt_tokens.mean())
@@ -203,6 +212,27 @@ def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: boo
     return rest, (len(sim.submitted_s) - 1) / span_s
 
 
+def draw_errors(sim: Simulation, workload: Workload) -> dict[str, float]:
+    """Return the standard error (natural log) that each latency has because a replay is one draw of its workload.
+
+    Nothing is drawn in a recorded trace, nor in constant arrivals or a closed loop of fixed lengths.
+    """
+    load = workload.load
+    is_drawn = isinstance(load, PoissonLoad | GammaLoad) or isinstance(workload.lengths, LognormalLengths)
+    if isinstance(load, TraceLoad) or not is_drawn:
+        return {}
+    order = np.argsort(sim.submitted_s, kind="stable")
+    errors = {}
+    for metric, values in (("ttft", sim.ttft_s), ("tpot", sim.tpot_s), ("e2e", sim.e2e_s)):
+        x = values[order]
+        x = x[np.isfinite(x)]
+        for statistic in STATISTICS:
+            p = float(statistic[1:]) / 100 if statistic != "mean" else None
+            errors[f"{metric}_{statistic}"] = mean_se_log(x) if p is None else quantile_se_log(x, p)
+    # the gaps between tokens are those that TPOT averages
+    return errors | {f"itl_{statistic}": errors[f"tpot_{statistic}"] for statistic in STATISTICS}
+
+
 def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> float:
     """Return the time over which the replay's work is spread [s]: without the drain of a drawn open loop."""
     if isinstance(workload.load, ClosedLoad | TraceLoad) or is_saturated:
@@ -241,9 +271,9 @@ class _Widths:
                 )
         return joined_rel(own, math.log1p(self.rel))
 
-    def interval(self, value: float, name: str) -> Interval:
-        """Return a value with its 90 % interval."""
-        width = self.of(name)
+    def interval(self, value: float, name: str, drawn: float = 0.0) -> Interval:
+        """Return a value with its 90 % interval; `drawn` is its standard error (natural log) from the drawn traffic."""
+        width = joined_rel(self.of(name), Z_95 * drawn)
         return Interval(value=value, low=value * math.exp(-width), high=value * math.exp(width))
 
 
