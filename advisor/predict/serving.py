@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from advisor.laws.sampling import mean_se_log, quantile_se_log
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s, touched_frac
+from advisor.predict.draw_error import draw_errors
 from advisor.predict.footprint import Footprint
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
@@ -24,12 +22,9 @@ from advisor.schema import (
     CoefficientSet,
     Deployment,
     EngineFacts,
-    GammaLoad,
     Interval,
-    LognormalLengths,
     Model,
     Note,
-    PoissonLoad,
     Prediction,
     Slo,
     TraceLoad,
@@ -99,7 +94,13 @@ def replay(
     values = transferred(coefficients, cluster.gpu)
     replica = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix)
     workload = sized(workload, e2e_s)
-    traffic = draw(workload, seed, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)
+    traffic = draw(
+        workload,
+        seed,
+        prefix_caching=deployment.prefix_caching,
+        block_tokens=deployment.kv_block_tokens,
+        is_even=True,
+    )
     simulation = simulate(
         list(replica.stages),
         replica.limits,
@@ -172,10 +173,10 @@ def predict_vllm(
     found["kv_occupancy_frac"] = _bounded(q.interval(occupancy, "requests_per_s"), 1.0)
     found["n_preemptions"] = Interval(value=float(work.n_preemptions), low=0.0, high=float(work.n_preemptions) * 2 + 1)
     breakdowns = [memory.breakdown()]
-    breakdowns += run_breakdowns(whole, run.replica, run.workload)
+    breakdowns += run_breakdowns(whole, sim, run.replica, run.workload)
     found |= _memory(memory, q)
+    span_s = busy_span_s(whole, run.workload, is_saturated)
     if power is not None:
-        span_s = busy_span_s(whole, run.workload, is_saturated)
         stages, formats = run.replica.stages, deployment.weight_dtype
         activity = activity_of(stages, work, span_s, formats, n_replicas=deployment.dp)
         watts, parts = board_power(activity, cluster.gpu, power, deployment.n_gpus)
@@ -187,7 +188,7 @@ def predict_vllm(
         tokens_per_s = found["output_tokens_per_s"].value
         found["energy_j_per_output_token"] = _scaled(watts, 1.0 / tokens_per_s)
         found["energy_j_per_request"] = _scaled(watts, 1.0 / rate)
-    found |= _activity(run, cluster, deployment, q)
+    found |= _activity(run, span_s, cluster, deployment, q)
     return Prediction(
         quantities=found,
         breakdowns=tuple(breakdowns),
@@ -212,33 +213,15 @@ def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: boo
     return rest, (len(sim.submitted_s) - 1) / span_s
 
 
-def draw_errors(sim: Simulation, workload: Workload) -> dict[str, float]:
-    """Return the standard error (natural log) that each latency has because a replay is one draw of its workload.
-
-    Nothing is drawn in a recorded trace, nor in constant arrivals or a closed loop of fixed lengths.
-    """
-    load = workload.load
-    is_drawn = isinstance(load, PoissonLoad | GammaLoad) or isinstance(workload.lengths, LognormalLengths)
-    if isinstance(load, TraceLoad) or not is_drawn:
-        return {}
-    order = np.argsort(sim.submitted_s, kind="stable")
-    errors = {}
-    for metric, values in (("ttft", sim.ttft_s), ("tpot", sim.tpot_s), ("e2e", sim.e2e_s)):
-        x = values[order]
-        x = x[np.isfinite(x)]
-        for statistic in STATISTICS:
-            p = float(statistic[1:]) / 100 if statistic != "mean" else None
-            errors[f"{metric}_{statistic}"] = mean_se_log(x) if p is None else quantile_se_log(x, p)
-    # the gaps between tokens are those that TPOT averages
-    return errors | {f"itl_{statistic}": errors[f"tpot_{statistic}"] for statistic in STATISTICS}
-
-
 def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> float:
-    """Return the time over which the replay's work is spread [s]: without the drain of a drawn open loop."""
-    if isinstance(workload.load, ClosedLoad | TraceLoad) or is_saturated:
+    """Return the time over which the replay's work is spread [s]: that in which its requests arrive, in the long run.
+
+    The drain after the last arrival of an open loop that is not saturated is part of no steady state.
+    """
+    n = len(sim.submitted_s)
+    if isinstance(workload.load, ClosedLoad | TraceLoad) or is_saturated or n < 2:
         return sim.duration_s
-    drain_s = float(np.median(sim.e2e_s))
-    return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
+    return float(sim.submitted_s.max() - sim.submitted_s.min()) * n / (n - 1)
 
 
 def is_sparse(model: Model, deployment: Deployment) -> bool:
@@ -301,9 +284,9 @@ def _memory(memory: Footprint, q: _Widths) -> dict[str, Interval]:
     }
 
 
-def _activity(run: Run, cluster: Cluster, deployment: Deployment, q: _Widths) -> dict[str, Interval]:
-    work, duration = run.simulation.total_work, run.simulation.duration_s
-    share = 1.0 / (deployment.pp * deployment.dp * duration)
+def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment, q: _Widths) -> dict[str, Interval]:
+    work = run.simulation.total_work
+    share = 1.0 / (deployment.pp * deployment.dp * span_s)
     flops = moved = 0.0
     for stage in run.replica.stages:
         pairs, context = stage.seen(work.tokens, work.pairs, work.sampled, work.context_tokens)
