@@ -47,7 +47,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage text and exiting."""
-        raise UsageError(printable(message.removeprefix("argument "), 400))
+        text = message.removeprefix("argument ")
+        if text.endswith(": expected one argument"):
+            flag = text.split(":")[0].split("/")[0]
+            text = f"{flag} needs a value; one that begins with '-' is written {flag}=VALUE"
+        raise UsageError(printable(text, 400))
 
 
 def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:

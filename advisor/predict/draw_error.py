@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from advisor.laws.sampling import mean_se_log, quantile_se_log
+from advisor.laws.sampling import mean_se_log, quantile_se_log, strata
 from advisor.predict.simulate import STATISTICS, Simulation
 from advisor.schema import GammaLoad, LognormalLengths, PoissonLoad, TraceLoad, Workload
 
@@ -28,7 +28,7 @@ def draw_errors(sim: Simulation, workload: Workload) -> dict[str, float]:
         ("e2e", sim.e2e_s, sim.output_tokens),
     ):
         kept = order[np.isfinite(values[order])]
-        x, by = values[kept], even[kept].astype(float) if is_even else None
+        x, by = values[kept], strata(even[kept]) if is_even else None
         for statistic in STATISTICS:
             p = float(statistic[1:]) / 100 if statistic != "mean" else None
             errors[f"{metric}_{statistic}"] = mean_se_log(x, by) if p is None else quantile_se_log(x, p, by)
