@@ -150,6 +150,15 @@ def verify(args: argparse.Namespace) -> int:
     def predict(workload: Workload) -> Prediction:
         return predict_one(replace(question, workload=workload), plan.deployment).prediction
 
+    vllm = question.vllm if plan.backend == "vllm" else None
+
+    def vary(name: str, factor: float, workload: Workload) -> Prediction:
+        assert vllm is not None
+        one = vllm.coefficients[name]
+        changed = vllm.coefficients | {name: one.model_copy(update={"value": factor * one.value})}
+        other = replace(question, workload=workload, vllm=vllm.model_copy(update={"coefficients": changed}))
+        return predict_one(other, plan.deployment).prediction
+
     ticker = Ticker()
     try:
         report = verify_endpoint(
@@ -161,6 +170,8 @@ def verify(args: argparse.Namespace) -> int:
             served_model=args.served_model,
             key=args.key or os.environ.get(KEY_VARIABLE, ""),
             predict=predict,
+            vary=vary if vllm is not None else None,
+            coefficients=vllm.coefficients if vllm is not None else None,
             n_requests=args.requests,
             duration_s=args.duration,
             n_light=args.light,

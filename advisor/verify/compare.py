@@ -72,6 +72,12 @@ def _metric(row: Row) -> str:
     return row.name.split("_", 1)[0]
 
 
+def has_gap(rows: tuple[Row, ...]) -> bool:
+    """Return whether a typical value of a cell lies outside its interval by more than noise."""
+    typical = [r for r in rows if r.cell != START and ("mean" in r.name or "p50" in r.name)]
+    return any(abs(r.error_frac) > NOTICEABLE and not r.is_inside for r in typical)
+
+
 def blame(rows: tuple[Row, ...]) -> str:
     """Return one sentence: which coefficient the largest unexplained gap points at, or that none does."""
     for cell in ORDER:

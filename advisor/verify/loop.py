@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from advisor.errors import AdvisorError, DomainError
 from advisor.schema import (
     ClosedLoad,
+    Coefficient,
     FixedLengths,
     LognormalLengths,
     Model,
@@ -23,10 +24,11 @@ from advisor.schema import (
     Workload,
 )
 from advisor.schema.run_record import Measured, RunRecord, Startup
-from advisor.verify.compare import LIGHT, LOAD, START, Row, blame, compare
+from advisor.verify.compare import LIGHT, LOAD, START, Row, blame, compare, has_gap
 from advisor.verify.drive import Listener, drive
 from advisor.verify.endpoint import Endpoint, EndpointError, failure_sentence, probe
 from advisor.verify.measure import Traced, client_lag_s, flat, measured, most_common
+from advisor.verify.suspects import Suspect, Vary, suspect_text, suspects
 
 N_LIGHT_REQUESTS = 8
 # The first request of a server that has just started compiles kernels and opens the connection.
@@ -56,6 +58,7 @@ class VerifyReport(Noun):
     cells: tuple[CellReport, ...]
     rows: tuple[Row, ...]
     verdict: str
+    suspects: tuple[Suspect, ...] = ()
     n_inside: int
     notes: tuple[Note, ...] = ()
     records: tuple[RunRecord, ...] = ()
@@ -219,6 +222,8 @@ def verify(
     served_model: str = "",
     key: str = "",
     predict: Predict | None = None,
+    vary: Vary | None = None,
+    coefficients: Mapping[str, Coefficient] | None = None,
     n_requests: int | None = None,
     duration_s: float | None = None,
     n_light: int = N_LIGHT_REQUESTS,
@@ -230,6 +235,7 @@ def verify(
 
     Two cells run: requests one at a time, where nothing queues, and the plan's workload. `predict` gives the prediction
     of the same plan for the requests that a cell really sent; without it the plan's own stands beside the second cell.
+    With `vary` and `coefficients` gaps are traced to the coefficient that would explain them.
 
     Raises:
         EndpointError: the endpoint does not answer as an OpenAI-compatible streaming server, or fails every request.
@@ -241,6 +247,7 @@ def verify(
     notes = [*([clipped] if clipped else []), *_differences(live, plan, model)]
     cells: list[CellReport] = []
     rows: list[Row] = []
+    sent_by: dict[str, Workload] = {}
     if live.cache is not None:
         tokens = float(live.cache.n_kv_blocks * live.cache.kv_block_tokens)
         rows += compare(START, plan.prediction, {"kv_cache_tokens": tokens})
@@ -266,7 +273,7 @@ def verify(
             worst = most_common(failed)
             text = f"{len(failed)} of {len(failed) + len(answered)} requests of the {name} cell failed: "
             notes.append(Note(level="warning", text=text + failure_sentence(worst.kind, worst.text, live.base_url)))
-        sent = as_sent(traffic, answered)
+        sent = sent_by[name] = as_sent(traffic, answered)
         if name == LIGHT:
             traffic = traffic.model_copy(update={"load": sent.load})
         cell = CellReport(name=name, workload=traffic, measured=measured(answered), n_failed=len(failed))
@@ -282,6 +289,11 @@ def verify(
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     wanted = plan.deployment.engine_version
     run_id = f"verify-{plan.deployment.backend}-{wanted}__{plan.deployment.gpu}__{model.name}-{stamp}"
+    verdict = blame(tuple(rows))
+    found: tuple[Suspect, ...] = ()
+    if predict is not None and vary is not None and coefficients and has_gap(tuple(rows)):
+        found = suspects(rows, sent_by, coefficients, vary, predict)
+        verdict = "; ".join(filter(None, (verdict, suspect_text(found))))
     records = tuple(run_record(cell, plan, model, live, run_id, hf_config or {}) for cell in cells)
     return VerifyReport(
         endpoint=live.base_url,
@@ -289,7 +301,8 @@ def verify(
         engine_version=live.engine_version,
         cells=tuple(cells),
         rows=tuple(rows),
-        verdict=blame(tuple(rows)),
+        verdict=verdict,
+        suspects=found,
         n_inside=sum(row.is_inside for row in rows),
         notes=tuple(notes),
         records=records,
