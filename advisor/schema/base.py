@@ -28,5 +28,7 @@ def first_error(error: ValidationError) -> str:
     if not problem["loc"]:
         # a rule about several fields says itself which, and its input is the whole object
         return str(printable(problem["msg"].removeprefix("Value error, "), 300))
+    if problem["type"] == "missing":
+        return f"'{printable('.'.join(str(part) for part in problem['loc']))}' field required"
     where = ".".join(str(part) for part in problem["loc"]) or "value"
     return f"'{printable(where)}' {problem['msg'].lower()} (got {printable(problem.get('input'))!r})"
