@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from advisor.schema.base import Name, NonNegativeFloat, NonNegativeInt, Noun, PositiveFloat, PositiveInt
 from advisor.schema.provenance import Source
 
-# Bounds of a card's figures, a hundred times today's largest: a wrong power of ten in one's own card's file is an error.
+# Bounds of a card's figures, a hundred times today's largest: a wrong power of ten in a file is an error.
 MAX_BYTES, MAX_BYTES_PER_S, MAX_FLOPS_PER_S, MAX_BOARD_W = 3e13, 1e15, 1e18, 2e5
 MIN_BYTES, MIN_BYTES_PER_S, MIN_FLOPS_PER_S = 1e8, 1e9, 1e10
 
