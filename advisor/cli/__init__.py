@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
 
         text = first_error(error)
         field = text.split("'")[1] if text.count("'") > 1 else ""
-        complain(text.replace(f"'{field}'", flag_of(field.split(".")[0]), 1) if field else text)
+        complain(text.replace(f"'{field}'", flag_of(field.removeprefix("prefix.").split(".")[0]), 1) if field else text)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UnicodeError) as error:
         complain(str(error))
     return BAD_INPUT
