@@ -19,6 +19,7 @@ from advisor.fit.parameters import (
     FALLBACKS,
     HOST_POWER_PRIOR_REL,
     HOST_SPEED_PRIOR_REL,
+    HOST_TIMES,
     PARAMETERS,
 )
 from advisor.fit.records import Cell
@@ -97,7 +98,7 @@ class Estimate:
         for name in np.array(self.names)[~told]:
             fallback = FALLBACKS.get(name, 1.0)
             theta[name] = theta[fallback] if isinstance(fallback, str) else fallback
-        return theta
+        return of_typical_host(theta)
 
     def relative_widths(self) -> dict[str, float]:
         """Return the half-width of each coefficient's 90 % interval as a share of it (Jacobian, robust scale)."""
@@ -139,6 +140,18 @@ OF_KIND = {
     "http_s": "http", "http_token_s": "http",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""
+
+
+def of_typical_host(theta: Mapping[str, float]) -> dict[str, float]:
+    """Return the same law with the hosts' factors around 1: what they have in common belongs to the coefficients."""
+    out = dict(theta)
+    for kind, scaled in (("host@", HOST_TIMES), ("power@", ("joules_per_flop",))):
+        factors = [name for name in theta if name.startswith(kind)]
+        if factors:
+            mean = math.exp(sum(math.log(theta[name]) for name in factors) / len(factors))
+            out |= {name: theta[name] / mean for name in factors}
+            out |= {name: theta[name] * mean for name in scaled}
+    return out
 
 
 def depends(name: str, cell: Cell) -> bool:
@@ -223,7 +236,7 @@ def estimate(
         x, final = minimise(residuals, jacobian, x0, low, high, max_steps=max_steps, progress=progress)
         slope = jacobian(x, final)
     owners = tuple(i for i in order for _ in range(counts[i]))
-    return Estimate(theta_of(x), tuple(names), slope, final, owners)
+    return Estimate(of_typical_host(theta_of(x)), tuple(names), slope, final, owners)
 
 
 def _centre(name: str) -> float:

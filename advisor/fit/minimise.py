@@ -13,7 +13,7 @@ DAMPINGS = (0.003, 0.03, 0.3, 3.0)
 LONGEST_STEP = 0.3
 """Largest move of one parameter in one step (natural log)."""
 
-MIN_GAIN = 2e-4
+MIN_GAIN = 2e-3
 """A step that lowers the cost by less than this share ends the search."""
 
 

@@ -29,7 +29,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("stream_eff_int4", 0.44, 0.2, 1.0, "1", "share of the memory bandwidth when 4-bit weights are streamed"),
     _P("moe_gemm_factor", 0.65, 0.2, 1.2, "1", "expert matrices' compute efficiency over that of dense ones"),
     _P("moe_stream_factor", 1.0, 0.5, 1.3, "1", "expert matrices' streaming efficiency over dense ones", prior_rel=0.1),
-    _P("attention_eff", 0.53, 0.2, 0.9, "1", "share of the bf16 peak that causal attention reaches"),
+    _P("attention_eff", 0.65, 0.2, 0.9, "1", "share of the bf16 peak that causal attention reaches", prior_rel=0.15),
     _P("kv_eff", 0.82, 0.3, 1.0, "1", "share of the memory bandwidth when decodes read the paged cache"),
     _P("kv_fp8_factor", 0.97, 0.3, 1.3, "1", "the same with an fp8 cache, over bf16"),
     _P(
@@ -42,7 +42,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         prior_rel=0.5,
     ),
     _P("elementwise_eff", 0.50, 0.1, 1.0, "1", "share of the bandwidth of norms, rotary embedding, activation"),
-    _P("link_eff", 0.78, 0.1, 1.0, "1", "share of one direction of the links that an all-reduce's bus bytes reach"),
+    _P("link_eff", 0.70, 0.1, 1.0, "1", "share of one link direction that all-reduces reach", prior_rel=0.1),
     _P("all_reduce_s", 8.7e-6, 2e-6, 4e-5, "s", "latency of one all-reduce inside a CUDA graph"),
     _P(
         "all_reduce_large_s", 2e-5, 2e-6, 1e-4, "s", "latency above the custom all-reduce's size limit", is_fitted=False

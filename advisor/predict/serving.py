@@ -13,7 +13,6 @@ from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
 from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
-from advisor.predict.step import FOUR_BIT
 from advisor.predict.traffic import draw
 from advisor.predict.transfer import joined_rel, transfer_rel, transferred
 from advisor.schema import (
@@ -146,7 +145,7 @@ def predict_vllm(
         model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
     )
     rel = transfer_rel(coefficients, cluster.gpu)
-    q = _Widths(coefficients.error_q90, rel, is_sparse(model, deployment))
+    q = _Widths(coefficients.error_q90, rel, is_sparse(deployment, workload))
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     most = steady["saturation_requests_per_s"]
@@ -227,10 +226,10 @@ def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> floa
     return float(sim.submitted_s.max() - sim.submitted_s.min()) * n / (n - 1)
 
 
-def is_sparse(model: Model, deployment: Deployment) -> bool:
-    """Return whether a single engine start stands for this kind of plan: 4 bits, fp8 cache, experts or a pipeline."""
-    few_bits = deployment.weight_dtype in FOUR_BIT
-    return few_bits or deployment.kv_dtype == "fp8" or model.moe is not None or deployment.pp > 1
+def is_sparse(deployment: Deployment, workload: Workload) -> bool:
+    """Return whether one engine start stands for this kind of plan: fp8 cache, no CUDA graphs, a shared prefix."""
+    is_shared = deployment.prefix_caching and workload.prefix.shared_prefix_tokens > 0
+    return deployment.kv_dtype == "fp8" or deployment.enforce_eager or is_shared
 
 
 class _Widths:
@@ -352,7 +351,7 @@ def _steady(
     steady: Mapping[str, float],
 ) -> Prediction:
     rel = transfer_rel(coefficients, cluster.gpu)
-    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(model, deployment))
+    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(deployment, workload))
     values = transferred(coefficients, cluster.gpu)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
     found = _memory(memory, q)
