@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
-from advisor.predict.batching import serve_splitfuse
 from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, weight_bytes_of
 from advisor.predict.shapes import Shapes, shapes_of
+from advisor.predict.splitfuse import serve_splitfuse
 from advisor.schema import Cluster, Coefficient, Deployment, Gpu, Model, Source
 
 Raw = dict[str, Any]

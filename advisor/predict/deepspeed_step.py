@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
 from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes
@@ -91,6 +91,12 @@ class StepLaw:
     rates: Rates
     is_transferred: bool = False
     mean_prompt_tokens: float = 0.0
+    n_experts_touched: float = 0.0
+    """Experts that one pass reads; 0 = as many as independent routing of its tokens touches."""
+
+    def with_experts(self, n_touched: float) -> StepLaw:
+        """Return the law for traffic whose tokens all go to the same `n_touched` experts."""
+        return replace(self, n_experts_touched=n_touched)
 
     def host_s(self, is_decode: bool) -> float:
         """Return the time in which the host launches all layers of one pass."""
@@ -140,7 +146,8 @@ class StepLaw:
         bandwidth = gpu.memory_bandwidth_bytes_per_s
         weights = weight_bytes_of(s, d.weight_dtype) / tp
         if s.all_expert_params:
-            touched = s.n_experts * (1 - (1 - s.n_experts_per_token / s.n_experts) ** max(tokens, 1.0))
+            independent = s.n_experts * (1 - (1 - s.n_experts_per_token / s.n_experts) ** max(tokens, 1.0))
+            touched = self.n_experts_touched or independent
             idle = s.all_expert_params * (1 - touched / s.n_experts)
             weights -= idle * BYTES_PER_WEIGHT[d.weight_dtype] / tp
         memory = weights / (bandwidth * self.rates[f"{prefix}_weight_eff"])

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.predict.footprint import kv_cache_tokens
+from advisor.predict.release import at_release
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import Gemm, StepCost, step_cost
 from advisor.predict.traffic import mean_lengths
@@ -66,11 +67,16 @@ def sweep(
     """
     values = transferred(coefficients, gpu)
     shapes = shapes_of(model)
-    keys = [(d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep) for d in deployments]
+    keys = [
+        (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep, d.engine_version)
+        for d in deployments
+    ]
     unique: dict[tuple[object, ...], int] = {}
     index = np.array([unique.setdefault(key, len(unique)) for key in keys], dtype=np.int64)
     first = {i: d for d, i in zip(reversed(deployments), reversed(index.tolist()), strict=True)}
-    costs = [step_cost(shapes, gpu, first[i], values, first[i].pp - 1) for i in range(len(unique))]
+    costs = [
+        step_cost(shapes, gpu, d, at_release(values, d, gpu), d.pp - 1) for d in (first[i] for i in range(len(unique)))
+    ]
     cost = stacked(costs, index)
     cache = kv_cache_tokens(model, gpu, deployments, facts)
     pp = np.array([d.pp for d in deployments], dtype=float)

@@ -217,16 +217,6 @@ def notes(question: Question, found: Found, best: Plan | None) -> tuple[Note, ..
     if question.slo.targets and not request.slo.targets:
         text = ", ".join(f"{t.name} <= {format_s(t.max_s)}" for t in question.slo.targets)
         result.append(Note(text=f"no targets given: {text} as in MLPerf's server scenario; see --slo, --slo none"))
-    if best is not None and question.vllm is not None and best.backend == "vllm":
-        calibrated = question.vllm.engine_versions
-        if best.deployment.engine_version not in calibrated:
-            result.append(
-                Note(
-                    level="warning",
-                    text=f"the coefficients come from vLLM {', '.join(calibrated)}; for"
-                    f" {best.deployment.engine_version} they are assumed to hold",
-                )
-            )
     if question.is_open and not request.rate and "workload" not in request.model_fields_set:
         result.append(
             Note(text=f"no load given: the preset '{question.workload.name}' is used; see --rate, --concurrency")
