@@ -10,10 +10,11 @@ from advisor.laws.training import (
     forward_flops,
     layer_activation_bytes,
     mfu_frac,
+    stage_send_bytes,
     step_flops,
     tensor_parallel_bytes,
 )
-from advisor.laws.zero import sent_bytes
+from advisor.laws.zero import Traffic, sent_bytes
 from advisor.predict.deepspeed_step import Rates, half_peak_flops_per_s, rates_of
 from advisor.predict.train_memory import Sizes, check_job, memory_of, phase_peaks, sizes_of, state_of
 from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Note, Part
@@ -42,6 +43,20 @@ def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates)
     return min(inside, network)
 
 
+def traffic_of(cluster: Cluster, job: TrainJob, sizes: Sizes) -> Traffic:
+    """Return what one GPU sends for data parallelism in one step; quantised gradients act between nodes only."""
+    return sent_bytes(
+        sizes.n_params,
+        job.dp,
+        job.zero_stage,
+        n_accumulation=job.gradient_accumulation_steps,
+        n_trainable=sizes.n_trainable,
+        has_quantized_weights=job.has_quantized_weights,
+        has_quantized_gradients=job.has_quantized_gradients and cluster.n_nodes > 1,
+        hpz_ranks=job.hpz_ranks,
+    )
+
+
 def stage_passes_s(
     model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates
 ) -> list[tuple[float, float]]:
@@ -64,6 +79,11 @@ def stage_passes_s(
         return (matrix / gemm + scores / attention) / peak / job.tp + passes * moved / bandwidth
 
     tp_rate = gpu.link_bytes_per_s if job.tp <= cluster.gpus_per_node else cluster.internode_bytes_per_s_per_gpu
+    hand_over = 0.0
+    if job.pp > 1:
+        # stages are neighbours where a node holds all of them; each chunk hands over once
+        rate = link_rate(cluster, job.pp * job.tp, cluster.gpus_per_node, rates)
+        hand_over = job.n_chunks * stage_send_bytes(sizes.n_tokens, s.d_model, job.tp) / rate
     found = []
     for stage, n in enumerate(sizes.layers):
         one = forward(n, stage == job.pp - 1)
@@ -73,7 +93,7 @@ def stage_passes_s(
         frozen = 1 - sizes.n_trainable / sizes.n_params if job.lora_rank else 0.0
         # two all-reduces a layer in each pass, two more where the backward pass computes the layer again
         ahead = link / (3 if job.is_checkpointed else 2)
-        found.append((one + ahead, one * (2 - frozen) + again + link - ahead))
+        found.append((one + ahead + hand_over, one * (2 - frozen) + again + link - ahead + hand_over))
     return found
 
 
@@ -88,19 +108,12 @@ def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rate
     compute = pipeline_s(stage_s, m, job.n_chunks) if job.pp > 1 else stage_s[0] * m
     busy = max(stage_s) * m
     parts = {"forward_backward": busy, "pipeline_bubble": compute - busy}
-    gathered, reduced = sent_bytes(
-        sizes.n_params,
-        job.dp,
-        job.zero_stage,
-        n_accumulation=m,
-        n_trainable=sizes.n_trainable,
-        has_quantized_weights=job.has_quantized_weights,
-        has_quantized_gradients=job.has_quantized_gradients and cluster.n_nodes > 1,
-        has_hpz=job.hpz_ranks > 0,
-    )
+    sent = traffic_of(cluster, job, sizes)
     in_node = max(1, min(job.dp, cluster.gpus_per_node // job.tp))
-    rate = link_rate(cluster, job.dp, in_node, rates)
-    traffic = (gathered + reduced) / rate if job.dp > 1 else 0.0
+    traffic = 0.0
+    if job.dp > 1:
+        traffic = (sent.gathered_bytes + sent.reduced_bytes) / link_rate(cluster, job.dp, in_node, rates)
+        traffic += sent.group_bytes / link_rate(cluster, job.hpz_ranks, in_node, rates)
     overlap = job.zero_stage == 3 if job.has_overlap is None else job.has_overlap
     hidden = {"communication": traffic, "host_hooks": hooks * 2 * m, **_host_traffic(cluster, job, sizes, rates)}
     if overlap and job.pp == 1:
@@ -145,11 +158,11 @@ def _optimizer_s(cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) ->
 def predict_schedule(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> tuple[Pass, ...]:
     """Return when each stage computes which microbatch in the pipeline part of one step, optimizer left out.
 
-    Raises DomainError for a job that DeepSpeed refuses, and for interleaved chunks, which its engine does not have.
+    Raises DomainError for a job that DeepSpeed refuses, and for interleaved chunks, which are not replayed.
     """
     check_job(model, cluster, job)
     if job.n_chunks > 1:
-        raise DomainError(f"no schedule for {job.n_chunks} chunks a stage; DeepSpeed's pipeline has 1")
+        raise DomainError(f"only the 1F1B schedule is drawn, not {job.n_chunks} chunks a stage; use n_chunks 1")
     passes = stage_passes_s(model, cluster, job, sizes_of(model, job), rates_of(coefficients, cluster.gpu.name)[0])
     forward, backward = [f for f, _ in passes], [b for _, b in passes]
     return one_forward_one_backward(forward, backward, job.gradient_accumulation_steps)
@@ -185,14 +198,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
         return Interval(value=amount / step_s.value, low=amount / step_s.high, high=amount / step_s.low)
 
     mfu = float(mfu_frac(useful, 1.0, peak, job.n_gpus))
-    gathered, reduced = sent_bytes(
-        sizes.n_params,
-        job.dp,
-        job.zero_stage,
-        n_accumulation=job.gradient_accumulation_steps,
-        n_trainable=sizes.n_trainable,
-    )
-    sent = gathered + reduced
+    sent = traffic_of(cluster, job, sizes).total_bytes
 
     def near(value: float, share: float) -> Interval:
         return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
@@ -314,6 +320,20 @@ def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffici
         )
     if job.has_quantized_gradients and cluster.n_nodes == 1:
         notes.append(Note(level="warning", text="quantised gradients act only between nodes: no effect on one node"))
+    if job.hpz_ranks and cluster.n_nodes == 1:
+        notes.append(
+            Note(
+                level="warning",
+                text="hpZ keeps gathers off the network between nodes: on one node it only takes memory",
+            )
+        )
+    if job.n_chunks > 1:
+        notes.append(
+            Note(
+                level="warning",
+                text="interleaved chunks are Megatron-LM's schedule: DeepSpeed's own engine has 1F1B and DualPipeV only",
+            )
+        )
     if job.zero_stage == 3 and sizes.n_params / job.dp < 5e8:
         notes.append(
             Note(text="with few parameters a rank, stage 3's bucket and live parameters can exceed its saving")
