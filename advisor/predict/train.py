@@ -324,14 +324,14 @@ def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffici
         notes.append(
             Note(
                 level="warning",
-                text="hpZ keeps gathers off the network between nodes: on one node it only takes memory",
+                text="hpZ keeps gathers off the network between nodes: one node only pays its memory",
             )
         )
     if job.n_chunks > 1:
         notes.append(
             Note(
                 level="warning",
-                text="interleaved chunks are Megatron-LM's schedule: DeepSpeed's own engine has 1F1B and DualPipeV only",
+                text="interleaved chunks are Megatron-LM's: DeepSpeed's own engine has 1F1B and DualPipeV only",
             )
         )
     if job.zero_stage == 3 and sizes.n_params / job.dp < 5e8:

@@ -91,7 +91,8 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
         raise DomainError(f"stage_layers sum to {sum(job.stage_layers)}, the model has {model.n_layers} layers")
     if job.n_chunks > 1 and job.stack != "megatron":
         raise DomainError(
-            f"n_chunks {job.n_chunks}: DeepSpeed's pipeline has no interleaved schedule; use n_chunks 1, or stack megatron"
+            f"DeepSpeed's pipeline has no interleaved schedule, got n_chunks {job.n_chunks}; use n_chunks 1, or stack"
+            " megatron"
         )
     if job.n_chunks > 1 and job.pp == 1:
         raise DomainError(f"n_chunks {job.n_chunks} interleaves pipeline stages, pp is 1; use pp 2 or more")

@@ -154,7 +154,7 @@ REFUSED = [
     ({"dp": 9}, "the cluster has 8"),
     ({"zero_stage": 1, "pp": 2, "stage_layers": (10, 10)}, "sum to 20"),
     ({"zero_stage": 2, "offload_optimizer": "nvme"}, "NVMe offload needs stage 3"),
-    ({"zero_stage": 1, "pp": 4, "n_chunks": 2}, "no interleaved schedule; use n_chunks 1"),
+    ({"zero_stage": 1, "pp": 4, "n_chunks": 2}, "no interleaved schedule, got n_chunks 2; use n_chunks 1"),
     ({"zero_stage": 1, "pp": 4, "n_chunks": 3, "stack": "megatron"}, "do not divide .* use n_chunks 2"),
     ({"zero_stage": 1, "n_chunks": 2, "stack": "megatron"}, "pp is 1"),
     (
