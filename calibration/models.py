@@ -106,7 +106,7 @@ MODELS |= {
     "llama-shape-3b": _llama(3072, 28, 24, 8, 8192, 32000, 2048),
     "llama-shape-30b": _llama(6656, 60, 52, 52, 17920, 32000, 2048),
 }
-for _name in ("llama-3.1-8b", "llama-3.1-70b"):
+for _name in ("llama-3.1-8b", "llama-3.1-70b", "qwen2.5-14b"):
     MODELS[f"{_name}-awq"] = MODELS[_name] | _AWQ
 
 

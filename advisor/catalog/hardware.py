@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from advisor.catalog.files import read_toml
+from advisor.catalog.files import read_text, read_toml
 from advisor.errors import BadData, UnknownName
 from advisor.schema import Gpu, Price, first_error
 
@@ -40,7 +40,7 @@ class GpuFiles:
         wanted = gpu_slug(name)
         if wanted in self.names:
             return self._by_name(wanted)
-        for gpu in self.all():
+        for gpu in (self._by_name(name) for name in self.names if self._may_be(name, wanted)):
             if wanted in {gpu_slug(a) for a in (gpu.name, gpu.label, *gpu.aliases)}:
                 return gpu
         known = [*self.names, *(a for gpu in self.all() for a in gpu.aliases)]
@@ -54,16 +54,24 @@ class GpuFiles:
         parts = wanted.split("-")
         return tuple(n for n in self.names if n != taken.name and all(p in n.split("-") for p in parts))
 
+    def _may_be(self, name: str, wanted: str) -> bool:
+        """Return whether a card's file holds the wanted alias somewhere, so that it is worth parsing."""
+        return name in self._gpus or wanted in joined(read_text(self._folder / f"{name}.toml").lower())
+
     def _by_name(self, name: str) -> Gpu:
         if name not in self._gpus:
             self._gpus[name], _ = gpu_from_toml(self._folder / f"{name}.toml")
         return self._gpus[name]
 
 
+def joined(text: str) -> str:
+    """Return a text in lower case with single hyphens for what parts its words, and none before GB."""
+    return re.sub(r"(?<=\d)-(?=gb\b)", "", re.sub(r"[\s_-]+", "-", text))
+
+
 def gpu_slug(text: str) -> str:
     """Return a GPU name in lower case with single hyphens and without the vendor."""
-    slug = re.sub(r"[\s_-]+", "-", text.strip().lower()[:200]).strip("-")
-    slug = re.sub(r"(?<=\d)-(?=gb\b)", "", slug)
+    slug = joined(text.strip().lower()[:200]).strip("-")
     while (shorter := _VENDOR.sub("", slug)) != slug:
         slug = shorter
     return slug

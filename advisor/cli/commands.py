@@ -239,14 +239,15 @@ COMMANDS: dict[str, tuple[str, Add, Run]] = {
 }
 
 
-def build_parser() -> Parser:
-    """Return the parser of the whole command line."""
+def build_parser(only: str = "") -> Parser:
+    """Return the parser of the whole command line; of one command's options alone when `only` names it."""
     parser = Parser(prog="advisor", description=advisor.__doc__)
     parser.add_argument("--version", action="version", version=f"advisor {advisor.__version__}")
     subs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, (text, add, run) in COMMANDS.items():
         sub = subs.add_parser(name, help=text, description=text)
-        add(sub)
+        if name == only or only not in COMMANDS:
+            add(sub)
         sub.set_defaults(run=run, command=name)
     return parser
 

@@ -6,20 +6,14 @@ import math
 
 import numpy as np
 
-from advisor.laws.expert import expected_experts
 from advisor.predict.replica import Replica
 from advisor.predict.simulate import Simulation
-from advisor.predict.step import TERMS, StepCost
+from advisor.predict.step import TERMS
 from advisor.predict.traffic import mean_lengths
 from advisor.schema import Breakdown, Part, Workload
 
 MIN_TO_JUDGE = 100
 """Requests below which a trend of first tokens is chance."""
-
-
-def touched_frac(stage: StepCost, n_tokens: float) -> float:
-    """Return the share of a layer's experts that a step of `n_tokens` touches."""
-    return float(expected_experts(n_tokens, stage.n_experts, stage.n_experts_per_token)) / stage.n_experts
 
 
 _WHY = {

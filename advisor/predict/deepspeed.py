@@ -27,6 +27,7 @@ from advisor.predict.deepspeed_paths import (
     peak_lengths,
 )
 from advisor.predict.deepspeed_step import TRANSFER_WIDENING, Rates, StepLaw, kv_bytes_per_token, rates_of
+from advisor.predict.quantile import quantile
 from advisor.predict.shapes import shapes_of
 from advisor.predict.splitfuse import serve_splitfuse
 from advisor.predict.traffic import draw_lengths
@@ -176,8 +177,9 @@ def _replay(
 def _statistics(served: Served) -> Iterator[tuple[str, float]]:
     metrics = {"ttft": served.ttft_s, "tpot": served.tpot_s, "itl": served.tpot_s, "e2e": served.e2e_s}
     for metric, sample in metrics.items():
-        for statistic, quantile in STATISTICS.items():
-            value = float(np.mean(sample)) if quantile is None else float(np.quantile(sample, quantile))
+        ordered = np.sort(sample)
+        for statistic, share in STATISTICS.items():
+            value = float(np.mean(sample)) if share is None else quantile(ordered, share)
             yield f"{metric}_{statistic}_s", value
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from advisor.errors import UnknownName
 from advisor.laws.offload import gathered_params
 from advisor.predict.deepspeed_step import Rates, kv_bytes_per_token, weight_bytes_of
+from advisor.predict.quantile import quantile
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.predict.traffic import draw_lengths
 from advisor.schema import Backend, Breakdown, Cluster, Deployment, Model, Note, Part, Workload
@@ -120,8 +121,8 @@ def path_of(backend: str) -> Path:
 def peak_lengths(workload: Workload, max_model_len: int) -> tuple[int, int]:
     """Return the 99 % quantiles of prompt and output tokens, what a padded static batch must hold."""
     prompts, outputs = draw_lengths(workload.lengths, 2000, np.random.default_rng(0))
-    prompt = min(int(np.quantile(prompts, 0.99)), max_model_len)
-    return prompt, min(int(np.quantile(outputs, 0.99)), max(1, max_model_len - prompt))
+    prompt = min(int(quantile(np.sort(prompts), 0.99)), max_model_len)
+    return prompt, min(int(quantile(np.sort(outputs), 0.99)), max(1, max_model_len - prompt))
 
 
 def memory_breakdown(

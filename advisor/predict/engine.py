@@ -16,9 +16,10 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from advisor.errors import DomainError
-from advisor.predict.engine_state import EngineLimits, Group, Sequence_, Step, Work
+from advisor.predict.engine_state import EngineLimits, Group, Sequence_, Stage, Step, Work
 from advisor.predict.step import StepCost
 from advisor.predict.stretch import fast_forward
 
@@ -30,20 +31,21 @@ class Engine:
     """
 
     def __init__(self, stages: Sequence[StepCost], limits: EngineLimits, send_s: float = 0.0) -> None:
-        self.stages = stages
+        # stages of equal cost share a clock, which is then asked once a step
+        clocks = {stage: stage.clock() for stage in stages}
+        self.stages = [Stage(clocks[stage]) for stage in stages]
+        self.clocks = tuple(clocks.values())
         self.limits = limits
         self.send_s = send_s
         self.now_s = 0.0
-        self.work = Work()
+        self.counts = Work()
         self.waiting: deque[Sequence_] = deque()
         self.running: list[Sequence_] = []
         self.n_running = 0
         self.free_blocks = limits.n_kv_blocks - limits.shared_prefix_blocks
         self.partial: Sequence_ | None = None
         self.in_flight: deque[Step] = deque()
-        self.stage_free_s = [0.0] * limits.pp
         self.launch_free_s = 0.0
-        self.power_ratio = [0.0] * limits.pp
         self.group_ready_s = [0.0] * limits.pp
         self.groups = [Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
         self.step_number = 0
@@ -62,6 +64,12 @@ class Engine:
     def is_idle(self) -> bool:
         """Return whether nothing waits, runs or is in flight."""
         return not (self.waiting or self.n_running or self.in_flight)
+
+    @property
+    def work(self) -> Work:
+        """Return the totals of the work done so far."""
+        terms = zip(*(clock.terms() for clock in self.clocks), strict=True)
+        return replace(self.counts, terms=[float(sum(parts)) for parts in terms])
 
     @property
     def load_score(self) -> int:
@@ -87,8 +95,7 @@ class Engine:
             if step.end_s > self.now_s:
                 self.now_s = step.end_s
             step.end_s = self.now_s
-            finished = self.process(step)
-            if finished:
+            if (step.finished or step.firsts) and (finished := self.process(step)):
                 return finished
         return []
 
@@ -124,23 +131,29 @@ class Engine:
     # ---- one scheduling decision --------------------------------------------------------------------------------
     def _schedule(self, until_s: float) -> bool:
         pp = self.limits.pp
-        if pp == 1 and self.partial is None and self.groups[0].n and not self._can_admit(self._budget(self.groups[0])):
-            fast_forward(self, self.groups[0], until_s)
-            if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
-                return False
-        preempted = self.work.n_preemptions
+        if pp == 1 and self.partial is None:
+            group = self.groups[0]
+            if group.n and not (self.waiting and self._can_admit(self._budget(group))):
+                fast_forward(self, group, until_s)
+                if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
+                    return False
+        preempted = self.counts.n_preemptions
         for number in range(self.step_number + 1, self.step_number + 1 + pp):
             if self._schedule_step(number):
                 return True
         # blocks given back in an empty step can be taken in the next
-        return preempted != self.work.n_preemptions and not self.in_flight
+        return preempted != self.counts.n_preemptions and not self.in_flight
 
     def _schedule_step(self, number: int) -> bool:
         limits = self.limits
         group = self.groups[number % limits.pp]
-        preempted = self.work.n_preemptions
+        preempted = self.counts.n_preemptions
         if group.n:
-            self._take_decode_blocks(group)
+            needed = group.blocks_opened(1, limits)
+            if needed <= self.free_blocks:
+                self.free_blocks -= needed
+            else:
+                self._take_decode_blocks(group)
         n_decode = group.n
         budget = self._budget(group)
         firsts: list[Sequence_] = []
@@ -156,8 +169,8 @@ class Engine:
                 self._after_chunk(partial, chunk, firsts)
             else:
                 self._preempt()  # the newest request is the prompt itself: it gives its blocks back and starts again
-        if self.partial is None and preempted == self.work.n_preemptions:
-            while self._can_admit(budget):
+        if self.partial is None and preempted == self.counts.n_preemptions:
+            while self.waiting and self._can_admit(budget):
                 sequence = self._admit(min(self.waiting[0].to_compute_tokens, budget))
                 chunk = min(sequence.to_compute_tokens, budget)
                 pairs += chunk * (sequence.cached_tokens + 0.5 * (chunk + 1))
@@ -228,7 +241,7 @@ class Engine:
         if not self.running:
             return False
         victim = self.running.pop()
-        self.work.n_preemptions += 1
+        self.counts.n_preemptions += 1
         if victim is self.partial:
             self.partial = None
             self._release(victim, victim.cached_tokens + victim.computed_tokens)
@@ -248,7 +261,7 @@ class Engine:
             heapq.heapify(group.finish)
             victim.group = -1
             victim.to_compute_tokens = victim.prompt_tokens + victim.done_tokens - victim.cached_tokens
-        self.work.recomputed_tokens += victim.to_compute_tokens
+        self.counts.recomputed_tokens += victim.to_compute_tokens
         victim.computed_tokens = 0
         self.waiting.appendleft(victim)
         return True
@@ -260,40 +273,55 @@ class Engine:
         return sizes[n] if n < len(sizes) else n
 
     def _launch(self, number: int, group: Group, n_prefill: int, pairs: float, firsts: list[Sequence_]) -> None:
-        limits = self.limits
+        limits, counts = self.limits, self.counts
+        pp = limits.pp
         n_decode = group.n
         n_sampled = n_decode + len(firsts)
         n_tokens = n_decode * limits.verify_tokens
-        n_padded = n_tokens if n_prefill else self.graph(n_tokens)
+        sizes = limits.graph_sizes
+        n_padded = n_tokens if n_prefill or n_tokens >= len(sizes) else sizes[n_tokens]
         context = group.context + n_decode
-        slot = number % limits.pp
-        launch_s = max(self.now_s, self.launch_free_s)
-        ready_s = max(launch_s, self.group_ready_s[slot]) if limits.pp > 1 else launch_s
-        busy_s = 0.0
-        end_s = ready_s
-        for k, stage in enumerate(self.stages):
-            host_end_s = launch_s + stage.host_s(n_prefill, n_tokens, n_sampled)
-            terms = stage.terms(n_prefill, pairs, n_padded, context, n_sampled)
-            begin_s = max(ready_s, self.stage_free_s[k])
-            full_s = sum(terms)
-            ratio = stage.power_ratio(full_s, n_prefill + n_tokens, pairs, context, n_sampled)
-            self.heat(stage, k, 0.0, begin_s - self.stage_free_s[k])
-            gpu_s = full_s * stage.stretch(self.heat(stage, k, ratio, full_s))
-            end_s = max(begin_s + gpu_s, host_end_s)
-            if k == 0:
-                self.launch_free_s = host_end_s
-            self.stage_free_s[k] = end_s
-            ready_s = end_s + self.send_s
+        slot = number % pp
+        launch_s = self.now_s if self.now_s > self.launch_free_s else self.launch_free_s
+        ready_s = self.group_ready_s[slot]
+        if pp == 1 or ready_s < launch_s:
+            ready_s = launch_s
+        first = self.stages[0]
+        clock = None
+        busy_s = begin_s = end_s = 0.0
+        for stage in self.stages:
+            if stage.clock is not clock:
+                clock = stage.clock
+                full_s, ratio, host_s = clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
+            begin_s, stretch = stage.begin(ready_s, full_s, ratio)
+            end_s = begin_s + full_s * stretch
+            if launch_s + host_s > end_s:
+                end_s = launch_s + host_s
+            stage.free_s = end_s
             busy_s += end_s - begin_s
-            self.work.add_terms(terms, gpu_s / full_s)
+            ready_s = end_s + self.send_s
+            clock.count(stretch)
+            if stage is first:
+                self.launch_free_s = launch_s + host_s
         self.group_ready_s[slot] = ready_s
         if n_decode:
-            start_s = group.last_end_s if group.steps else begin_s
-            self.itl.append((end_s - start_s, end_s - start_s, float(n_decode)))
+            gap_s = end_s - (group.last_end_s if group.steps else begin_s)
+            self.itl.append((gap_s, gap_s, float(n_decode)))
+            counts.context_tokens += context
         group.last_end_s = end_s
-        self.work.add(1.0, n_tokens + n_prefill, pairs, context if n_decode else 0.0, n_sampled, busy_s / limits.pp)
-        self.work.prefill_steps += 1.0 if n_prefill else 0.0
-        finished = self._decode_once(group)
+        counts.n_steps += 1.0
+        counts.tokens += n_tokens + n_prefill
+        counts.pairs += pairs
+        counts.sampled += n_sampled
+        counts.busy_s += busy_s / pp
+        if n_prefill:
+            counts.prefill_steps += 1.0
+        finished: list[Sequence_] = []
+        if n_decode:
+            group.steps += 1
+            group.context += n_decode * limits.tokens_per_step
+            if group.finish[0][0] <= group.steps:
+                self._finish(group, finished)
         for sequence in firsts:
             if self._join(sequence, group, slot):
                 finished.append(sequence)
@@ -302,19 +330,8 @@ class Engine:
             self.sample(end_s)
         self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
 
-    def heat(self, stage: StepCost, k: int, ratio: float, seconds: float) -> float:
-        """Let stage k draw `ratio` of its power limit for `seconds`; return the average that the limiter sees."""
-        old = self.power_ratio[k]
-        new = ratio + (old - ratio) * math.exp(-max(seconds, 0.0) / stage.throttle_s)
-        self.power_ratio[k] = new
-        return 0.5 * (old + new)
-
-    def _decode_once(self, group: Group) -> list[Sequence_]:
-        finished: list[Sequence_] = []
-        if not group.n:
-            return finished
-        group.steps += 1
-        group.context += group.n * self.limits.tokens_per_step
+    def _finish(self, group: Group, finished: list[Sequence_]) -> None:
+        """Take the decodes out of a group that have all their tokens."""
         while group.finish and group.finish[0][0] <= group.steps:
             sequence = heapq.heappop(group.finish)[2]
             group.n -= 1
@@ -324,7 +341,6 @@ class Engine:
             finished.append(sequence)
         if not group.n:
             group.context = 0.0
-        return finished
 
     def _join(self, sequence: Sequence_, group: Group, slot: int) -> bool:
         """Make a prefilled request a decode of `group`; return whether its first token was also its last."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from advisor.predict.clock import Clock
 from advisor.predict.step import TERMS
 
 
@@ -77,6 +79,36 @@ class Work:
             mine[i] += term * n_steps
 
 
+class Stage:
+    """One pipeline stage: when its GPUs are free, and how hot they ran lately."""
+
+    __slots__ = ("clock", "free_s", "power_ratio")
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.free_s = 0.0
+        self.power_ratio = 0.0
+
+    def begin(self, ready_s: float, full_s: float, ratio: float) -> tuple[float, float]:
+        """Return when a step that is ready at `ready_s` begins [s], and by how much the power limit stretches it.
+
+        full_s : its time at full clock [s]
+        ratio  : the power it draws meanwhile, over the limit
+        """
+        clock, begin_s = self.clock, self.free_s
+        if ready_s > begin_s:
+            self.power_ratio *= math.exp((begin_s - ready_s) / clock.throttle_s)
+            begin_s = ready_s
+        mean = self.heat(ratio, full_s)
+        return begin_s, clock.stretch(mean) if mean > 1.0 else 1.0
+
+    def heat(self, ratio: float, seconds: float) -> float:
+        """Draw `ratio` of the power limit for `seconds`; return the average that the limiter sees."""
+        old = self.power_ratio
+        new = self.power_ratio = ratio + (old - ratio) * math.exp(-seconds / self.clock.throttle_s)
+        return 0.5 * (old + new)
+
+
 @dataclass(slots=True)
 class Step:
     end_s: float
@@ -101,6 +133,8 @@ class Group:
         if per_step != 1.0:
             rate = self.n * per_step / tokens
             return int(rate * (self.steps + n_steps)) - int(rate * self.steps)
+        if n_steps == 1 < tokens:
+            return self.residues[-self.steps % tokens]
         opened = n_steps // tokens * self.n
         for step in range(self.steps, self.steps + n_steps % tokens):
             opened += self.residues[-step % tokens]

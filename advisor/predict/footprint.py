@@ -79,17 +79,21 @@ class Footprint:
         return Breakdown(name="memory per GPU", unit="bytes", total=self.device_bytes, parts=parts)
 
 
+def expert_ranks(deployment: Deployment) -> int:
+    """Return over how many ranks the experts are spread."""
+    return max(deployment.tp, min(deployment.ep, deployment.tp * deployment.dp))
+
+
 def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
     """Return the weights on the fullest rank [bytes]: matrices in the plan's format, the rest in 16 bit."""
     s = shapes_of(model)
     tp, pp = deployment.tp, deployment.pp
     per_weight = BYTES_PER_WEIGHT[deployment.weight_dtype]
-    expert_ranks = max(tp, min(deployment.ep, tp * deployment.dp))
     layers = stage_layers(s.n_layers, pp)
     kv_copies = tp * int(kv_heads_per_rank(s.n_kv_heads, tp)) / s.n_kv_heads if not s.is_mla else 1.0
     kv_frac = 0.0 if s.is_mla else 2 * s.n_kv_heads / (2 * s.n_kv_heads + 2 * s.n_heads)
     attention = s.attention_matrix_params * (1.0 + kv_frac * (kv_copies - 1.0)) / tp
-    matrices = (attention + s.mlp_matrix_params / tp + s.all_expert_params / expert_ranks) * per_weight
+    matrices = (attention + s.mlp_matrix_params / tp + s.all_expert_params / expert_ranks(deployment)) * per_weight
     matrices += (s.router_params + s.other_params) * 2.0
     table = 2.0 * s.padded_vocab(tp) * s.d_model / tp
     rest = s.rotary_bytes + 2.0 * s.position_params
@@ -150,25 +154,30 @@ def kv_cache_tokens(
     model: Model, gpu: Gpu, deployments: Sequence[Deployment], facts: EngineFacts | None = None
 ) -> NDArray[np.float64]:
     """Return the tokens that one replica's KV blocks hold for many deployments at once; what repeats is done once."""
-    shapes = shapes_of(model)
-    fixed: dict[tuple[object, ...], tuple[float, float, float]] = {}
-    counted: dict[tuple[object, ...], float] = {}
-    columns = np.empty((len(deployments), 7))
-    for i, d in enumerate(deployments):
-        key = (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.ep, d.dp, d.kv_block_tokens)
-        if key not in fixed:
-            fixed[key] = weights_bytes_per_gpu(model, d), block_bytes_per_gpu(model, d), non_torch_bytes(d)
-        graphs = (d.pp, d.weight_dtype, d.enforce_eager, d.max_num_seqs, min(d.max_num_batched_tokens, MOST_CAPTURED))
-        if graphs not in counted:
-            counted[graphs] = captured_bytes(model, d, facts)[1]
-        columns[i] = (*fixed[key], counted[graphs], d.gpu_memory_utilization, d.max_num_batched_tokens, d.tp)
-    weights, block, non_torch, graph, utilization, tokens, tp = columns.T
+    fixed: dict[tuple[object, ...], int] = {}
+    counted: dict[tuple[object, ...], int] = {}
+    per_plan: list[tuple[float, float, float]] = []
+    graphs: list[float] = []
+    where, which = [], []
+    for d in deployments:
+        key = (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.tp if d.ep == 1 else expert_ranks(d), d.kv_block_tokens)
+        at = fixed.setdefault(key, len(fixed))
+        if at == len(per_plan):
+            per_plan.append((weights_bytes_per_gpu(model, d), block_bytes_per_gpu(model, d), non_torch_bytes(d)))
+        where.append(at)
+        shape = (d.pp, d.weight_dtype, d.enforce_eager, d.max_num_seqs, min(d.max_num_batched_tokens, MOST_CAPTURED))
+        at = counted.setdefault(shape, len(counted))
+        if at == len(graphs):
+            graphs.append(captured_bytes(model, d, facts)[1])
+        which.append(at)
+    weights, block, non_torch = np.array(per_plan)[where].T
+    settings = [(d.gpu_memory_utilization, d.max_num_batched_tokens, d.tp, d.kv_block_tokens) for d in deployments]
+    utilization, tokens, tp, block_tokens = np.array(settings).T
     activation = np.empty(len(deployments))
-    for ranks in np.unique(tp):
+    for ranks in {d.tp for d in deployments}:
         mine = tp == ranks
-        activation[mine] = activation_bytes(shapes, int(ranks), tokens[mine])
-    pool = utilization * gpu.device_memory_bytes - weights - activation - non_torch - graph
-    block_tokens = np.array([d.kv_block_tokens for d in deployments])
+        activation[mine] = activation_bytes(shapes_of(model), ranks, tokens[mine])
+    pool = utilization * gpu.device_memory_bytes - weights - activation - non_torch - np.array(graphs)[which]
     return np.asarray(n_kv_blocks(pool, block) * block_tokens, dtype=np.float64)
 
 

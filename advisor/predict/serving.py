@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s, touched_frac
+from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.footprint import Footprint
+from advisor.predict.quantile import quantile
 from advisor.predict.release import at_release, release_rel, release_text
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
@@ -120,14 +121,18 @@ def predict_vllm(
     facts: EngineFacts | None = None,
     power: CoefficientSet | None = None,
     progress: Callable[[float], None] | None = None,
+    steady: Mapping[str, float] | None = None,
 ) -> Prediction:
     """Return what `deployment` will do under `workload`.
 
     method : 'simulated' replays the scheduler; 'steady' is the closed form
+    steady : the closed form of just this, from a caller that has it: a row of `sweep`
     power  : coefficients of data/fitted/power.json; without them no watts are predicted
     Raises DomainError when the plan does not fit, with the reason.
     """
-    steady = {k: float(v[0]) for k, v in sweep(model, cluster.gpu, [deployment], workload, coefficients, facts).items()}
+    if steady is None:
+        rows = sweep(model, cluster.gpu, [deployment], workload, coefficients, facts)
+        steady = {name: float(column[0]) for name, column in rows.items()}
     if method == "steady":
         return _steady(model, cluster, deployment, workload, coefficients, facts, steady)
     e2e_s = min(steady["e2e_p50_s"], MAX_E2E_S) if math.isfinite(steady["e2e_p50_s"]) else 0.0
@@ -146,8 +151,7 @@ def predict_vllm(
     sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
     found: dict[str, Interval] = {}
     for metric in ("ttft", "tpot", "e2e", "itl"):
-        for statistic in STATISTICS:
-            value = sim.latency(metric, statistic)
+        for statistic, value in zip(STATISTICS, sim.latencies(metric, STATISTICS), strict=True):
             if math.isfinite(value):
                 found[f"{metric}_{statistic}_s"] = q.interval(value, f"{metric}_{statistic}")
     found["requests_per_s"] = q.interval(rate, "requests_per_s")
@@ -207,7 +211,7 @@ def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> floa
     """Return the time over which the replay's work is spread [s]: without the drain of an open loop."""
     if isinstance(workload.load, ClosedLoad) or is_saturated:
         return sim.duration_s
-    drain_s = float(np.median(sim.e2e_s))
+    drain_s = quantile(np.sort(sim.e2e_s), 0.5)
     return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
 
 
@@ -284,7 +288,7 @@ def _activity(run: Run, cluster: Cluster, deployment: Deployment, q: _Widths) ->
             * share
         )
         if stage.n_experts:
-            touched = touched_frac(stage, work.tokens / max(work.n_steps, 1.0))
+            touched = stage.touched_frac(work.tokens / max(work.n_steps, 1.0))
             moved += float(work.n_steps * stage.expert_bytes * touched) * share
     peaks = cluster.gpu.peak_flops_per_s
     peak = peaks.get("bf16") or peaks["fp16"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from advisor.errors import DomainError
 from advisor.predict.engine import Engine
 from advisor.predict.engine_state import EngineLimits, Sequence_, Work
+from advisor.predict.quantile import quantile
 from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import Traffic
 from advisor.schema import Slo
@@ -61,13 +62,18 @@ class Simulation:
 
     def latency(self, metric: Literal["ttft", "tpot", "e2e", "itl"], statistic: str) -> float:
         """Return one statistic ('mean', 'p50' ... 'p99') of a latency [s]; NaN where no request has one."""
+        return self.latencies(metric, (statistic,))[0]
+
+    def latencies(self, metric: Literal["ttft", "tpot", "e2e", "itl"], statistics: Sequence[str]) -> list[float]:
+        """Return several statistics of a latency [s]: sorted once."""
         if metric == "itl":
-            return weighted_statistic(self.itl_s, self.itl_weights, statistic)
+            return weighted_statistics(self.itl_s, self.itl_weights, statistics)
         values = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[metric]
         values = values[np.isfinite(values)]
         if not len(values):
-            return float("nan")
-        return float(values.mean()) if statistic == "mean" else float(np.percentile(values, float(statistic[1:])))
+            return [float("nan")] * len(statistics)
+        ordered = np.sort(values)
+        return [float(values.mean()) if s == "mean" else quantile(ordered, float(s[1:]) / 100) for s in statistics]
 
     def attainment(self, slo: Slo) -> NDArray[np.bool_]:
         """Return for each request whether it meets every per-request bound of `slo` (TTFT, TPOT, E2E)."""
@@ -100,16 +106,20 @@ class Simulation:
         return {name: float(sum(work.terms[i] for work in self.work)) for i, name in enumerate(TERMS)}
 
 
-def weighted_statistic(values: Floats, weights: Floats, statistic: str) -> float:
-    """Return a statistic of `values` that occur `weights` times each; NaN for no values."""
+def weighted_statistics(values: Floats, weights: Floats, statistics: Sequence[str]) -> list[float]:
+    """Return statistics of `values` that occur `weights` times each; NaN for no values."""
     if not len(values) or weights.sum() <= 0:
-        return float("nan")
-    if statistic == "mean":
-        return float((values * weights).sum() / weights.sum())
+        return [float("nan")] * len(statistics)
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order])
-    rank = float(statistic[1:]) / 100 * cumulative[-1]
-    return float(values[order][min(int(np.searchsorted(cumulative, rank)), len(values) - 1)])
+
+    def one(statistic: str) -> float:
+        if statistic == "mean":
+            return float((values * weights).sum() / weights.sum())
+        rank = float(statistic[1:]) / 100 * cumulative[-1]
+        return float(values[order[min(int(np.searchsorted(cumulative, rank)), len(values) - 1)]])
+
+    return [one(s) for s in statistics]
 
 
 def simulate(
@@ -180,8 +190,8 @@ class _Run:
         """Return a rough duration, only to space the samples of the timeline."""
         if self.traffic.arrival_s is not None and len(self.traffic.arrival_s) > 1:
             return float(self.traffic.arrival_s[-1]) + 1e-9
-        stage = self.engines[0].stages[0]
-        step = float(stage.decode_s(1.0, 1.0, 1.0)) * 2
+        gpu_s, _, host_s = self.engines[0].stages[0].clock.step(0, 0.0, 1, 1, 1.0, 1)
+        step = max(gpu_s, host_s) * 2
         return step * float(np.mean(self.traffic.output_tokens)) * self.n / max(1, self.traffic.concurrency) + 1e-9
 
     def sequence(self, index: int, submitted_s: float) -> Sequence_:

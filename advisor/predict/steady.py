@@ -7,12 +7,13 @@ the percentiles are rules of thumb (a queue's tail) and finalists are simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from advisor.laws.roofline import larger_of
 from advisor.predict.footprint import kv_cache_tokens
 from advisor.predict.release import at_release
 from advisor.predict.shapes import shapes_of
@@ -25,8 +26,16 @@ Floats = NDArray[np.float64]
 N_ITERATIONS = 20
 """Bisections of the logarithm of the running sequences over six decades: 1e-5 of the value."""
 
+BLOCK = 8192
+"""Deployments that are solved together: more of them do not fit into a core's cache."""
+
 TAIL = 4.6
 """ln 100: the 99th percentile of an exponential wait over its mean."""
+
+
+def _kinds(columns: Sequence[tuple[Gemm, ...]], name: str, index: NDArray[np.int64]) -> Floats:
+    """Return a field of matrices, kinds x 1 x plans: the middle axis is that of steps with and without a prompt."""
+    return np.array([[getattr(gemm, name) for gemm in gemms] for gemms in columns], dtype=float).T[:, None, index]
 
 
 def stacked(costs: Sequence[StepCost], index: NDArray[np.int64]) -> StepCost:
@@ -35,15 +44,8 @@ def stacked(costs: Sequence[StepCost], index: NDArray[np.int64]) -> StepCost:
     for field in fields(StepCost):
         column = [getattr(cost, field.name) for cost in costs]
         if field.name == "gemms":
-            values["gemms"] = tuple(
-                Gemm(
-                    **{
-                        part.name: np.array([getattr(gemms[k], part.name) for gemms in column])[index]
-                        for part in fields(Gemm)
-                    }
-                )
-                for k in range(len(column[0]))
-            )
+            flops, moved, tiles = (_kinds(column, part.name, index) for part in fields(Gemm)[:3])
+            values["gemms"] = (Gemm(flops, moved, tiles, is_stacked=True),)
         elif len(set(column)) == 1:
             values[field.name] = column[0]
         else:
@@ -71,41 +73,54 @@ def sweep(
         (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep, d.engine_version)
         for d in deployments
     ]
-    unique: dict[tuple[object, ...], int] = {}
-    index = np.array([unique.setdefault(key, len(unique)) for key in keys], dtype=np.int64)
-    first = {i: d for d, i in zip(reversed(deployments), reversed(index.tolist()), strict=True)}
-    costs = [
-        step_cost(shapes, gpu, d, at_release(values, d, gpu), d.pp - 1) for d in (first[i] for i in range(len(unique)))
-    ]
-    cost = stacked(costs, index)
+    first: dict[tuple[object, ...], Deployment] = {}
+    for key, deployment in zip(keys, deployments, strict=True):
+        first.setdefault(key, deployment)
+    costs = [step_cost(shapes, gpu, d, at_release(values, d, gpu), d.pp - 1) for d in first.values()]
+    number = dict(zip(first, range(len(first)), strict=True))
+    index = np.array([number[key] for key in keys], dtype=np.int64)
     cache = kv_cache_tokens(model, gpu, deployments, facts)
-    pp = np.array([d.pp for d in deployments], dtype=float)
-    dp = np.array([d.dp for d in deployments], dtype=float)
-    seqs = np.array([d.max_num_seqs for d in deployments], dtype=float)
-    budget = np.array([d.max_num_batched_tokens for d in deployments], dtype=float)
+    settings = [(d.pp, d.dp, d.max_num_seqs, d.max_num_batched_tokens, d.prefix_caching) for d in deployments]
+    columns = np.array(settings, dtype=float).T.copy()
+    blocks = [slice(i, i + BLOCK) for i in range(0, len(deployments), BLOCK)]
+    parts = [
+        _solved(stacked(costs, index[block]), cache[block], columns[:, block], workload, values, gpu)
+        for block in blocks
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _solved(
+    cost: StepCost, cache: Floats, columns: Floats, workload: Workload, values: Mapping[str, float], gpu: Gpu
+) -> dict[str, Floats]:
+    """Return the values of `sweep` for some deployments.
+
+    cache, columns : tokens that the KV cache holds; stages, replicas, sequences, batched tokens, 1 for prefix caching
+    """
+    pp, dp, seqs, budget, has_cache = columns
+    client_s, send_s = values["submit_s"] + values["return_s"], values["send_s"]
     prompt, output = mean_lengths(workload.lengths)
     hit = workload.prefix
-    has_cache = np.array([d.prefix_caching for d in deployments], dtype=float)
     shared = min(hit.shared_prefix_tokens, prompt)
     to_compute = np.maximum(prompt - has_cache * (shared + (prompt - shared) * hit.conversation_hit_frac), 1.0)
     held = prompt + 0.5 * output
     n_most = np.maximum(
         np.minimum(seqs, (cache - has_cache * shared) / np.maximum(held - has_cache * shared, 1.0)), 1e-9
     )
-    client_s = values["submit_s"] + values["return_s"]
-    send_s = values["send_s"]
 
     def mean_step(n: Floats) -> tuple[Floats, Floats, Floats]:
         """Return mean step time, pure decode step time and the time that one request's prompt adds to its step [s]."""
         group = n / pp
         context = group * held
-        decode = cost.decode_s(group, context, group) * pp + (pp > 1) * pp * send_s
         chunk = np.minimum(to_compute, np.maximum(budget - group, 1.0))
         pairs = chunk * (0.5 * (chunk + 1.0) + 0.5 * (to_compute - chunk))
-        mixed_gpu = cost.seconds(chunk, pairs, group, context, group + 1.0)
-        ratio = cost.power_ratio(mixed_gpu, chunk + group, pairs, context, group + 1.0)
-        mixed_gpu = mixed_gpu * cost.stretch(ratio)
-        mixed = np.maximum(mixed_gpu, cost.host_s(chunk, group, group + 1.0))
+        # row 0: a step of decodes alone; row 1: one that also carries a chunk of a prompt
+        prefill, sampled = np.stack([0.0 * chunk, chunk]), np.stack([group, group + 1.0])
+        alone_s, with_prompt_s = cost.seconds(prefill, np.stack([0.0 * pairs, pairs]), group, context, sampled)
+        alone_host_s, with_prompt_host_s = cost.host_s(prefill, group, sampled)
+        decode = larger_of(alone_s, alone_host_s) * pp + (pp > 1) * pp * send_s
+        ratio = cost.power_ratio(with_prompt_s, chunk + group, pairs, context, sampled[1])
+        mixed = np.maximum(with_prompt_s * cost.stretch(ratio), with_prompt_host_s)
         extra = np.maximum(mixed - decode / pp, 0.0) * (to_compute / chunk)
         # each token of a running sequence brings 1/output of a prompt
         return decode + n / output * extra, decode, mixed * (to_compute / chunk)

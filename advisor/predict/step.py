@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
 from advisor.laws.kv import kv_heads_per_rank
-from advisor.laws.roofline import larger_of, smooth_max
+from advisor.laws.roofline import ceiling, larger_of, smooth_max
+from advisor.predict.clock import Clock
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Deployment, Gpu
 
@@ -50,11 +51,19 @@ ROW_QUANTUM = 64
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has."""
+    """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has.
+
+    All kinds of many plans can be one object (`is_stacked`): arrays with the kind as first axis, the plan as last.
+    """
 
     flops_per_token: Real
     weight_bytes: Real
     n_column_tiles: Real
+    is_stacked: bool = False
+
+    def total(self, seconds: Real) -> Real:
+        """Return times of these kinds summed."""
+        return seconds.sum(axis=0) if self.is_stacked else seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,47 +128,64 @@ class StepCost:
         n_context : cached tokens that the decodes read, summed over sequences
         n_sampled : sequences that get a token in this step
         """
-        n_tokens = n_prefill + n_decode
+        linear, experts, elementwise, all_reduce = self.token_terms(n_prefill + n_decode)
+        head, overhead = self.sampled_terms(n_sampled)
+        prefill_attention, decode_attention = self.attention_terms(n_prefill, n_pairs, n_decode, n_context)
+        return linear, experts, head, prefill_attention, decode_attention, elementwise, all_reduce, overhead
+
+    def token_terms(self, n_tokens: Real) -> tuple[Real, Real, Real, Real]:
+        """Return the terms that follow from the number of tokens alone [s]: linear, experts, elementwise, all-reduce.
+
+        The event loop computes them once a number (`clock.Clock`): what else decides a term belongs into another group.
+        """
         linear = 0.0 * n_tokens
-        padded = n_tokens + self.wave_frac * (-(-n_tokens // ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
-        row_tiles = -(-n_tokens // TILE_ROWS)
+        padded = n_tokens + self.wave_frac * (ceiling(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
+        row_tiles = ceiling(n_tokens / TILE_ROWS)
         for gemm in self.gemms:
             waves = row_tiles * (gemm.n_column_tiles / self.n_sms)
             # below one wave kernels split the sum instead, so that no processor idles
-            idle = self.wave_frac * (-(-waves // 1.0) - waves) * (waves >= 1.0) / (waves + 1e-9)
-            linear = linear + smooth_max(
+            idle = self.wave_frac * (ceiling(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
+            seconds = smooth_max(
                 padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
                 gemm.weight_bytes / self.stream_bytes_per_s,
                 self.sharpness,
             )
+            linear = linear + gemm.total(seconds)
         experts = 0.0 * n_tokens
         if self.n_experts:
-            touched = expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
             experts = smooth_max(
                 n_tokens * (self.expert_flops_per_token / self.expert_flops_per_s),
-                touched * (self.expert_bytes / self.expert_bytes_per_s),
+                self.touched_frac(n_tokens) * (self.expert_bytes / self.expert_bytes_per_s),
                 self.sharpness,
             )
+        message = n_tokens * self.all_reduce_bytes_per_token
+        is_large = message > self.all_reduce_switch_bytes
+        latency = self.all_reduce_latency_s + is_large * (self.all_reduce_large_latency_s - self.all_reduce_latency_s)
+        elementwise = n_tokens * (self.elementwise_bytes_per_token / self.elementwise_bytes_per_s)
+        return linear, experts, elementwise, self.n_all_reduces * (latency + message / self.link_bytes_per_s)
+
+    def sampled_terms(self, n_sampled: Real) -> tuple[Real, Real]:
+        """Return the terms that follow from the number of sampled sequences alone [s]: vocabulary head, overhead."""
         head = smooth_max(
             n_sampled * (self.head_flops_per_seq / self.head_flops_per_s),
             self.head_bytes / self.head_bytes_per_s,
             self.sharpness,
         )
-        n_pairs, n_context = self.seen(n_prefill, n_pairs, n_decode, n_context)
+        return head, self.fixed_s + n_sampled * self.seq_s
+
+    def attention_terms(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
+        """Return the attention of prompts and of decodes [s]; arguments as of `terms`."""
+        if self.window_frac:
+            n_pairs, n_context = self.seen(n_prefill, n_pairs, n_decode, n_context)
         pairs = n_pairs + self.pair_ramp_tokens * n_prefill
-        message = n_tokens * self.all_reduce_bytes_per_token
-        is_large = message > self.all_reduce_switch_bytes
-        latency = self.all_reduce_latency_s + is_large * (self.all_reduce_large_latency_s - self.all_reduce_latency_s)
         return (
-            linear,
-            experts,
-            head,
             pairs * (self.flops_per_pair / self.attention_flops_per_s),
             n_context * (self.kv_bytes_per_context_token / self.kv_bytes_per_s),
-            n_tokens * (self.elementwise_bytes_per_token / self.elementwise_bytes_per_s),
-            self.n_all_reduces * (latency + message / self.link_bytes_per_s),
-            self.fixed_s + n_sampled * self.seq_s,
         )
+
+    def touched_frac(self, n_tokens: Real) -> Real:
+        """Return the share of a layer's experts that a step of `n_tokens` touches."""
+        return expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
 
     def seen(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
         """Return pairs and context tokens averaged over layers: sliding-window layers look back a window at most."""
@@ -175,17 +201,29 @@ class StepCost:
 
         Above 1 the board lowers its clock; not at once but as its average over some tenths of a second demands.
         """
-        matrix, attention = self.flops(n_tokens, n_pairs, n_sampled)
-        n_bytes = self.weight_bytes + self.head_bytes + n_context * self.kv_bytes_per_context_token
+        energy_j = self.token_j(n_tokens) + self.request_j(n_pairs, n_context, n_sampled)
+        return energy_j / (seconds * self.dynamic_power_w)
+
+    def token_j(self, n_tokens: Real) -> Real:
+        """Return the energy of a step that follows from the number of tokens alone [J]: matrices and their weights."""
+        flops = n_tokens * (self.flops_per_token + self.expert_flops_per_token)
+        n_bytes = self.weight_bytes + self.head_bytes
         if self.n_experts:
-            touched = expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
-            n_bytes = n_bytes + touched * self.expert_bytes
-        energy = (matrix + attention) * self.joules_per_flop + n_bytes * self.joules_per_byte
-        return energy / (seconds * self.dynamic_power_w)
+            n_bytes = n_bytes + self.touched_frac(n_tokens) * self.expert_bytes
+        return flops * self.joules_per_flop + n_bytes * self.joules_per_byte
+
+    def request_j(self, n_pairs: Real, n_context: Real, n_sampled: Real) -> Real:
+        """Return the rest of the energy of a step [J]: attention, KV cache, vocabulary head."""
+        flops = n_sampled * self.head_flops_per_seq + n_pairs * self.flops_per_pair
+        return flops * self.joules_per_flop + n_context * self.kv_bytes_per_context_token * self.joules_per_byte
 
     def stretch(self, power_ratio: Real) -> Real:
         """Return by how much a power demand stretches time, >= 1: voltage falls with the clock, so a root of it."""
         return larger_of(power_ratio, 1.0 + 0.0 * power_ratio) ** self.clock_exponent
+
+    def clock(self) -> Clock:
+        """Return the same law for an event loop, which asks for single steps again and again."""
+        return Clock(self)
 
     def seconds(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the GPU time of one step at full clock [s]: the sum of `terms`."""
@@ -197,10 +235,13 @@ class StepCost:
         Decode steps replay one full CUDA graph; steps with prompt tokens launch each layer apart: a graph a layer up to
         the largest captured size, every kernel by itself above it.
         """
-        is_large = n_prefill + n_decode > self.graph_tokens
-        is_mixed = n_prefill > 0
+        return self.launch_s(n_prefill + n_decode, n_prefill > 0) + n_sampled * self.host_seq_s
+
+    def launch_s(self, n_tokens: Real, is_mixed: Real) -> Real:
+        """Return the part of `host_s` that sampling has no share in [s]; `is_mixed`: there are prompt tokens."""
+        is_large = n_tokens > self.graph_tokens
         layers = is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
-        return self.host_step_s + layers + n_sampled * self.host_seq_s
+        return self.host_step_s + layers
 
     def decode_s(self, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the time of a pure decode step, host-bound where the GPU is faster than its launch [s]."""

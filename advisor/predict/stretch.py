@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from advisor.laws.roofline import larger_of
 from advisor.predict.engine_state import Group, Step
 
 if TYPE_CHECKING:
@@ -26,16 +27,18 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     while m > 1 and group.blocks_opened(m, limits) > engine.free_blocks:
         m //= 2
     stage = engine.stages[0]
+    clock = stage.clock
     n = group.n
     n_tokens = n * limits.verify_tokens
     n_padded = engine.graph(n_tokens)
     per_step = n * limits.tokens_per_step
     first_context = group.context + n
-    first_s = stage.decode_s(n_padded, first_context, n)
-    last_s = stage.decode_s(n_padded, first_context + per_step * (m - 1), n)
+    full_s, ratio, host_s = clock.step(0, 0.0, n_tokens, n_padded, first_context, n)
+    first_s = larger_of(full_s, host_s)
+    ratio *= full_s / first_s
+    last_s = larger_of(clock.step(0, 0.0, n_tokens, n_padded, first_context + per_step * (m - 1), n)[0], host_s)
     slope_s = (last_s - first_s) / (m - 1) if m > 1 else 0.0
-    start_s = max(engine.stage_free_s[0], engine.now_s)
-    host_s = stage.host_s(0, n_tokens, n)
+    start_s = max(stage.free_s, engine.now_s)
     is_host_bound = host_s >= first_s
     if is_host_bound and engine.launch_free_s < start_s:
         return  # the host works off its lead first, step by step
@@ -69,17 +72,18 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     else:
         engine.itl.append((first_s, last_s, float(n * m)))
     end_s = end_of(m)
-    engine.heat(stage, 0, float(stage.power_ratio(first_s, n_tokens, 0.0, first_context, n)), end_s - start_s)
+    stage.heat(ratio, end_s - start_s)
     group.steps += m
     group.context += per_step * m
     group.last_end_s = end_s
     engine.step_number += m
-    engine.stage_free_s[0] = end_s
+    stage.free_s = end_s
     # where the host is the slower one its launch of step m ends with the step
     engine.launch_free_s = max(engine.launch_free_s, end_of(m if is_host_bound else m - 1))
     total_context = m * first_context + per_step * m * (m - 1) / 2
-    engine.work.add(m, m * n_tokens, 0.0, total_context, m * n, end_s - start_s)
-    engine.work.add_terms(stage.terms(0.0, 0.0, float(n_padded), total_context / m, float(n)), m)
+    engine.counts.add(m, m * n_tokens, 0.0, total_context, m * n, end_s - start_s)
+    clock.step(0, 0.0, n_tokens, n_padded, total_context / m, n)
+    clock.count(m)
     if limits.n_in_flight > 1:
         engine.in_flight.append(Step(end_s, [], []))
         engine.now_s = max(engine.now_s, end_of(m if behind == 1 else m - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def _what_would_meet(question: Question, found: Found) -> list[str]:
 
     Every doubling of the pool is tried, up to 1024 cards.
     """
-    factor = float(np.median(np.unique(found.table.factors[1]))) if found.table.factors.size else 1.0
+    factor = median(set(found.table.factors[1].tolist())) if found.table.factors.size else 1.0
     goal = "would meet all targets" if question.slo.targets else "would carry the load with headroom"
     sentences = []
     for pool in question.pools:

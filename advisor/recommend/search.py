@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,10 @@ class Table:
     score: Floats = field(default_factory=lambda: np.zeros(0))
     factors: Floats = field(default_factory=lambda: np.ones((3, 0)))
     """what the simulation of finalists said about the closed form: factors on score, badness and median latency"""
+
+    def row(self, i: int) -> dict[str, float]:
+        """Return the closed-form values of one row."""
+        return {name: float(column[i]) for name, column in self.values.items()}
 
     def keys(self) -> list[object]:
         """Return for each row what makes it the same plan but for engine settings."""
@@ -235,8 +240,8 @@ class _Contest:
                     ratio = float(np.log(self.known[k, i] / self.closed[k, i]))
                     by_kind.setdefault(kinds[i], []).append(ratio)
                     by_key.setdefault(self.keys[i], []).append(ratio)
-            alike = {kind: float(np.median(found)) for kind, found in by_kind.items()}
-            layouts = {key: float(np.median(found)) for key, found in by_key.items()}
+            alike = {kind: median(found) for kind, found in by_kind.items()}
+            layouts = {key: median(found) for key, found in by_key.items()}
             factors[k] = np.exp(
                 [layouts.get(key, alike.get(kind, 0.0)) for key, kind in zip(self.keys, kinds, strict=True)]
             )
@@ -272,6 +277,7 @@ class _Contest:
                 seed=q.request.seed,
                 facts=q.facts,
                 power=q.power,
+                steady=self.table.row(row) if sample is d else None,
             )
         except AdvisorError:
             self.failed.add(row)

@@ -1,4 +1,10 @@
-"""Frozen pydantic nouns, the vocabulary of the whole package; no arithmetic, no I/O."""
+"""Frozen pydantic nouns, the vocabulary of the whole package; no arithmetic, no I/O.
+
+No module of this package postpones its annotations (`from __future__ import annotations`): pydantic would have to
+compile and evaluate the text of each, a fifth of what its import takes.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from advisor.schema.base import Noun, first_error
 from advisor.schema.coefficients import Coefficient, CoefficientSet, FitReport
@@ -9,7 +15,6 @@ from advisor.schema.model import Mla, Model, Moe, Quantization
 from advisor.schema.provenance import Interval, Note, Source
 from advisor.schema.request import Objective, Request, Task
 from advisor.schema.result import SCHEMA_VERSION, Breakdown, Part, Plan, Prediction, Recommendation, Rejected
-from advisor.schema.run_record import RunRecord
 from advisor.schema.workload import (
     ClosedLoad,
     ConstantLoad,
@@ -27,6 +32,9 @@ from advisor.schema.workload import (
     TraceLoad,
     Workload,
 )
+
+if TYPE_CHECKING:
+    from advisor.schema.run_record import RunRecord
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -79,3 +87,12 @@ __all__ = [
     "Workload",
     "first_error",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # fits and validation need it, answers do not, and a model costs a millisecond to build
+    if name != "RunRecord":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from advisor.schema.run_record import RunRecord
+
+    return RunRecord

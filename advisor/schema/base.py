@@ -1,7 +1,5 @@
 """The base of every noun: frozen, closed, finite."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError

@@ -1,8 +1,6 @@
 """Published claims, and what the audit says about each."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -81,7 +79,7 @@ class ClaimsFile(Noun):
     statements: tuple[StatementClaim, ...] = ()
 
     @model_validator(mode="after")
-    def _unique_ids(self) -> ClaimsFile:
+    def _unique_ids(self) -> Self:
         ids = [c.id for c in self.figures] + [c.id for c in self.statements]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:

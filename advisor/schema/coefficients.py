@@ -1,6 +1,6 @@
 """Fitted numbers and what is known about them."""
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ class Coefficient(Noun):
     is_at_bound: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> Coefficient:
+    def _ordered(self) -> Self:
         if not self.low <= self.value <= self.high:
             raise ValueError("low <= value <= high must hold")
         return self

@@ -1,7 +1,5 @@
 """One way to run a model: backend, parallel degrees, precisions, engine settings."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,9 +1,7 @@
 """Facts about one release of a serving engine: its defaults, what its scheduler does, which options it knows."""
 
-from __future__ import annotations
-
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -87,7 +85,7 @@ class EngineFacts(Noun):
     cite: dict[str, str] = Field(default={}, description="field -> release, file and lines where it was read")
 
     @classmethod
-    def from_table(cls, table: dict[str, Any], version: str) -> EngineFacts:
+    def from_table(cls, table: dict[str, Any], version: str) -> Self:
         """Return the facts for a version: every release up to it, merged, the later one winning.
 
         Raises:

@@ -1,8 +1,6 @@
 """GPUs, nodes and clusters: datasheet facts, each with a source."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,7 +33,7 @@ class Gpu(Noun):
     sources: tuple[Source, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _has_half_precision(self) -> Gpu:
+    def _has_half_precision(self) -> Self:
         if not {"bf16", "fp16"} & set(self.peak_flops_per_s):
             raise ValueError("peak_flops_per_s must name bf16 or fp16")
         if self.idle_power_w >= self.board_power_w:

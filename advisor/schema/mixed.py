@@ -1,8 +1,6 @@
 """One GPU budget for online serving and offline work: what is needed, and who has which GPUs at which hour."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -75,7 +73,7 @@ class MixedAnswer(Noun):
     plans: tuple[MixedPlan, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _has_best(self) -> MixedAnswer:
+    def _has_best(self) -> Self:
         if self.best not in {p.mode for p in self.plans}:
             raise ValueError("plans must contain the best mode")
         return self

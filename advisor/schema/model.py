@@ -1,8 +1,6 @@
 """A language model as its config.json describes it; no arithmetic."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -90,7 +88,7 @@ class Model(Noun):
     sources: tuple[Source, ...] = ()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Model:
+    def _consistent(self) -> Self:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.n_sliding_layers > self.n_layers:

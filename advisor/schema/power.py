@@ -1,7 +1,5 @@
 """What a deployment draws, costs and emits, and what a lower power limit would change."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from advisor.schema.base import Fraction, Name, NonNegativeFloat, NonNegativeInt, Noun, PositiveFloat, PositiveInt

@@ -1,8 +1,6 @@
 """What a user asks: model, hardware, traffic, targets, money."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,7 +53,7 @@ class Request(Noun):
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
-    def _one_load(self) -> Request:
+    def _one_load(self) -> Self:
         if self.rate is not None and self.concurrency is not None:
             raise ValueError("give rate or concurrency, not both")
         return self

@@ -1,7 +1,5 @@
 """What the advisor answers: predictions with intervals, plans, rejections, reports."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field

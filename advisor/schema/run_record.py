@@ -1,7 +1,5 @@
 """The run record, schema 1: one measured cell of one engine start."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field

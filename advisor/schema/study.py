@@ -1,8 +1,6 @@
 """A study: one question asked for every combination of models, GPUs, traffic, targets, objectives and seeds."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,7 +44,7 @@ class StudyWorkload(Noun):
         return (value,) if isinstance(value, int | float) else value
 
     @model_validator(mode="after")
-    def _one_kind(self) -> StudyWorkload:
+    def _one_kind(self) -> Self:
         if self.rate and self.concurrency:
             raise ValueError("give rate or concurrency, not both")
         own = self.model_fields_set & {"preset", "prompt_tokens", "output_tokens", "length_sigma"}
@@ -112,7 +110,7 @@ class Study(Noun):
         return value
 
     @model_validator(mode="after")
-    def _each_once(self) -> Study:
+    def _each_once(self) -> Self:
         for name in ("models", "gpus", "workloads", "slos", "objectives", "seeds"):
             values = getattr(self, name)
             if not values:

@@ -1,8 +1,6 @@
 """A training or fine-tuning job on DeepSpeed, and what is predicted of it."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,7 +43,7 @@ class TrainJob(Noun):
     total_tokens: NonNegativeInt = Field(default=0, description="tokens to train on, 0 = no total asked")
 
     @model_validator(mode="after")
-    def _consistent(self) -> TrainJob:
+    def _consistent(self) -> Self:
         if self.stage_layers and len(self.stage_layers) != self.pp:
             raise ValueError(f"stage_layers names {len(self.stage_layers)} stages, pp is {self.pp}")
         return self

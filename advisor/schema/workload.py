@@ -1,8 +1,6 @@
 """What the users send: lengths, arrivals, targets."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,7 +37,7 @@ class TraceLengths(Noun):
     output_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _same_length(self) -> TraceLengths:
+    def _same_length(self) -> Self:
         if len(self.prompt_tokens) != len(self.output_tokens):
             raise ValueError("prompt_tokens and output_tokens must have the same length")
         return self
@@ -91,7 +89,7 @@ class TraceLoad(Noun):
     arrival_s: tuple[NonNegativeFloat, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _ascending(self) -> TraceLoad:
+    def _ascending(self) -> Self:
         if any(b < a for a, b in zip(self.arrival_s, self.arrival_s[1:], strict=False)):
             raise ValueError("arrival_s must not decrease")
         return self

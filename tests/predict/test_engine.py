@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from advisor.errors import DomainError
 from advisor.predict import stretch
+from advisor.predict.clock import Clock
 from advisor.predict.engine import Engine
 from advisor.predict.engine_state import EngineLimits, Sequence_
 from advisor.predict.simulate import Client, Simulation, simulate
@@ -21,28 +22,35 @@ NO_CLIENT = Client(0.0, 0.0, 0.0)
 
 
 class Cost:
-    """A step of one linear term; `seconds_of` can be replaced to bend it."""
+    """A step of one linear term that draws no power."""
 
-    throttle_s = 1.0
-    launch_s = 1.07e-4
+    throttle_s = dynamic_power_w = 1.0
+    host_s = 1.07e-4
+    host_seq_s = 0.0
 
     def gpu_s(self, n_prefill: float, n_pairs: float, n_decode: float, n_context: float, n_sampled: float) -> float:
         return 4.0013e-3 + 9.0077e-5 * n_prefill + 1e-6 * n_pairs + 2e-4 * n_decode + 5e-6 * n_context
 
-    def terms(self, *step: float) -> tuple[float, ...]:
-        return (self.gpu_s(*step), *[0.0] * 7)
+    def clock(self) -> Clock:
+        return Clock(self)  # type: ignore[arg-type]
 
-    def host_s(self, n_prefill: float, n_decode: float, n_sampled: float) -> float:
-        return self.launch_s
+    def token_terms(self, _: float) -> tuple[float, ...]:
+        return (0.0,) * 4
 
-    def decode_s(self, n_decode: float, n_context: float, n_sampled: float) -> float:
-        return max(self.gpu_s(0, 0, n_decode, n_context, n_sampled), self.launch_s)
+    def sampled_terms(self, _: float) -> tuple[float, ...]:
+        return (0.0,) * 2
 
-    def power_ratio(self, *_: float) -> float:
+    def attention_terms(self, *step: float) -> tuple[float, float]:
+        return self.gpu_s(*step, 0.0), 0.0
+
+    def launch_s(self, n_tokens: float, is_mixed: bool) -> float:
+        return self.host_s
+
+    def token_j(self, _: float) -> float:
         return 0.0
 
-    def stretch(self, _: float) -> float:
-        return 1.0
+    def request_j(self, *_: float) -> float:
+        return 0.0
 
 
 def traffic(prompt: list[int], output: list[int], arrivals: list[float] | None = None, clients: int = 0) -> Traffic:

@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advisor.predict.clock import Clock
 from advisor.predict.engine_state import EngineLimits
 from advisor.predict.simulate import Client, Simulation, simulate
 from advisor.predict.traffic import Traffic
@@ -29,10 +30,11 @@ BLOCK = 4
 class LinearCost:
     """A step whose time is linear in everything, so that sums and closed forms agree to the last digit but one."""
 
-    throttle_s = 1.0
+    throttle_s = dynamic_power_w = 1.0
+    host_seq_s = 0.0
 
     def __init__(self, host_s: float = 1e-4) -> None:
-        self.launch_s = host_s
+        self.alone_s = host_s
 
     def gpu_s(self, n_prefill: Any, n_pairs: Any, n_decode: Any, n_context: Any, n_sampled: Any) -> Any:
         return (
@@ -44,23 +46,30 @@ class LinearCost:
             + 1e-5 * n_sampled
         )
 
-    def terms(self, *step: Any) -> tuple[Any, ...]:
-        return (self.gpu_s(*step), *[0.0] * 7)
-
-    def seconds(self, *step: Any) -> Any:
-        return self.gpu_s(*step)
-
     def host_s(self, n_prefill: Any, n_decode: Any, n_sampled: Any) -> Any:
-        return self.launch_s
+        return self.alone_s
 
-    def decode_s(self, n_decode: Any, n_context: Any, n_sampled: Any) -> Any:
-        return max(self.gpu_s(0, 0, n_decode, n_context, n_sampled), self.launch_s)
+    # the same law in the parts that the scheduler copy asks for
+    def clock(self) -> Clock:
+        return Clock(self)  # type: ignore[arg-type]
 
-    def power_ratio(self, *_: Any) -> float:
+    def token_terms(self, _: Any) -> tuple[float, ...]:
+        return (5.0013719e-3, 0.0, 0.0, 0.0)
+
+    def sampled_terms(self, n_sampled: Any) -> tuple[float, float]:
+        return 1e-5 * n_sampled, 0.0
+
+    def attention_terms(self, n_prefill: Any, n_pairs: Any, n_decode: Any, n_context: Any) -> tuple[float, float]:
+        return 1.0000377e-4 * n_prefill + 1e-6 * n_pairs, 3e-4 * n_decode + 7e-6 * n_context
+
+    def launch_s(self, n_tokens: Any, is_mixed: bool) -> float:
+        return self.alone_s
+
+    def token_j(self, _: Any) -> float:
         return 0.0
 
-    def stretch(self, _: Any) -> float:
-        return 1.0
+    def request_j(self, *_: Any) -> float:
+        return 0.0
 
 
 def traffic_of(cell: dict[str, Any], concurrency: int = 0) -> Traffic:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from advisor.catalog import load_catalog
 from advisor.predict.replica import replica_of
-from advisor.predict.simulate import STATISTICS, Simulation, simulate, weighted_statistic
+from advisor.predict.simulate import STATISTICS, Simulation, simulate, weighted_statistics
 from advisor.predict.traffic import Traffic, draw
 from advisor.predict.transfer import transferred
 from advisor.schema import (
@@ -63,11 +63,11 @@ def test_percentiles_are_numpys() -> None:
 def test_weighted_statistics_are_those_of_repeated_values(pairs: list[tuple[float, int]]) -> None:
     values, weights = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], dtype=float)
     repeated = np.repeat(values, weights.astype(int))
-    assert weighted_statistic(values, weights, "mean") == pytest.approx(repeated.mean(), abs=1e-9)
+    assert weighted_statistics(values, weights, ["mean"])[0] == pytest.approx(repeated.mean(), abs=1e-9)
     for q in (50, 90, 99):
         lower = np.percentile(repeated, q, method="inverted_cdf")
         upper = np.percentile(repeated, q, method="higher")
-        found = weighted_statistic(values, weights, f"p{q}")
+        found = weighted_statistics(values, weights, [f"p{q}"])[0]
         assert lower - 1e-9 <= found <= upper + 1e-9
 
 
@@ -75,7 +75,7 @@ def test_no_values_have_no_statistic() -> None:
     sim, _ = replayed(ClosedLoad(concurrency=2, n_requests=4), FixedLengths(prompt_tokens=50, output_tokens=1))
     assert math.isnan(sim.latency("tpot", "p50"))
     assert math.isnan(sim.latency("itl", "p99"))
-    assert math.isnan(weighted_statistic(np.array([]), np.array([]), "mean"))
+    assert math.isnan(weighted_statistics(np.array([]), np.array([]), ["mean"])[0])
 
 
 def test_every_latency_is_consistent_with_itself() -> None:

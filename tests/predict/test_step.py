@@ -81,6 +81,25 @@ def test_arrays_and_scalars_are_the_same(steps: list[tuple[float, ...]], model: 
     np.testing.assert_allclose(host, [c.host_s(s[0], s[2], s[4]) for s in steps], rtol=1e-12)
 
 
+@given(st.lists(STEP, min_size=1, max_size=6), st.sampled_from([DENSE, MOE, WINDOW]), st.integers(0, 9))
+def test_a_clock_keeps_the_law_and_counts_its_terms(steps: list[tuple[float, ...]], model: str, padding: int) -> None:
+    c = cost(model, tp=2)
+    clock = c.clock()
+    summed = np.zeros(len(TERMS))
+    for weight, step in enumerate([*steps, *steps], start=1):  # the second time from memory
+        n_prefill, pairs, n_decode, context, n_sampled = step
+        n_padded = n_decode + padding * (n_prefill == 0)
+        seconds, ratio, host_s = clock.step(n_prefill, pairs, n_decode, n_padded, context, n_sampled)
+        clock.count(0.5 * weight)
+        summed += 0.5 * weight * np.array(c.terms(n_prefill, pairs, n_padded, context, n_sampled))
+        assert seconds == pytest.approx(c.seconds(n_prefill, pairs, n_padded, context, n_sampled), rel=1e-12)
+        assert ratio == pytest.approx(
+            c.power_ratio(seconds, n_prefill + n_decode, pairs, context, n_sampled), rel=1e-12
+        )
+        assert host_s == pytest.approx(c.host_s(n_prefill, n_decode, n_sampled), rel=1e-12)
+    np.testing.assert_allclose(clock.terms(), summed, rtol=1e-12)
+
+
 @pytest.mark.parametrize("model", [DENSE, MOE])
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 3), (2, 4)])
 def test_splits_conserve_operations_and_bytes(model: str, tp: int, pp: int) -> None:
