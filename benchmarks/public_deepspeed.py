@@ -73,12 +73,8 @@ def fastgen(folder: Path) -> Iterator[Row]:
     for r in lines(folder, "argonne_llm_inference_bench.csv"):
         model = HUB_NAMES.get(r["model"].split("/")[-1])
         if r["backend"] == "Deepspeed-MII" and model:
-            tuned = (
-                r["tp"] == "1"
-                and "Llama" in model
-                and r["isl"] in ("256", "1024")
-                and r["batch_size"] in ("1", "16", "64")
-            )
+            some = r["isl"] in ("256", "1024") and r["batch_size"] in ("1", "16", "64")
+            tuned = some and ((r["tp"] == "1" and "Llama" in model) or (r["tp"] == "4" and model == "Llama-2-7B"))
             yield {
                 "group": f"Argonne MII, {model} tp {r['tp']}",
                 "path": "fastgen-batch",

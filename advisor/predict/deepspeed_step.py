@@ -93,6 +93,8 @@ class StepLaw:
     mean_prompt_tokens: float = 0.0
     n_experts_touched: float = 0.0
     """Experts that one pass reads; 0 = as many as independent routing of its tokens touches."""
+    is_bare: bool = False
+    """FastGen's engine without MII's loop around it, as our step records time it."""
 
     def with_experts(self, n_touched: float) -> StepLaw:
         """Return the law for traffic whose tokens all go to the same `n_touched` experts."""
@@ -164,6 +166,7 @@ class StepLaw:
         if prefix == "fastgen":
             # kernels are launched back to back without CUDA graphs: the gaps add to the kernels' own time
             host += self.rates["fastgen_host_s_per_seq"] * n_decodes
+            host += 0.0 if self.is_bare else self.rates["fastgen_mii_s"]
             total = host + float(overlapped_s(compute, memory)) + kv + link
         else:
             total = float(overlapped_s(host, stream, float(overlapped_s(compute, memory)) + kv)) + link

@@ -16,7 +16,7 @@ from advisor.laws.training import (
 )
 from advisor.laws.zero import Traffic, sent_bytes
 from advisor.predict.deepspeed_step import Rates, half_peak_flops_per_s, rates_of
-from advisor.predict.train_memory import Sizes, check_job, memory_of, phase_peaks, sizes_of, state_of
+from advisor.predict.train_memory import Sizes, check_job, memory_of, outside_bytes, phase_peaks, sizes_of, state_of
 from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Note, Part
 from advisor.schema.training import TrainJob, TrainPrediction
 from advisor.units import format_bytes
@@ -259,7 +259,7 @@ def feasible_train(
         reason, _, nearest = str(error).partition("; ")
         return reason, nearest
     rates = rates_of(coefficients, cluster.gpu.name)[0]
-    need = max(phase_peaks(job, sizes).values()) + rates["train_context_bytes"]
+    need = max(phase_peaks(job, sizes).values()) + outside_bytes(job, rates)
     room = cluster.gpu.device_memory_bytes
     host_room = cluster.host_memory_bytes_per_gpu
     if state.host_bytes > host_room:
@@ -274,7 +274,8 @@ def feasible_train(
         smaller = job.model_copy(update=change)
         try:
             check_job(model, cluster, smaller)
-            fits = max(phase_peaks(smaller, sizes_of(model, smaller)).values()) + rates["train_context_bytes"] <= room
+            peak = max(phase_peaks(smaller, sizes_of(model, smaller)).values())
+            fits = peak + outside_bytes(smaller, rates) <= room
         except DomainError:
             continue
         if fits and state_of(smaller, sizes_of(model, smaller)).host_bytes <= host_room:
@@ -338,6 +339,9 @@ def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffici
         notes.append(
             Note(text="with few parameters a rank, stage 3's bucket and live parameters can exceed its saving")
         )
-    if job.dp > 1 or job.tp > 1:
-        notes.append(Note(level="warning", text="communication rates rest on published runs, not on our records"))
+    if cluster.n_nodes > 1:
+        text = "the network's share between nodes rests on published runs; our records are of one node"
+        notes.append(Note(level="warning", text=text))
+    elif job.n_gpus > 2:
+        notes.append(Note(text="communication was measured on two GPUs of one node"))
     return notes

@@ -173,6 +173,11 @@ def phase_peaks(job: TrainJob, sizes: Sizes) -> dict[str, float]:
     return stage_peaks(job, sizes, fullest_stage(job, sizes))
 
 
+def outside_bytes(job: TrainJob, rates: Rates) -> float:
+    """Return what the driver, the libraries and, with several ranks, NCCL take of a GPU outside torch's allocator."""
+    return rates["train_context_bytes"] + (rates["train_nccl_bytes"] if job.n_gpus > 1 else 0.0)
+
+
 def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
     """Return the bytes of one GPU at the step's peak, by purpose; the parts sum to the device memory in use."""
     stage = fullest_stage(job, sizes)
@@ -195,5 +200,5 @@ def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
         parts.append(Part(name="loss_and_gradients", value=rest - kept, why="logits in fp32, gradients, buckets"))
     slack = rates["allocator_slack_frac"] * peaks[moment]
     parts.append(Part(name="allocator_slack", value=slack, why="reserved by the caching allocator beyond the peak"))
-    parts.append(Part(name="context", value=rates["train_context_bytes"], why="CUDA context, NCCL and libraries"))
+    parts.append(Part(name="context", value=outside_bytes(job, rates), why="CUDA context, NCCL and libraries"))
     return Breakdown(name="memory_bytes_per_gpu", unit="bytes", total=sum(p.value for p in parts), parts=tuple(parts))
