@@ -196,7 +196,8 @@ def table(title: str, rows: Sequence[Row], error: Callable[[Row], float]) -> Non
 
 
 def main(folder: Path) -> None:
-    values = {name: c.value for name, c in load_catalog().coefficients("deepspeed").coefficients.items()}
+    fitted = load_catalog().coefficients("deepspeed")
+    values = {name: c.value for name, c in fitted.coefficients.items()}
     public = json.loads((GOLDEN / "deepspeed_public.json").read_text())
     steps = json.loads((GOLDEN / "training_public.json").read_text())
     host = {
@@ -204,7 +205,9 @@ def main(folder: Path) -> None:
         "gather": values["zero_gather_eff"],
         "nvme": values["nvme_eff"],
     }
-    table("FastGen and MII: latency", list(fastgen(folder)), lambda r: fastgen_error(public, r, values))
+    table(
+        "FastGen and MII: latency", list(fastgen(folder)), lambda r: fastgen_error(public, r, values, fitted.transfer)
+    )
     table("ZeRO-Inference: tokens/s", list(zero_inference(folder)), lambda r: zero_inference_error(public, r, **host))
     table("Training: step time", list(training(folder)), lambda r: training_error(steps, r, values))
 

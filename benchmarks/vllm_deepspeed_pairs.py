@@ -111,7 +111,7 @@ def _vllm_s(catalog: Catalog, row: Row, factor: ReleaseFactor) -> tuple[float, f
 def judge(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[Judged]:
     """Return every pair judged."""
     coefficients = catalog.coefficients("deepspeed")
-    rates = rates_of(coefficients, coefficients.gpu)[0]
+    rates = rates_of(coefficients, A100)[0]
     factor = factor_of(BENCH_RELEASE)
     assert factor is not None
     width = math.hypot(factor.error_frac, rates["model_error_frac"])

@@ -22,6 +22,7 @@ from advisor.fit.deepspeed_public import fastgen_coefficients, zero_inference_er
 from advisor.fit.deepspeed_ranks import rank_coefficients
 from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_public import published_training_coefficients
+from advisor.fit.run import read_transfer
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Coefficient, CoefficientSet, FitReport, Model, Source
 from advisor.schema.training import TrainJob
@@ -292,15 +293,18 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
     }
 
 
-def estimate(records: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
+def estimate(
+    records: Sequence[Raw], public: Raw, training: Raw, transfer: dict[str, dict[str, float]]
+) -> CoefficientSet:
     """Return every coefficient of the DeepSpeed predictions with interval, source and the errors of the fit.
 
     records : of DeepSpeed on one and on several GPUs, and micro-runs of all-reduces.
+    transfer : kernel figures of other cards as shares of the H100's, as for vLLM
     """
     runs = [r for r in records if r["engine"] != "micro"]
     card = load_catalog().gpu(GPU)
     steps = [(r, card, model_of(r)) for r in _cells(runs, engine="deepspeed-fastgen")]
-    fastgen, condition, errors = fastgen_coefficients(public, steps)
+    fastgen, condition, errors = fastgen_coefficients(public, steps, transfer)
     found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
     found |= training_coefficients(runs, model_of) | rank_coefficients(records)
     found["fastgen_power_frac"] = power_coefficient([r for r, *_ in steps if r["load"]["n_seqs"]])
@@ -324,6 +328,7 @@ def estimate(records: Sequence[Raw], public: Raw, training: Raw) -> CoefficientS
         engine_versions=("0.19.8",),
         gpu=GPU,
         coefficients=found,
+        transfer={card: figures for card, figures in transfer.items() if card != "default"},
         report=FitReport(
             run_ids=ids,
             n_cells=len(used),
@@ -340,9 +345,10 @@ def main(argv: Sequence[str]) -> None:
     """Write the coefficient set that RUNS, PUBLIC and TRAINING determine to OUT."""
     *runs_paths, public_path, training_path, out_path = argv
     runs = [json.loads(line) for path in runs_paths for line in Path(path).read_text().splitlines() if line.strip()]
+    transfer = read_transfer(Path(out_path).parent / "transfer.toml")
     public = json.loads(Path(public_path).read_text())
     training = json.loads(Path(training_path).read_text())
-    Path(out_path).write_text(estimate(runs, public, training).model_dump_json(indent=1) + "\n")
+    Path(out_path).write_text(estimate(runs, public, training, transfer).model_dump_json(indent=1) + "\n")
 
 
 if __name__ == "__main__":

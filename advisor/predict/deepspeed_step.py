@@ -26,6 +26,24 @@ PREFIX: dict[Backend, str] = {
 }
 
 
+KERNEL_FIGURES = {
+    "gemm": ("fastgen_gemm_eff", "inject_gemm_eff", "eager_gemm_eff"),
+    "stream": ("fastgen_weight_eff", "inject_weight_eff", "eager_weight_eff"),
+    "kv": ("fastgen_kv_eff", "inject_kv_eff", "eager_kv_eff"),
+}
+"""Which coefficients follow each kernel figure of data/fitted/transfer.toml, as for vLLM."""
+
+
+def on_card(values: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+    """Return coefficient values on a card whose kernels reach `factors` times the fitted card's shares; at most 1."""
+    found = dict(values)
+    for figure, names in KERNEL_FIGURES.items():
+        for name in names:
+            if figure in factors and name in found:
+                found[name] = min(1.0, found[name] * factors[figure])
+    return found
+
+
 def half_peak_flops_per_s(gpu: Gpu) -> float:
     """Return the dense 16-bit peak of `gpu` (bf16 where it has it, else fp16, as on a V100)."""
     peaks = gpu.peak_flops_per_s
@@ -55,7 +73,8 @@ def rates_of(coefficients: CoefficientSet, gpu: str) -> tuple[Rates, Rates, Rate
         is_time = c.unit.startswith("s")
         central[name] = c.value
         fast[name], slow[name] = (low, high) if is_time else (high, low)
-    return Rates(central), Rates(fast), Rates(slow)
+    factors = coefficients.transfer.get(gpu, {})
+    return Rates(on_card(central, factors)), Rates(on_card(fast, factors)), Rates(on_card(slow, factors))
 
 
 def weight_bytes_of(shapes: Shapes, weight_dtype: str) -> float:
@@ -156,7 +175,8 @@ class StepLaw:
         passes = EAGER_KV_PASSES if prefix == "eager" else 1.0
         kv_token = kv_bytes_per_token(s, tp)
         if prefix == "fastgen":
-            kv_token *= 1.0 if s.is_mla else s.n_heads / s.n_kv_heads
+            # each query head reads the cache of its group, some of it out of the second-level cache
+            kv_token *= 1.0 if s.is_mla else (s.n_heads / s.n_kv_heads) ** self.rates["fastgen_group_exponent"]
         kv = passes * kv_token * context_tokens / (bandwidth * self.rates[f"{prefix}_kv_eff"])
         link = 0.0
         if tp > 1:
