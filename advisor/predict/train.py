@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from advisor.errors import DomainError
 from advisor.laws.bubble import pipeline_s
 from advisor.laws.offload import overlapped_s
@@ -27,6 +29,26 @@ LOGIT_PASSES_BYTES = 10.0
 
 MOST_OF_PEAK = 0.88
 """Share of the dense peak that the best matrix shapes reach on an A100: 271 of 312 TFLOP/s (stas00/ml-engineering)."""
+
+STEP_COEFFICIENTS = (
+    *(
+        f"train_{stack}_{name}"
+        for stack in ("transformers", "fused", "megatron")
+        for name in ("gemm_eff", "attention_eff", "passes")
+    ),
+    "train_fused_gemm_eff_ampere",
+    "train_fused_attention_eff_ampere",
+    "train_fused_passes_ampere",
+    "train_link_eff",
+    "train_network_eff",
+    "train_hook_s_per_layer",
+    "adam_bytes_per_param",
+    "cpu_adam_params_per_s",
+    "grad_offload_eff",
+    "host_stream_eff",
+    "nvme_eff",
+)
+"""Coefficients that a step's time depends on."""
 
 STACK_RATES = ("gemm_eff", "attention_eff", "passes")
 
@@ -179,6 +201,28 @@ def predict_schedule(model: Model, cluster: Cluster, job: TrainJob, coefficients
     return one_forward_one_backward(forward, backward, job.gradient_accumulation_steps)
 
 
+def _step_interval(
+    model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, ends: tuple[Rates, Rates, Rates]
+) -> Interval:
+    """Return the step time with its 90 % interval: what each coefficient alone does to it, joined as independent.
+
+    ends : coefficients central, at their fast and at their slow end. The law's error on held-out rows is joined too.
+    """
+    rates, *others = ends
+    value = sum(step_parts(model, cluster, job, sizes, rates).values())
+    squares = []
+    for end in others:
+        total = math.log1p(rates["train_error_frac"]) ** 2
+        for name in STEP_COEFFICIENTS:
+            if end[name] != rates[name]:
+                moved = Rates({**rates.values, name: end[name]})
+                total += math.log(sum(step_parts(model, cluster, job, sizes, moved).values()) / value) ** 2
+        squares.append(total)
+    return Interval(
+        value=value, low=value * math.exp(-math.sqrt(squares[0])), high=value * math.exp(math.sqrt(squares[1]))
+    )
+
+
 def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> TrainPrediction:
     """Return step time, throughput, MFU, memory and traffic of a job, each number with a 90 % interval.
 
@@ -193,9 +237,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     allocated = max(peaks.values())
     state = state_of(job, sizes)
     step = step_parts(model, cluster, job, sizes, rates)
-    times = [sum(step_parts(model, cluster, job, sizes, r).values()) for r in (rates, fast, slow)]
-    error = rates["train_error_frac"]
-    step_s = Interval(value=times[0], low=min(times) / (1 + error), high=max(times) * (1 + error))
+    step_s = _step_interval(model, cluster, job, sizes, (rates, fast, slow))
     s = sizes.shapes
     tokens = job.train_batch_size * job.sequence_length
     forward = float(
@@ -243,7 +285,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
             value=n_steps * step_s.value, low=n_steps * step_s.low, high=n_steps * step_s.high
         )
     parts = tuple(Part(name=k, value=v) for k, v in step.items())
-    breakdown = Breakdown(name="step_s", unit="s", total=times[0], parts=parts)
+    breakdown = Breakdown(name="step_s", unit="s", total=step_s.value, parts=parts)
     return TrainPrediction(
         quantities=quantities, breakdowns=(memory, breakdown), notes=tuple(_notes(cluster, job, sizes, coefficients))
     )
