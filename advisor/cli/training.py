@@ -18,7 +18,7 @@ from advisor.recommend.training import recommend_training
 from advisor.schema import SCHEMA_VERSION, Cluster, Model, Request
 from advisor.schema.mixed import MixedPlan
 from advisor.schema.training import TrainAnswer, TrainPlan
-from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd
+from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd, plural
 
 MAIN = ("step_s", "tokens_per_s", "mfu_frac", "allocated_bytes_per_gpu", "board_power_w", "energy_j_per_token")
 
@@ -64,6 +64,8 @@ def train(args: argparse.Namespace) -> int:
         print_json({"schema_version": SCHEMA_VERSION} | answer.model_dump(mode="json"))
         return 0
     out(f"{answer.model} on {pool.name}: batches of {args.global_batch} x {args.sequence_length:,} tokens")
+    if not answer.plans:
+        out("\nNo job of this kind can run; the reasons and what would are below.")
     if answer.plans:
         head = ("#", "plan", "offload", "tp/pp/dp", "batch", "step", "tok/s", "MFU", "memory", "$/Mtok")
         out("\n".join(["", *table(head, [_row(p) for p in answer.plans], left=2)]))
@@ -149,11 +151,11 @@ def mixed(args: argparse.Namespace) -> int:
     out("\n".join(bullet(f"a replica carries {format_rate(need.capacity_requests_per_s, 'requests')} in its targets")))
     for job in jobs:
         rate = format_rate(job.tokens_per_s_per_group, "tokens")
-        text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {job.gpus_per_group} GPUs"
+        text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {plural(job.gpus_per_group, 'GPU')}"
         out("\n".join(bullet(f"{text} ({job.backend})")))
-    out(f"\nBest: {answer.best}")
-    out("\n".join(line for text in answer.why for line in bullet(text)))
     best = answer.plan(answer.best)
+    out(f"\nBest: {answer.best}" + ("" if best.meets_all else ", but it does not meet everything: see the end"))
+    out("\n".join(line for text in answer.why for line in bullet(text)))
     out("\n".join(["", *_hours(best)]))
     cost = f"{format_usd(best.usd)}, " if best.usd else ""
     out(f"\n{cost}{format_j(best.energy_j)}, {best.idle_gpu_hours:.0f} idle GPU hours")

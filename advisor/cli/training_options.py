@@ -31,6 +31,14 @@ FIELDS = {
 """Option -> field of TrainJob."""
 
 
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    value = count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number of at least 1")
+    return value
+
+
 def layers(text: str) -> tuple[int, ...]:
     """Return layers of each pipeline stage, '8,8,8,8'."""
     try:
@@ -48,19 +56,19 @@ def add_training_job(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--zero-stage", type=int, choices=(0, 1, 2, 3), help="1 optimizer states, 2 + gradients, 3 + weights sharded"
     )
-    g.add_argument("--micro-batch", type=count, metavar="N", help="sequences of one GPU in a micro-step")
-    g.add_argument("--tp", type=count, metavar="N", help="tensor-parallel degree (AutoTP)")
-    g.add_argument("--pp", type=count, metavar="N", help="pipeline stages")
+    g.add_argument("--micro-batch", type=positive, metavar="N", help="sequences of one GPU in a micro-step")
+    g.add_argument("--tp", type=positive, metavar="N", help="tensor-parallel degree (AutoTP)")
+    g.add_argument("--pp", type=positive, metavar="N", help="pipeline stages")
     g.add_argument("--stage-layers", type=layers, metavar="LIST", help="layers of each stage, such as 7,8,8,9")
-    g.add_argument("--chunks", type=count, metavar="N", help="interleaved chunks a stage (--stack megatron only)")
+    g.add_argument("--chunks", type=positive, metavar="N", help="interleaved chunks a stage (--stack megatron only)")
     g.add_argument("--offload-optimizer", choices=PLACES, help="where the optimizer states rest")
     g.add_argument("--offload-param", choices=PLACES, help="where the parameters rest (stage 3)")
     g.add_argument(
         "--checkpointing", action=argparse.BooleanOptionalAction, help="full activation checkpointing, or none"
     )
     g.add_argument("--overlap", action=argparse.BooleanOptionalAction, help="overlap_comm")
-    g.add_argument("--bucket", type=count, metavar="N", help="elements of the reduce and gather buckets (default 5e8)")
-    g.add_argument("--hpz", type=count, metavar="K", help="ZeRO++ hpZ: a second copy of the weights over K ranks")
+    g.add_argument("--bucket", type=positive, metavar="N", help="elements of reduce and gather buckets (default 5e8)")
+    g.add_argument("--hpz", type=positive, metavar="K", help="ZeRO++ hpZ: a second copy of the weights over K ranks")
     g.add_argument("--quantized-weights", action="store_true", default=None, help="ZeRO++ qwZ: int8 weights in gathers")
     g.add_argument(
         "--quantized-gradients", action="store_true", default=None, help="ZeRO++ qgZ: int4 gradients between nodes"
@@ -75,6 +83,10 @@ def fixed_fields(args: argparse.Namespace) -> dict[str, Any]:
     given = {field: getattr(args, flag) for flag, field in FIELDS.items() if getattr(args, flag) is not None}
     if "stage_layers" in given and "pp" not in given:
         raise UsageError(f"--stage-layers names {len(given['stage_layers'])} stages; also give --pp")
+    if len(given.get("stage_layers", ())) not in (0, given.get("pp")):
+        raise UsageError(
+            f"--stage-layers names {len(given['stage_layers'])} stages, --pp is {given['pp']}; give one each"
+        )
     if "lora_targets" in given and not args.lora_rank:
         raise UsageError("--lora-targets needs --lora-rank")
     return given

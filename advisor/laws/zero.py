@@ -98,9 +98,13 @@ def zero_state(
     """
     _check(stage, n_ranks, n_params)
     if offload_param and stage != 3:
-        raise DomainError(f"offload_param works with stage 3 only; stage {stage} accepts it and offloads nothing")
+        raise DomainError(
+            f"offload_param works with stage 3 only, stage {stage} accepts it and offloads nothing; use zero_stage 3"
+        )
     if offload_optimizer and stage == 0:
-        raise DomainError("offload_optimizer needs stage 1, 2 or 3; stage 0 keeps everything on the GPU")
+        raise DomainError(
+            "offload_optimizer needs stage 1, 2 or 3, stage 0 keeps everything on the GPU; use zero_stage 2"
+        )
     if hpz_ranks and stage != 3:
         raise DomainError(f"hpZ (zero_hpz_partition_size) is a stage 3 option, got stage {stage}")
     trainable = n_params if n_trainable is None else n_trainable

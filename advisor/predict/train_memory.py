@@ -88,7 +88,10 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
     if job.pp > model.n_layers:
         raise DomainError(f"pp {job.pp} exceeds the model's {model.n_layers} layers; use at most {model.n_layers}")
     if job.stage_layers and sum(job.stage_layers) != model.n_layers:
-        raise DomainError(f"stage_layers sum to {sum(job.stage_layers)}, the model has {model.n_layers} layers")
+        raise DomainError(
+            f"stage_layers sum to {sum(job.stage_layers)}, the model has {model.n_layers} layers; use"
+            f" {','.join(str(n) for n in stage_layers(model.n_layers, job.pp))}"
+        )
     if job.n_chunks > 1 and job.stack != "megatron":
         raise DomainError(
             f"DeepSpeed's pipeline has no interleaved schedule, got n_chunks {job.n_chunks}; use n_chunks 1, or stack"
@@ -125,7 +128,7 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
     if "nvme" in (job.offload_param, job.offload_optimizer) and cluster.nvme_bytes_per_s <= 0:
         raise DomainError("offload to nvme without NVMe drives (nvme_bytes_per_s is 0); use cpu")
     if job.offload_optimizer == "nvme" and job.zero_stage != 3:
-        raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use offload_optimizer cpu")
+        raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use zero_stage 3")
 
 
 def activation_parts(job: TrainJob, sizes: Sizes, stage: int = 0) -> dict[str, float]:
