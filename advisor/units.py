@@ -83,6 +83,15 @@ def format_j(joules: float) -> str:
     return _scaled(joules, "J", ((1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")))
 
 
+def plural(n: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> plural(1, "GPU"), plural(2, "GPU")
+    ('1 GPU', '2 GPUs')
+    """
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def format_usd(usd: float) -> str:
     """Return an amount of US dollars with sensible decimals."""
     if abs(usd) >= 1000:

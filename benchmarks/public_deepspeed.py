@@ -73,12 +73,8 @@ def fastgen(folder: Path) -> Iterator[Row]:
     for r in lines(folder, "argonne_llm_inference_bench.csv"):
         model = HUB_NAMES.get(r["model"].split("/")[-1])
         if r["backend"] == "Deepspeed-MII" and model:
-            tuned = (
-                r["tp"] == "1"
-                and "Llama" in model
-                and r["isl"] in ("256", "1024")
-                and r["batch_size"] in ("1", "16", "64")
-            )
+            some = r["isl"] in ("256", "1024") and r["batch_size"] in ("1", "16", "64")
+            tuned = some and ((r["tp"] == "1" and "Llama" in model) or (r["tp"] == "4" and model == "Llama-2-7B"))
             yield {
                 "group": f"Argonne MII, {model} tp {r['tp']}",
                 "path": "fastgen-batch",
@@ -200,7 +196,8 @@ def table(title: str, rows: Sequence[Row], error: Callable[[Row], float]) -> Non
 
 
 def main(folder: Path) -> None:
-    values = {name: c.value for name, c in load_catalog().coefficients("deepspeed").coefficients.items()}
+    fitted = load_catalog().coefficients("deepspeed")
+    values = {name: c.value for name, c in fitted.coefficients.items()}
     public = json.loads((GOLDEN / "deepspeed_public.json").read_text())
     steps = json.loads((GOLDEN / "training_public.json").read_text())
     host = {
@@ -208,7 +205,9 @@ def main(folder: Path) -> None:
         "gather": values["zero_gather_eff"],
         "nvme": values["nvme_eff"],
     }
-    table("FastGen and MII: latency", list(fastgen(folder)), lambda r: fastgen_error(public, r, values))
+    table(
+        "FastGen and MII: latency", list(fastgen(folder)), lambda r: fastgen_error(public, r, values, fitted.transfer)
+    )
     table("ZeRO-Inference: tokens/s", list(zero_inference(folder)), lambda r: zero_inference_error(public, r, **host))
     table("Training: step time", list(training(folder)), lambda r: training_error(steps, r, values))
 

@@ -23,6 +23,7 @@ from advisor.cli.parse import (
     weights,
 )
 from advisor.cli.study import add_study
+from advisor.cli.training_options import add_training_job
 
 TASKS = ("serve", "batch", "train", "mixed")
 Add = Callable[[argparse.ArgumentParser], None]
@@ -200,6 +201,8 @@ def _train(p: argparse.ArgumentParser) -> None:
     g.add_argument("--tokens", type=count, default=0, metavar="N", help="tokens to train on")
     g.add_argument("--objective", choices=("throughput", "cost", "energy"), help="default throughput")
     g.add_argument("--price", type=number, metavar="USD", help="your price of one GPU hour")
+    g.add_argument("--out", metavar="FOLDER", help="write the best plan's ds_config, script, hostfile, explanations")
+    add_training_job(p)
     add_output(p)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.cli.text import WIDTH, breakdown_lines, bullet, format_interval, format_quantity, table, wrapped
+from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
 from advisor.recommend.explain import DEEPSPEED_LABELS, layout_short, layout_text, workload_text
 from advisor.schema import Breakdown, Interval, Note, Plan, Prediction, Recommendation
@@ -254,9 +255,29 @@ COMPARED = (
     "memory_bytes_per_gpu",
     "host_memory_bytes_per_gpu",
     "board_power_w",
+    "energy_j_per_output_token",
     "usd_per_h",
     "usd_per_million_output_tokens",
 )
+
+
+def _effort(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+    """Return what each plan asks of its user: processes to start, server or own script, batching, maintenance."""
+
+    def of(plan: Plan, ours: str, yes: str, no: str, fact: str) -> str:
+        return ours if plan.backend == "vllm" else yes if getattr(path_of(plan.backend), fact) else no
+
+    alone = {"deepspeed-zero-inference"}
+    copies = [1 if p.backend in alone else p.deployment.dp for p in plans]
+    return [
+        ("complexity: copies to start", *(str(n) for n in copies)),
+        ("complexity: what runs", *(of(p, "server", "MII server", "own script", "has_server") for p in plans)),
+        (
+            "complexity: batching",
+            *(of(p, "continuous", "continuous", "static", "has_continuous_batching") for p in plans),
+        ),
+        ("software maintained", *(of(p, "yes", "yes", "no", "is_maintained") for p in plans)),
+    ]
 
 
 def compare_lines(answer: Recommendation) -> list[str]:
@@ -272,6 +293,7 @@ def compare_lines(answer: Recommendation) -> list[str]:
         if any(cells):
             rows.append((label(name), *(format_quantity(name, c.value) if c else "-" for c in cells)))
     rows.append(("meets the targets", *(_state(p) for p in plans)))
+    rows += _effort(plans)
     head = (
         "",
         *(f"{backend_text(p.backend)} {p.deployment.gpu}" if with_gpu else backend_text(p.backend) for p in plans),

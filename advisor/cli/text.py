@@ -35,6 +35,7 @@ _BY_SUFFIX: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("j_per_request", format_j),
     ("_power_w", format_w),
     ("_w", format_w),
+    ("_w_per_gpu", format_w),
     ("_j", format_j),
     ("_s", format_s),
 )

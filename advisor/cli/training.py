@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from advisor.catalog import load_catalog
 from advisor.cli.parse import request_fields
 from advisor.cli.text import breakdown_lines, bullet, format_interval, out, print_json, table
+from advisor.cli.training_options import fixed_fields
+from advisor.emit.deepspeed_training import training_files
 from advisor.errors import DomainError
 from advisor.recommend.ask import ask
 from advisor.recommend.day import Day, Offline, plan_day
 from advisor.recommend.explain import layout_text
 from advisor.recommend.training import recommend_training
-from advisor.schema import SCHEMA_VERSION, Request
+from advisor.schema import SCHEMA_VERSION, Cluster, Model, Request
 from advisor.schema.mixed import MixedPlan
-from advisor.schema.training import TrainPlan
-from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd
+from advisor.schema.training import TrainAnswer, TrainPlan
+from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd, plural
 
 MAIN = ("step_s", "tokens_per_s", "mfu_frac", "allocated_bytes_per_gpu", "board_power_w", "energy_j_per_token")
 
@@ -52,12 +55,17 @@ def train(args: argparse.Namespace) -> int:
         objective=args.objective or "throughput",
         lora_rank=args.lora_rank,
         total_tokens=args.tokens,
+        fixed=fixed_fields(args),
         usd_per_gpu_h=pool.usd_per_gpu_h or 0.0,
     )
+    if args.out:
+        _write(Path(args.out), answer, question.model, pool.cluster)
     if args.json:
         print_json({"schema_version": SCHEMA_VERSION} | answer.model_dump(mode="json"))
         return 0
     out(f"{answer.model} on {pool.name}: batches of {args.global_batch} x {args.sequence_length:,} tokens")
+    if not answer.plans:
+        out("\nNo job of this kind can run; the reasons and what would are below.")
     if answer.plans:
         head = ("#", "plan", "offload", "tp/pp/dp", "batch", "step", "tok/s", "MFU", "memory", "$/Mtok")
         out("\n".join(["", *table(head, [_row(p) for p in answer.plans], left=2)]))
@@ -76,8 +84,32 @@ def train(args: argparse.Namespace) -> int:
     remarks = [*question.model_notes, *answer.notes, *(answer.best.prediction.notes if answer.best else ())]
     out("\n".join(["", "Notes", *(line for n in remarks for line in bullet(n.text))]))
     if answer.best is not None:
-        out(f"\nRun it\n  {answer.best.command}")
+        where = f"in {args.out}" if args.out else "--out FOLDER writes the files that it names, each line explained"
+        out(f"\nRun it\n  {answer.best.command}\n  {where}")
     return 0
+
+
+def _write(folder: Path, answer: TrainAnswer, model: Model, cluster: Cluster) -> None:
+    """Write every file of the best plan. Raises DomainError when there is none or the folder cannot be written."""
+    if answer.best is None:
+        raise DomainError(f"nothing to write to {folder}: no job fits; {_nearest(answer)}")
+    job = answer.best.job
+    n_nodes = -(-job.n_gpus // cluster.gpus_per_node)
+    files = training_files(job, model, n_nodes=n_nodes, gpus_per_node=min(job.n_gpus, cluster.gpus_per_node))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DomainError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _nearest(answer: TrainAnswer) -> str:
+    """Return why the most frequent kind of job cannot run, and the nearest that would."""
+    if not answer.rejected:
+        return "no job was possible"
+    first = answer.rejected[0]
+    return f"{first.reason}; nearest that fits: {first.nearest or 'none'}"
 
 
 def _hours(plan: MixedPlan) -> list[str]:
@@ -119,11 +151,11 @@ def mixed(args: argparse.Namespace) -> int:
     out("\n".join(bullet(f"a replica carries {format_rate(need.capacity_requests_per_s, 'requests')} in its targets")))
     for job in jobs:
         rate = format_rate(job.tokens_per_s_per_group, "tokens")
-        text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {job.gpus_per_group} GPUs"
+        text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {plural(job.gpus_per_group, 'GPU')}"
         out("\n".join(bullet(f"{text} ({job.backend})")))
-    out(f"\nBest: {answer.best}")
-    out("\n".join(line for text in answer.why for line in bullet(text)))
     best = answer.plan(answer.best)
+    out(f"\nBest: {answer.best}" + ("" if best.meets_all else ", but it does not meet everything: see the end"))
+    out("\n".join(line for text in answer.why for line in bullet(text)))
     out("\n".join(["", *_hours(best)]))
     cost = f"{format_usd(best.usd)}, " if best.usd else ""
     out(f"\n{cost}{format_j(best.energy_j)}, {best.idle_gpu_hours:.0f} idle GPU hours")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from advisor.emit.deepspeed import explain_config, launcher_line
+from advisor.emit.deepspeed import explain_config, flat_keys, hostfile, launcher_line
 from advisor.emit.names import comment, model_argument
 from advisor.errors import DomainError
 from advisor.laws.bubble import stage_layers
@@ -55,6 +56,8 @@ def training_config(job: TrainJob) -> Config:
     """
     if job.pp > 1 and job.zero_stage > 1:
         raise DomainError(f"ZeRO stage {job.zero_stage} refuses pipeline parallelism; use stage 1 with pp {job.pp}")
+    if job.n_chunks > 1:
+        raise DomainError("interleaved chunks are Megatron-LM's schedule, which DeepSpeed cannot run; use n_chunks 1")
     zero: Config = {"stage": job.zero_stage}
     if job.zero_stage:
         zero["reduce_bucket_size"] = int(job.bucket_params)
@@ -141,8 +144,9 @@ engine.save_checkpoint("checkpoints")
 _PIPELINE = """\
 # {title}
 # Run: {command}
-# Layers a stage: {split}. A transformers model cannot be pipelined as it is: each layer must be a module that takes and
-# returns tensors. Idle share of this schedule: (p - 1) / (m + p - 1) = {bubble:.1%}.
+# Blocks a stage: {split}; the embedding goes to the first stage, the head and the loss to the last. A model of
+# transformers cannot be pipelined as it is: each layer must be a module that takes and returns tensors. Idle share of
+# this schedule with equal stages: (p - 1) / (m + p - 1) = {bubble:.1%}.
 import argparse
 
 import deepspeed
@@ -150,7 +154,9 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 
 from my_layers import Block, Embedding, Head, loss_function, training_data  # your model, layer by layer
 
-parser = argparse.ArgumentParser()
+FIRST_LAYER = {bounds}  # first layer of each stage, embedding and head counted, and the end
+
+{split_class}parser = argparse.ArgumentParser()
 parser.add_argument("--model", default={model})
 parser.add_argument("--local_rank", type=int, default=-1)  # set by the deepspeed launcher
 parser = deepspeed.add_config_arguments(parser)  # --deepspeed_config
@@ -158,10 +164,9 @@ args = parser.parse_args()
 
 deepspeed.init_distributed()
 layers = [LayerSpec(Embedding), *[LayerSpec(Block, index) for index in range({n_layers})], LayerSpec(Head)]
-model = PipelineModule(
+model = SplitPipeline(
     layers=layers,
     num_stages={stages},  # the only place where the number of stages is set; ds_config has no key for it
-    partition_method={method},  # how layers are divided among stages
     activation_checkpoint_interval={interval},  # 0 = keep all activations
     loss_fn=loss_function,
 )
@@ -171,6 +176,70 @@ engine = deepspeed.initialize(
 for step in range({steps}):
     loss = engine.train_batch()  # {accumulation} microbatches through {stages} stages, then one update
 """
+
+
+_SPLIT = """\
+class SplitPipeline(PipelineModule):  # PipelineModule can only balance: by parameters, number or type of layers
+    def _partition_layers(self, method="given"):
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self.parts = FIRST_LAYER
+        self._set_bounds(start=FIRST_LAYER[stage], stop=FIRST_LAYER[stage + 1])
+
+
+"""
+
+
+def stage_bounds(split: Sequence[int]) -> list[int]:
+    """Return the first layer of each pipeline stage and the end; the embedding is layer 0, the head the last one.
+
+    >>> stage_bounds([2, 3])
+    [0, 3, 7]
+    """
+    bounds = [0]
+    for stage, n in enumerate(split):
+        bounds.append(bounds[-1] + n + (stage == 0) + (stage == len(split) - 1))
+    return bounds
+
+
+LAUNCHER_WORDS = {
+    "deepspeed": "DeepSpeed's launcher: one process a GPU, rank and world size in the environment",
+    "--num_gpus": "GPUs of this node; without it the launcher takes all that it sees",
+    "--hostfile": "the nodes and how many GPUs each has; password-less ssh from this node to all of them",
+    "--model": "hub id or directory",
+    "--deepspeed_config": "the file above",
+}
+
+
+def explain_files(job: TrainJob, model: Model, *, gpus_per_node: int) -> str:
+    """Return what each line of the ds_config and each word of the launch line is for, as Markdown."""
+    reasons, command = explain_training(job), training_command(job, model, gpus_per_node=gpus_per_node)
+    lines = ["# What each line is for", "", "## ds_config.json", ""]
+    lines += [f"- `{key}` = `{json.dumps(value)}`: {reasons[key]}" for key, value in flat_keys(training_config(job))]
+    lines += ["", "## The launch line", "", f"    {command}", ""]
+    lines += [f"- `{word}`: {why}" for word, why in LAUNCHER_WORDS.items() if word in command.split()]
+    script = "train_pipeline.py" if job.pp > 1 else "train.py"
+    lines.append(f"- `{script}`: the script beside this file; its comments explain it")
+    if job.pp > 1:
+        split = list(job.stage_layers) or stage_layers(model.n_layers, job.pp)
+        lines += ["", "## The pipeline split", ""]
+        for stage, n in enumerate(split):
+            ends = ", the embedding" if stage == 0 else ", the head and the loss" if stage == job.pp - 1 else ""
+            lines.append(f"- stage {stage}: {n} blocks{ends}")
+    return "\n".join(lines) + "\n"
+
+
+def training_files(job: TrainJob, model: Model, *, n_nodes: int, gpus_per_node: int) -> dict[str, str]:
+    """Return the text of every file that starts a job, by file name; hosts in the hostfile are placeholders."""
+    script = "train_pipeline.py" if job.pp > 1 else "train.py"
+    files = {
+        "ds_config.json": json.dumps(training_config(job), indent=2) + "\n",
+        script: training_script(job, model, gpus_per_node=gpus_per_node),
+        "run.sh": f"#!/bin/sh\nset -e\n{training_command(job, model, gpus_per_node=gpus_per_node)}\n",
+        "EXPLAINED.md": explain_files(job, model, gpus_per_node=gpus_per_node),
+    }
+    if n_nodes > 1:
+        files["hostfile"] = hostfile([f"node{i}" for i in range(1, n_nodes + 1)], gpus_per_node)
+    return files
 
 
 def training_script(job: TrainJob, model: Model, *, gpus_per_node: int = 8) -> str:
@@ -189,7 +258,8 @@ def training_script(job: TrainJob, model: Model, *, gpus_per_node: int = 8) -> s
             bubble=(p - 1) / (m + p - 1),
             n_layers=model.n_layers,
             stages=p,
-            method=json.dumps("type:Block"),
+            bounds=stage_bounds(split),
+            split_class=_SPLIT,
             interval=1 if job.is_checkpointed else 0,
             steps=max(1, job.total_tokens // (job.train_batch_size * job.sequence_length)),
             accumulation=m,

@@ -1,7 +1,8 @@
 """Estimate data/fitted/deepspeed.json from our H100 records and a selection of published figures.
 
-Run ``python -m advisor.fit.deepspeed RUNS.jsonl PUBLIC.json TRAINING.json OUT.json`` with data/runs/deepspeed-*.jsonl,
-data/golden/deepspeed_public.json and data/golden/training_public.json.
+Run ``python -m advisor.fit.deepspeed RUNS.jsonl ... PUBLIC.json TRAINING.json OUT.json`` with
+data/runs/deepspeed-*.jsonl, data/runs/micro-*.jsonl, data/golden/deepspeed_public.json and
+data/golden/training_public.json.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from advisor.catalog import load_catalog
 from advisor.fit.deepspeed_public import fastgen_coefficients, zero_inference_error
+from advisor.fit.deepspeed_ranks import rank_coefficients
 from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_public import published_training_coefficients
+from advisor.fit.run import read_transfer
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Coefficient, CoefficientSet, FitReport, Model, Source
+from advisor.schema.training import TrainJob
 
 Floats = NDArray[np.float64]
 Raw = dict[str, Any]
@@ -48,6 +53,25 @@ def model_of(record: Raw) -> Model:
         vocab_size=config["vocab_size"],
         max_context_tokens=config.get("max_position_embeddings", 8192),
         has_tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def job_of(record: Raw) -> TrainJob:
+    """Return the job of a training record."""
+    cell = record.get("cell", {})
+    return TrainJob(
+        model=record["model"],
+        zero_stage=record["zero_stage"],
+        offload_optimizer="cpu" if "optimizer" in record["offload"] else "none",
+        offload_param="cpu" if "parameters" in record["offload"] else "none",
+        micro_batch_size=record["micro_batch_size"],
+        sequence_length=record["sequence_length"],
+        gradient_accumulation_steps=record["gradient_accumulation_steps"],
+        tp=record["tp"],
+        pp=record["pp"],
+        dp=record["dp"],
+        is_checkpointed=record["activation_checkpointing"],
+        has_overlap=cell.get("overlap_comm"),
     )
 
 
@@ -110,7 +134,7 @@ def prefill_eff(cells: Sequence[Raw], least_tokens: int) -> list[float]:
 
 def eager_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return launch times, prefill efficiency and memory factors of the transformers eager path."""
-    cells = _cells(records, mode="eager") + _cells(records, mode="autotp")
+    cells = _cells(records, mode="eager", tp=1) + _cells(records, mode="autotp", tp=1)
     decode, small, held, work, extra, context = [], [], [], [], [], []
     for r in cells:
         s, m = shapes_of(model_of(r)), r["measured"]
@@ -212,8 +236,8 @@ def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
 
 def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coefficient]:
     """Return the coefficients of ZeRO-Inference: host time of the hooks, streaming rates, pinned host memory."""
-    resident = _cells(records, engine="deepspeed-zero-inference", offload="none")
-    streamed = [r for r in _cells(records, engine="deepspeed-zero-inference") if r["offload"] != "none"]
+    resident = _cells(records, engine="deepspeed-zero-inference", offload="none", dp=1)
+    streamed = [r for r in _cells(records, engine="deepspeed-zero-inference", dp=1) if r["offload"] != "none"]
     s = shapes_of(model_of(resident[0]))
     weights = s.n_params * 2
     hooks = [r["measured"]["decode_step_s"] / s.n_layers for r in resident]
@@ -269,19 +293,22 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
     }
 
 
-def estimate(runs: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
-    """Return every coefficient of the DeepSpeed predictions with interval, source and the errors of the fit."""
-    fastgen, condition, errors = fastgen_coefficients(public)
+def estimate(
+    records: Sequence[Raw], public: Raw, training: Raw, transfer: dict[str, dict[str, float]]
+) -> CoefficientSet:
+    """Return every coefficient of the DeepSpeed predictions with interval, source and the errors of the fit.
+
+    records : of DeepSpeed on one and on several GPUs, and micro-runs of all-reduces.
+    transfer : kernel figures of other cards as shares of the H100's, as for vLLM
+    """
+    runs = [r for r in records if r["engine"] != "micro"]
+    card = load_catalog().gpu(GPU)
+    steps = [(r, card, model_of(r)) for r in _cells(runs, engine="deepspeed-fastgen")]
+    fastgen, condition, errors = fastgen_coefficients(public, steps, transfer)
     found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
-    found |= training_coefficients(runs, model_of)
-    inject = found["inject_power_frac"]
-    found["fastgen_power_frac"] = inject.model_copy(
-        update={
-            "high": 1.0,
-            "source": f"bound: no FastGen power is measured; injected kernels to the limit ({inject.source})",
-        }
-    )
-    published, training_errors = published_training_coefficients(training)
+    found |= training_coefficients(runs, model_of) | rank_coefficients(records)
+    found["fastgen_power_frac"] = power_coefficient([r for r, *_ in steps if r["load"]["n_seqs"]])
+    published, training_errors = published_training_coefficients(training, {name: c.value for name, c in found.items()})
     found |= published
     held_out = [e for g, e in errors.items() if g.startswith("held out")]
     error = float(np.quantile(held_out, 0.9))
@@ -292,7 +319,8 @@ def estimate(runs: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
     found["train_error_frac"] = _coefficient(
         (train_error, train_error / 2, 2 * train_error), "1", (0, 1), "error of the step-time law", "held-out groups"
     )
-    ids = tuple(dict.fromkeys(r["run_id"] for r in runs))
+    used = [r for r in records if r["engine"] != "micro" or r["cell"]["what"] == "all_reduce"]
+    ids = tuple(dict.fromkeys(r["run_id"] for r in used))
     return CoefficientSet(
         name="deepspeed",
         version=1,
@@ -300,9 +328,10 @@ def estimate(runs: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
         engine_versions=("0.19.8",),
         gpu=GPU,
         coefficients=found,
+        transfer={card: figures for card, figures in transfer.items() if card != "default"},
         report=FitReport(
             run_ids=ids,
-            n_cells=len(runs),
+            n_cells=len(used),
             n_coefficients=len(found),
             condition_number=condition,
             median_abs_error=errors | training_errors,
@@ -314,11 +343,12 @@ def estimate(runs: Sequence[Raw], public: Raw, training: Raw) -> CoefficientSet:
 
 def main(argv: Sequence[str]) -> None:
     """Write the coefficient set that RUNS, PUBLIC and TRAINING determine to OUT."""
-    runs_path, public_path, training_path, out_path = argv
-    runs = [json.loads(line) for line in Path(runs_path).read_text().splitlines() if line.strip()]
+    *runs_paths, public_path, training_path, out_path = argv
+    runs = [json.loads(line) for path in runs_paths for line in Path(path).read_text().splitlines() if line.strip()]
+    transfer = read_transfer(Path(out_path).parent / "transfer.toml")
     public = json.loads(Path(public_path).read_text())
     training = json.loads(Path(training_path).read_text())
-    Path(out_path).write_text(estimate(runs, public, training).model_dump_json(indent=1) + "\n")
+    Path(out_path).write_text(estimate(runs, public, training, transfer).model_dump_json(indent=1) + "\n")
 
 
 if __name__ == "__main__":

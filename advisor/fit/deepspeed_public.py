@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
-from advisor.predict.batching import serve_splitfuse
-from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, weight_bytes_of
+from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, on_card, weight_bytes_of
 from advisor.predict.shapes import Shapes, shapes_of
+from advisor.predict.splitfuse import serve_splitfuse
 from advisor.schema import Cluster, Coefficient, Deployment, Gpu, Model, Source
 
 Raw = dict[str, Any]
 Floats = NDArray[np.float64]
 
 FASTGEN_BUDGET_TOKENS = 768
+PUT_TOKENS = 2048
+"""Longest piece of a prompt that our step records put into one pass."""
+HELD_OUT_SEQS = 32
+"""Step records with this many sequences (decode, long context, with a prompt) are not fitted on."""
 FASTGEN_MAX_SEQS = 512
 LENGTH_SPREAD = 0.3
 """Standard deviation over mean of the lengths in the FastGen post."""
@@ -64,16 +68,20 @@ def fastgen_pool_tokens(shapes: Shapes, gpu: Gpu, tp: int, weight_dtype: str, co
     return max(0.0, free) / kv_bytes_per_token(shapes, tp)
 
 
-def fastgen_error(public: Raw, row: Raw, values: Mapping[str, float]) -> float:
-    """Return ln(predicted / published mean latency) of one FastGen row."""
+Transfer = Mapping[str, Mapping[str, float]]
+
+
+def fastgen_error(public: Raw, row: Raw, values: Mapping[str, float], transfer: Transfer) -> float:
+    """Return ln(predicted / published mean latency) of one FastGen row; `transfer` has kernel figures by card."""
     shapes = shapes_of(model_of(public, row["model"]))
     cluster = cluster_of(public, row["gpu"], 8)
     deployment = Deployment(
         backend="deepspeed-fastgen", model=row["model"], gpu=cluster.gpu.name, tp=row["tp"], weight_dtype="fp16"
     )
     prompt, output, clients = row["prompt_tokens"], row["output_tokens"], row["clients"]
-    law = StepLaw(shapes, cluster, deployment, Rates(values), mean_prompt_tokens=prompt)
     is_batch = row["path"] == "fastgen-batch"
+    card = on_card(values, transfer.get(CARDS.get(row["gpu"], ""), {}))
+    law = StepLaw(shapes, cluster, deployment, Rates(card), mean_prompt_tokens=prompt)
     n = clients if is_batch else max(60, 4 * clients)
     spread = 0.0 if is_batch else LENGTH_SPREAD
     rng = np.random.default_rng(0)
@@ -118,62 +126,89 @@ def zero_inference_error(
     return math.log(batch * output / total / row["tokens_per_s_per_gpu"])
 
 
-def fastgen_coefficients(public: Raw) -> tuple[dict[str, Coefficient], float, dict[str, float]]:
-    """Return FastGen's coefficients, the condition number and the median error of each group of rows."""
-    names = (
-        "fastgen_launch_s_per_layer",
-        "fastgen_gemm_eff",
-        "fastgen_kv_eff",
-        "allreduce_s",
-        "fastgen_host_s_per_seq",
+FASTGEN = {
+    "fastgen_launch_s_per_layer": (1e-5, 1.0e-4, 1e-3, "s", "launch gaps of one layer"),
+    "fastgen_gemm_eff": (0.1, 0.6, 0.9, "1", "share of the dense peak in a full pass"),
+    "fastgen_group_exponent": (
+        0.3,
+        0.9,
+        1.0,
+        "1",
+        "how the cache's traffic grows with query heads a KV head: 1 = each reads it anew",
+    ),
+    "allreduce_s": (5e-6, 6e-5, 3e-4, "s", "fixed time of one all-reduce"),
+    "fastgen_host_s_per_seq": (1e-7, 5e-5, 1e-3, "s", "host time of one sequence in one pass"),
+    "fastgen_mii_s": (1e-5, 2e-3, 2e-2, "s", "time of MII's loop around one pass: scheduling, sampling, sending"),
+}
+"""Coefficient -> lower bound, start, upper bound, unit, meaning."""
+
+
+FIXED = {
+    "fastgen_weight_eff": (0.88, 0.78, 0.94, "share of memory bandwidth that reads weights"),
+    "fastgen_kv_eff": (0.905, 0.75, 0.98, "share of memory bandwidth that reads the cache"),
+    "allreduce_eff": (0.6, 0.4, 0.8, "share of the GPU link in an all-reduce"),
+}
+"""Coefficient -> value, interval, meaning: H100 kernels alone, weights at m = 1, attention over 1 GB of cache."""
+CARDS = {"A100-80GB": "a100-sxm-80gb", "A100-40GB": "a100-sxm-40gb"}
+"""Card of the published rows -> card of data/fitted/transfer.toml; others have no kernel figures there."""
+
+
+def step_error(record: Raw, values: Mapping[str, float], gpu: Gpu, model: Model) -> float:
+    """Return ln(predicted / measured) of one FastGen step record: the bare engine, no MII around it."""
+    load = record["load"]
+    deployment = Deployment(
+        backend="deepspeed-fastgen", model=model.name, gpu=gpu.name, weight_dtype=record["weight_dtype"]
     )
-    lower, upper = (1e-5, 0.1, 0.2, 5e-6, 1e-7), (1e-3, 0.9, 1.3, 3e-4, 1e-3)
-    fixed = {"fastgen_weight_eff": 0.85, "allreduce_eff": 0.6}
+    law = StepLaw(shapes_of(model), Cluster(gpu=gpu, gpus_per_node=1), deployment, Rates(values), is_bare=True)
+    n, new = load["n_seqs"], load["n_prompt_tokens"]
+    # a prompt above PUT_TOKENS goes in as several, and a token of each sees half of it
+    step = law.parts(new, n, n * load["context_tokens"], min(new, PUT_TOKENS) / 2)
+    return math.log(step.total_s / record["measured"]["step_s"])
+
+
+def fastgen_coefficients(
+    public: Raw, steps: Sequence[tuple[Raw, Gpu, Model]], transfer: Transfer
+) -> tuple[dict[str, Coefficient], float, dict[str, float]]:
+    """Return FastGen's coefficients, the condition number and the median error of each group of rows.
+
+    steps : our step records, which see the engine alone; published latencies add MII's loop and the all-reduce.
+    transfer : kernel figures of other cards. Bandwidth shares are those of kernels measured alone, so that what the
+    fit cannot tell apart (cache, weights, gaps) stays physical.
+    """
+    fixed = {name: value for name, (value, *_) in FIXED.items()}
     rows = [r for r in public["rows"] if r["path"].startswith("fastgen")]
     tuned = [r for r in rows if r["is_tuned"]]
+    seen = [step for step in steps if step[0]["load"]["n_seqs"] != HELD_OUT_SEQS]
 
-    def errors(x: Floats, some: Sequence[Raw]) -> Floats:
-        values = fixed | dict(zip(names, (float(v) for v in np.exp(x)), strict=True))
-        return np.array([fastgen_error(public, r, values) for r in some])
+    def errors(x: Floats, some: Sequence[Raw], ours: Sequence[tuple[Raw, Gpu, Model]]) -> Floats:
+        values = fixed | dict(zip(FASTGEN, (float(v) for v in np.exp(x)), strict=True))
+        return np.array(
+            [fastgen_error(public, r, values, transfer) for r in some]
+            + [step_error(r, values, gpu, model) for r, gpu, model in ours]
+        )
 
-    start = np.log([1.5e-4, 0.6, 1.0, 6e-5, 1e-4])
+    lower, start, upper = (np.log([spec[i] for spec in FASTGEN.values()]) for i in range(3))
     fit = least_squares(
-        lambda x: errors(x, tuned),
-        start,
-        bounds=(np.log(lower), np.log(upper)),
-        loss="soft_l1",
-        f_scale=0.1,
-        diff_step=0.02,
+        lambda x: errors(x, tuned, seen), start, bounds=(lower, upper), loss="soft_l1", f_scale=0.1, diff_step=0.02
     )
-    freedom = len(tuned) - len(names)
+    freedom = len(tuned) + len(seen) - len(FASTGEN)
     covariance = np.linalg.inv(fit.jac.T @ fit.jac) * float(np.sum(fit.fun**2)) / freedom
     half = 1.7 * np.sqrt(np.diag(covariance))
-    cited = f"{public['sources']['fastgen']}; {public['sources']['argonne']}"
-    meanings = (
-        "launch gaps of one layer",
-        "share of the dense peak in a full pass",
-        "share of memory bandwidth in attention, cache counted once for every query head",
-        "fixed time of one all-reduce",
-        "host time of one sequence in one pass",
-    )
-    units = ("s", "1", "1", "s", "s")
-    found = {
-        n: Coefficient(
+    ours = "; ".join(dict.fromkeys(r["run_id"] for r, *_ in steps))
+    cited = f"{ours}; {public['sources']['fastgen']}; {public['sources']['argonne']}"
+    found = {}
+    for (name, (low, _, high, unit, meaning)), v, h in zip(FASTGEN.items(), fit.x, half, strict=True):
+        found[name] = Coefficient(
             value=float(np.exp(v)),
-            low=max(lo, float(np.exp(v - h))),
-            high=min(up, float(np.exp(v + h))),
-            unit=u,
-            bounds=(lo, up),
-            meaning=m,
+            low=max(low, float(np.exp(v - h))),
+            high=min(high, float(np.exp(v + h))),
+            unit=unit,
+            bounds=(low, high),
+            meaning=meaning,
             source=cited,
-            is_at_bound=bool(np.exp(v) < lo * 1.01 or np.exp(v) > up * 0.99),
+            is_at_bound=bool(np.exp(v) < low * 1.01 or np.exp(v) > high * 0.99),
         )
-        for n, v, h, u, m, lo, up in zip(names, fit.x, half, units, meanings, lower, upper, strict=True)
-    }
-    for name, value, low, high, meaning in (
-        ("fastgen_weight_eff", 0.85, 0.75, 0.92, "share of memory bandwidth that reads weights"),
-        ("allreduce_eff", 0.6, 0.4, 0.8, "share of the GPU link in an all-reduce"),
-    ):
+    for name, (value, low, high, meaning) in FIXED.items():
         found[name] = Coefficient(
             value=value,
             low=low,
@@ -185,8 +220,11 @@ def fastgen_coefficients(public: Raw) -> tuple[dict[str, Coefficient], float, di
         )
     groups: dict[str, list[float]] = {}
     fitted = {r["group"] for r in tuned}
-    for r, e in zip(rows, errors(fit.x, rows), strict=True):
+    for r, e in zip(rows, errors(fit.x, rows, ()), strict=True):
         kind = "tuned" if r["is_tuned"] else "same curve" if r["group"] in fitted else "held out"
         groups.setdefault(f"{kind}: {r['group']}", []).append(abs(float(e)))
+    for (record, *_), e in zip(steps, errors(fit.x, (), steps), strict=True):
+        kind = "held out" if record["load"]["n_seqs"] == HELD_OUT_SEQS else "tuned"
+        groups.setdefault(f"{kind}: FastGen steps on our H100", []).append(abs(float(e)))
     condition = float(np.linalg.cond(fit.jac))
     return found, condition, {g: round(float(np.median(e)), 3) for g, e in groups.items()}

@@ -39,13 +39,13 @@ def compute_rows(records: Sequence[Raw], model_of: Callable[[Raw], Model]) -> li
     at_peak = 1 / (ATTENTION_EFF * H100_FLOPS_PER_S)
     for r in records:
         s, m = shapes_of(model_of(r)), r["measured"]
-        if r["engine"] == "deepspeed-zero-train" and r["zero_stage"] < 3:
+        if r["engine"] == "deepspeed-zero-train" and r["zero_stage"] < 3 and r["n_gpus"] == 1:
             length = r["sequence_length"]
             flops, scores, moved = _work(s, r["micro_batch_size"] * length, length, s.n_layers, True)
             rows.append((flops, moved, m["forward_s"] - at_peak * scores))
             if not r["activation_checkpointing"] and r["offload"] == "none":
                 rows.append((2 * flops, 2 * moved, m["backward_s"] - 2 * at_peak * scores))
-        if r.get("mode") in ("eager", "autotp"):
+        if r.get("mode") in ("eager", "autotp") and r["tp"] == 1:
             batch, prompt = r["load"]["batch_size"], r["lengths"]["prompt_tokens"]
             if batch * prompt >= 8192:
                 flops, scores, moved = _work(s, batch * prompt, prompt, s.n_layers, False)
@@ -72,7 +72,7 @@ def _kernel_s(record: Raw, eff: float, passes: float, model_of: Callable[[Raw], 
 
 def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Model]) -> dict[str, Coefficient]:
     """Return the coefficients of the training step: compute, optimizer, offload, memory slack."""
-    cells = [r for r in records if r["engine"] == "deepspeed-zero-train"]
+    cells = [r for r in records if r["engine"] == "deepspeed-zero-train" and r["n_gpus"] == 1]
     cited = "; ".join(dict.fromkeys(r["run_id"] for r in cells))
     eff, passes = two_rates(compute_rows(records, model_of))
     plain = [r for r in cells if r["offload"] == "none"]
@@ -129,7 +129,6 @@ def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Mode
             "share of the dense peak in causal attention",
             "arXiv:2307.08691, figure 4 and section 4.1: FlashAttention-2 reaches 335 TFLOP/s on an H100",
         ),
-        "train_link_eff": made(0.7, 0.5, 0.85, "1", "share of the GPU link in training collectives", published),
         "train_network_eff": made(0.6, 0.4, 0.85, "1", "share of the network between nodes", published),
         "train_hook_s_per_layer": made(
             float(np.median(hooks)),

@@ -55,15 +55,23 @@ def idle_frac(stage_s: Sequence[float], n_microbatches: int, n_chunks: int = 1) 
     return np.asarray(1 - n_microbatches * times / pipeline_s(stage_s, n_microbatches, n_chunks))
 
 
-def in_flight_microbatches(stage: int, n_stages: int, n_microbatches: int) -> int:
+def in_flight_microbatches(stage: int, n_stages: int, n_microbatches: int, n_chunks: int = 1) -> float:
     """Return how many microbatches' activations a stage holds at once: ``max(2, min(p - stage, m))``, stage from 0.
 
-    The first stage holds the most. GPipe would hold all m.
-    Reference: DeepSpeed 0.19.8, pipe/schedule.py, TrainSchedule.num_pipe_buffers.
+    The first stage holds the most. GPipe would hold all m. Interleaved with v chunks a stage, it runs ahead further:
+    ``(2 (p - stage - 1) + (v - 1) p + 1) / v`` microbatches, ``p + (p - 1) / v`` on the first stage, at most m.
+
+    Reference: DeepSpeed 0.19.8, pipe/schedule.py, TrainSchedule.num_pipe_buffers; interleaved: Korthikanti et al. 2022,
+    arXiv:2205.05198, section 4.2.3 (``L (1 + (p - 1) / (p v))`` layers on the first stage).
 
     >>> [in_flight_microbatches(s, 4, 16) for s in range(4)]
     [4, 3, 2, 2]
+    >>> in_flight_microbatches(0, 4, 16, 2)
+    5.5
     """
+    if n_chunks > 1:
+        ahead = (2 * (n_stages - stage - 1) + (n_chunks - 1) * n_stages + 1) / n_chunks
+        return min(ahead, float(n_microbatches))
     return max(2, min(n_stages - stage, n_microbatches))
 
 

@@ -118,6 +118,18 @@ def tensor_parallel_bytes(
     return times * n_layers * 2.0 * (tp - 1) / tp * HALF_BYTES * n_tokens * d_model
 
 
+def stage_send_bytes(n_tokens: float, d_model: int, tp: int = 1) -> float:
+    """Return what one pipeline stage sends to the next for a microbatch: its 16-bit output, ``2 T d / t``.
+
+    Backward sends as much again the other way. Notes: with tensor parallelism t, each rank sends its share.
+    Reference: Narayanan et al. 2021, arXiv:2104.04473, section 4.1 (there b s h elements a microbatch).
+
+    >>> stage_send_bytes(2048, 12288) / 2**20
+    48.0
+    """
+    return HALF_BYTES * n_tokens * d_model / tp
+
+
 def lora_params(n_layers: int, shapes: list[tuple[int, int]], rank: int) -> int:
     """Return the trainable parameters of LoRA: ``rank * (inputs + outputs)`` for each adapted matrix of each layer.
 

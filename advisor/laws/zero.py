@@ -98,9 +98,13 @@ def zero_state(
     """
     _check(stage, n_ranks, n_params)
     if offload_param and stage != 3:
-        raise DomainError(f"offload_param works with stage 3 only; stage {stage} accepts it and offloads nothing")
+        raise DomainError(
+            f"offload_param works with stage 3 only, stage {stage} accepts it and offloads nothing; use zero_stage 3"
+        )
     if offload_optimizer and stage == 0:
-        raise DomainError("offload_optimizer needs stage 1, 2 or 3; stage 0 keeps everything on the GPU")
+        raise DomainError(
+            "offload_optimizer needs stage 1, 2 or 3, stage 0 keeps everything on the GPU; use zero_stage 2"
+        )
     if hpz_ranks and stage != 3:
         raise DomainError(f"hpZ (zero_hpz_partition_size) is a stage 3 option, got stage {stage}")
     trainable = n_params if n_trainable is None else n_trainable
@@ -134,6 +138,21 @@ def zero_state(
     return ZeroState(weights, 0.0 if offload_optimizer else states * shard, 0.0, kept, live, copy, extra, host)
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What one GPU sends in one optimizer step [bytes]: weights gathered and gradients reduced over all ranks, and
+    weights gathered within a group of hpZ only."""
+
+    gathered_bytes: float
+    reduced_bytes: float
+    group_bytes: float = 0.0
+
+    @property
+    def total_bytes(self) -> float:
+        """Return all of it."""
+        return self.gathered_bytes + self.reduced_bytes + self.group_bytes
+
+
 def sent_bytes(
     n_params: float,
     n_ranks: int,
@@ -143,35 +162,41 @@ def sent_bytes(
     n_trainable: float | None = None,
     has_quantized_weights: bool = False,
     has_quantized_gradients: bool = False,
-    has_hpz: bool = False,
-) -> tuple[float, float]:
-    """Return what one GPU sends in one optimizer step, as (weights gathered, gradients reduced), in bytes.
+    hpz_ranks: int = 0,
+) -> Traffic:
+    """Return what one GPU sends in one optimizer step.
 
-    Times ``2 bytes (N - 1) / N``: stage 0 ``(0, 2 P)``, stage 1 ``(P, 2 P)``, stage 2 ``(P, 2 P g)``,
-    stage 3 ``(2 P g, P g)``, with g micro-steps. Stages 1 and 2 all-reduce where the paper reduce-scatters, so they
+    Gathered and reduced, times ``2 bytes (N - 1) / N``: stage 0 ``0, 2 P``, stage 1 ``P, 2 P``, stage 2 ``P, 2 P g``,
+    stage 3 ``2 P g, P g``, with g micro-steps. Stages 1 and 2 all-reduce where the paper reduce-scatters, so they
     send 1.5 times plain data parallelism; stage 2 reduces in every micro-step.
-    ZeRO++: quantised weights (int8) halve the forward gather, hpZ takes the backward gather off the network between
-    nodes, quantised gradients (int4) quarter the reduction; the last one acts only between nodes.
+    ZeRO++: qwZ sends weights as int8 (half of every gather), qgZ gradients as int4 (a quarter; between nodes only).
+    hpZ over k ranks keeps a second copy of the weights from the first forward pass of a step to its update, so that
+    one gather a step crosses all ranks and the other ``2 g - 1`` stay in the group, ``(k - 1) / k`` each.
 
-    Reference: DeepSpeed 0.19.8, stage_1_and_2.py (allreduce_bucket), engine.py (is_gradient_accumulation_boundary);
+    Notes: the scales of the quantised blocks and the quantisation's own time are left out.
+    Reference: DeepSpeed 0.19.8, stage_1_and_2.py (allreduce_bucket), engine.py (is_gradient_accumulation_boundary),
+    partition_parameters.py (_all_gather_dtype, _partition_param_sec), stage3.py (invalidate_secondary_tensor);
     Rajbhandari et al. 2020, arXiv:1910.02054, section 7 (2 P, 2 P, 3 P); Wang et al. 2023, arXiv:2306.10209.
 
-    >>> sum(sent_bytes(1e9, 8, 2)) / sum(sent_bytes(1e9, 8, 0))
+    >>> sent_bytes(1e9, 8, 2).total_bytes / sent_bytes(1e9, 8, 0).total_bytes
     1.5
     """
     _check(stage, n_ranks, n_params)
     trainable = n_params if n_trainable is None else n_trainable
     unit = HALF_BYTES * (n_ranks - 1) / n_ranks
     if stage == 0:
-        return 0.0, 2 * trainable * unit
+        return Traffic(0.0, 2 * trainable * unit)
     if stage == 1:
-        return trainable * unit, 2 * trainable * unit
+        return Traffic(trainable * unit, 2 * trainable * unit)
     if stage == 2:
-        return trainable * unit, 2 * trainable * unit * n_accumulation
-    forward = 0.5 if has_quantized_weights else 1.0
-    backward = 0.0 if has_hpz else 1.0
+        return Traffic(trainable * unit, 2 * trainable * unit * n_accumulation)
+    gather = n_params * (0.5 if has_quantized_weights else 1.0)
     reduced = trainable * unit * n_accumulation * (0.25 if has_quantized_gradients else 1.0)
-    return n_params * unit * n_accumulation * (forward + backward), reduced
+    n_gathers = 2 * n_accumulation
+    if not hpz_ranks:
+        return Traffic(gather * unit * n_gathers, reduced)
+    group = HALF_BYTES * (hpz_ranks - 1) / hpz_ranks
+    return Traffic(gather * unit, reduced, gather * group * (n_gathers - 1))
 
 
 def estimator_bytes(

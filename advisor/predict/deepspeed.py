@@ -12,7 +12,6 @@ from advisor.predict.batching import (
     Served,
     sample_arrivals,
     sample_size,
-    serve_splitfuse,
     serve_static,
 )
 from advisor.predict.deepspeed_paths import (
@@ -30,6 +29,7 @@ from advisor.predict.deepspeed_paths import (
 from advisor.predict.deepspeed_step import TRANSFER_WIDENING, Rates, StepLaw, kv_bytes_per_token, rates_of
 from advisor.predict.quantile import quantile
 from advisor.predict.shapes import shapes_of
+from advisor.predict.splitfuse import serve_splitfuse
 from advisor.predict.traffic import draw_lengths
 from advisor.schema import (
     Backend,

@@ -42,6 +42,8 @@ class Path:
     is_maintained: bool
     can_split: bool
     notes: tuple[Note, ...]
+    has_server: bool = False
+    has_continuous_batching: bool = False
 
 
 def _note(text: str, level: str = "warning") -> Note:
@@ -94,15 +96,20 @@ PATHS: dict[Backend, Path] = {
             {"opt", "llama", "mistral", "mixtral", "falcon", "phi", "phi3", "qwen", "qwen2", "qwen2_moe", "exaone4"}
         ),
         refused_families=frozenset(),
+        has_server=True,
+        has_continuous_batching=True,
         is_maintained=False,
         can_split=True,
         notes=(
             _note(
-                "FastGen/MII: last release 0.3.3, kernels of October 2023 (sm_80 to sm_90); on DeepSpeed 0.19.8 with"
-                " transformers 5 the engine built on an H100 but our first call failed in can_schedule"
-                " (a list where an int is expected): treat it as unmaintained"
+                "FastGen/MII: last release 0.3.3, kernels of October 2023 (sm_80 to sm_90). Its engine runs on"
+                " DeepSpeed 0.19.8 with transformers 5 (our H100 steps) when called as MII does; put() with its default"
+                " do_checks=True fails in can_schedule: treat it as unmaintained"
             ),
-            _note("no CUDA graphs, no prefix cache, no quantised KV; its figures here rest on published measurements"),
+            _note(
+                "no CUDA graphs, no prefix cache, no quantised cache; steps measured on our H100, MII's loop and tensor"
+                " parallelism from published runs"
+            ),
         ),
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
 from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes
@@ -24,6 +24,24 @@ PREFIX: dict[Backend, str] = {
     "deepspeed-kernel-injection": "inject",
     "deepspeed-fastgen": "fastgen",
 }
+
+
+KERNEL_FIGURES = {
+    "gemm": ("fastgen_gemm_eff", "inject_gemm_eff", "eager_gemm_eff"),
+    "stream": ("fastgen_weight_eff", "inject_weight_eff", "eager_weight_eff"),
+    "kv": ("fastgen_kv_eff", "inject_kv_eff", "eager_kv_eff"),
+}
+"""Which coefficients follow each kernel figure of data/fitted/transfer.toml, as for vLLM."""
+
+
+def on_card(values: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+    """Return coefficient values on a card whose kernels reach `factors` times the fitted card's shares; at most 1."""
+    found = dict(values)
+    for figure, names in KERNEL_FIGURES.items():
+        for name in names:
+            if figure in factors and name in found:
+                found[name] = min(1.0, found[name] * factors[figure])
+    return found
 
 
 def half_peak_flops_per_s(gpu: Gpu) -> float:
@@ -55,7 +73,8 @@ def rates_of(coefficients: CoefficientSet, gpu: str) -> tuple[Rates, Rates, Rate
         is_time = c.unit.startswith("s")
         central[name] = c.value
         fast[name], slow[name] = (low, high) if is_time else (high, low)
-    return Rates(central), Rates(fast), Rates(slow)
+    factors = coefficients.transfer.get(gpu, {})
+    return Rates(on_card(central, factors)), Rates(on_card(fast, factors)), Rates(on_card(slow, factors))
 
 
 def weight_bytes_of(shapes: Shapes, weight_dtype: str) -> float:
@@ -91,6 +110,14 @@ class StepLaw:
     rates: Rates
     is_transferred: bool = False
     mean_prompt_tokens: float = 0.0
+    n_experts_touched: float = 0.0
+    """Experts that one pass reads; 0 = as many as independent routing of its tokens touches."""
+    is_bare: bool = False
+    """FastGen's engine without MII's loop around it, as our step records time it."""
+
+    def with_experts(self, n_touched: float) -> StepLaw:
+        """Return the law for traffic whose tokens all go to the same `n_touched` experts."""
+        return replace(self, n_experts_touched=n_touched)
 
     def host_s(self, is_decode: bool) -> float:
         """Return the time in which the host launches all layers of one pass."""
@@ -140,14 +167,16 @@ class StepLaw:
         bandwidth = gpu.memory_bandwidth_bytes_per_s
         weights = weight_bytes_of(s, d.weight_dtype) / tp
         if s.all_expert_params:
-            touched = s.n_experts * (1 - (1 - s.n_experts_per_token / s.n_experts) ** max(tokens, 1.0))
+            independent = s.n_experts * (1 - (1 - s.n_experts_per_token / s.n_experts) ** max(tokens, 1.0))
+            touched = self.n_experts_touched or independent
             idle = s.all_expert_params * (1 - touched / s.n_experts)
             weights -= idle * BYTES_PER_WEIGHT[d.weight_dtype] / tp
         memory = weights / (bandwidth * self.rates[f"{prefix}_weight_eff"])
         passes = EAGER_KV_PASSES if prefix == "eager" else 1.0
         kv_token = kv_bytes_per_token(s, tp)
         if prefix == "fastgen":
-            kv_token *= 1.0 if s.is_mla else s.n_heads / s.n_kv_heads
+            # each query head reads the cache of its group, some of it out of the second-level cache
+            kv_token *= 1.0 if s.is_mla else (s.n_heads / s.n_kv_heads) ** self.rates["fastgen_group_exponent"]
         kv = passes * kv_token * context_tokens / (bandwidth * self.rates[f"{prefix}_kv_eff"])
         link = 0.0
         if tp > 1:
@@ -157,6 +186,7 @@ class StepLaw:
         if prefix == "fastgen":
             # kernels are launched back to back without CUDA graphs: the gaps add to the kernels' own time
             host += self.rates["fastgen_host_s_per_seq"] * n_decodes
+            host += 0.0 if self.is_bare else self.rates["fastgen_mii_s"]
             total = host + float(overlapped_s(compute, memory)) + kv + link
         else:
             total = float(overlapped_s(host, stream, float(overlapped_s(compute, memory)) + kv)) + link

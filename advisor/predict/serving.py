@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.draw_error import draw_errors
 from advisor.predict.footprint import Footprint
+from advisor.predict.release import at_release, release_rel, release_text
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
 from advisor.predict.spend import activity_of, board_power
@@ -90,7 +91,7 @@ def replay(
     e2e_s: float = 0.0,
 ) -> Run:
     """Return a simulated replay of `workload` on `deployment`. Raises DomainError when the plan does not fit."""
-    values = transferred(coefficients, cluster.gpu)
+    values = at_release(transferred(coefficients, cluster.gpu), deployment, cluster.gpu)
     replica = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix)
     workload = sized(workload, e2e_s)
     traffic = draw(
@@ -144,7 +145,7 @@ def predict_vllm(
     run = replay(
         model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
     )
-    rel = transfer_rel(coefficients, cluster.gpu)
+    rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
     q = _Widths(coefficients.error_q90, rel, is_sparse(deployment, workload))
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
@@ -196,7 +197,7 @@ def predict_vllm(
         breakdowns=tuple(breakdowns),
         is_saturated=is_saturated,
         method="simulated",
-        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, rel)),
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated)),
     )
 
 
@@ -312,10 +313,9 @@ def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment,
     }
 
 
-def _notes(
-    cluster: Cluster, deployment: Deployment, coefficients: CoefficientSet, is_saturated: bool, rel: float
-) -> list[Note]:
+def _notes(cluster: Cluster, deployment: Deployment, coefficients: CoefficientSet, is_saturated: bool) -> list[Note]:
     notes = []
+    rel = transfer_rel(coefficients, cluster.gpu)
     if is_saturated:
         notes.append(
             Note(level="warning", text="the offered load exceeds what this plan can serve: queues grow without end")
@@ -329,13 +329,11 @@ def _notes(
         )
     if deployment.engine_version not in coefficients.engine_versions:
         known = ", ".join(coefficients.engine_versions)
-        notes.append(
-            Note(
-                level="warning",
-                text=f"vLLM {deployment.engine_version} was not measured (fitted on {known}); another release can "
-                "differ by tens of per cent",
-            )
+        text = release_text(deployment, cluster.gpu, known)
+        text = (
+            text or f"vLLM {deployment.engine_version} was not measured: the coefficients of {known} are taken to hold"
         )
+        notes.append(Note(level="warning", text=text))
     if cluster.n_nodes > 1 and deployment.tp * deployment.pp > cluster.gpus_per_node:
         notes.append(Note(level="warning", text="a replica spans nodes: its network has not been measured"))
     return notes
@@ -350,7 +348,7 @@ def _steady(
     facts: EngineFacts | None,
     steady: Mapping[str, float],
 ) -> Prediction:
-    rel = transfer_rel(coefficients, cluster.gpu)
+    rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
     q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(deployment, workload))
     values = transferred(coefficients, cluster.gpu)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
@@ -366,5 +364,5 @@ def _steady(
         breakdowns=(memory.breakdown(),),
         is_saturated=is_saturated,
         method="steady",
-        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, rel)),
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated)),
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from advisor.laws.roofline import larger_of
 from advisor.predict.footprint import kv_cache_tokens
+from advisor.predict.release import at_release
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import Gemm, StepCost, step_cost
 from advisor.predict.traffic import mean_lengths
@@ -68,11 +69,14 @@ def sweep(
     """
     values = transferred(coefficients, gpu)
     shapes = shapes_of(model)
-    keys = [(d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep) for d in deployments]
+    keys = [
+        (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep, d.engine_version)
+        for d in deployments
+    ]
     first: dict[tuple[object, ...], Deployment] = {}
     for key, deployment in zip(keys, deployments, strict=True):
         first.setdefault(key, deployment)
-    costs = [step_cost(shapes, gpu, d, values, d.pp - 1) for d in first.values()]
+    costs = [step_cost(shapes, gpu, d, at_release(values, d, gpu), d.pp - 1) for d in first.values()]
     number = dict(zip(first, range(len(first)), strict=True))
     index = np.array([number[key] for key in keys], dtype=np.int64)
     cache = kv_cache_tokens(model, gpu, deployments, facts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from advisor.errors import DomainError
 from advisor.laws.bubble import pipeline_s
 from advisor.laws.offload import overlapped_s
@@ -10,12 +12,13 @@ from advisor.laws.training import (
     forward_flops,
     layer_activation_bytes,
     mfu_frac,
+    stage_send_bytes,
     step_flops,
     tensor_parallel_bytes,
 )
-from advisor.laws.zero import sent_bytes
+from advisor.laws.zero import Traffic, sent_bytes
 from advisor.predict.deepspeed_step import Rates, half_peak_flops_per_s, rates_of
-from advisor.predict.train_memory import Sizes, check_job, memory_of, phase_peaks, sizes_of, state_of
+from advisor.predict.train_memory import Sizes, check_job, memory_of, outside_bytes, phase_peaks, sizes_of, state_of
 from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Note, Part
 from advisor.schema.training import TrainJob, TrainPrediction
 from advisor.units import format_bytes
@@ -24,13 +27,44 @@ LOGIT_PASSES_BYTES = 10.0
 """Bytes a token and vocabulary entry that the loss writes: 16-bit and fp32 logits, and a temporary."""
 
 
+MOST_OF_PEAK = 0.88
+"""Share of the dense peak that the best matrix shapes reach on an A100: 271 of 312 TFLOP/s (stas00/ml-engineering)."""
+
+STEP_COEFFICIENTS = (
+    *(
+        f"train_{stack}_{name}"
+        for stack in ("transformers", "fused", "megatron")
+        for name in ("gemm_eff", "attention_eff", "passes")
+    ),
+    "train_fused_gemm_eff_ampere",
+    "train_fused_attention_eff_ampere",
+    "train_fused_passes_ampere",
+    "train_link_eff",
+    "train_network_eff",
+    "train_hook_s_per_layer",
+    "adam_bytes_per_param",
+    "cpu_adam_params_per_s",
+    "grad_offload_eff",
+    "host_stream_eff",
+    "nvme_eff",
+)
+"""Coefficients that a step's time depends on."""
+
 STACK_RATES = ("gemm_eff", "attention_eff", "passes")
 
 
 def _stack_rate(rates: Rates, stack: str, family: str, name: str) -> float:
-    """Return a compute coefficient of a model code, the one fitted on this GPU family where there is one."""
-    own = f"train_{stack}_{name}_{family}"
-    return rates[own] if own in rates.values else rates[f"train_{stack}_{name}"]
+    """Return a compute coefficient of a model code, the one fitted on this GPU family where there is one.
+
+    Where there is none, an efficiency is scaled by what fused training code reaches on both families (published runs).
+    """
+    own, known = f"train_{stack}_{name}_{family}", f"train_fused_{name}_{family}"
+    if own in rates.values:
+        return rates[own]
+    value = rates[f"train_{stack}_{name}"]
+    if stack == "transformers" and name != "passes" and known in rates.values:
+        return min(MOST_OF_PEAK, value * rates[known] / rates[f"train_fused_{name}"])
+    return value
 
 
 def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates) -> float:
@@ -40,6 +74,20 @@ def link_rate(cluster: Cluster, n_ranks: int, ranks_per_node: int, rates: Rates)
         return inside
     network = cluster.internode_bytes_per_s_per_gpu * max(1, ranks_per_node) * rates["train_network_eff"]
     return min(inside, network)
+
+
+def traffic_of(cluster: Cluster, job: TrainJob, sizes: Sizes) -> Traffic:
+    """Return what one GPU sends for data parallelism in one step; quantised gradients act between nodes only."""
+    return sent_bytes(
+        sizes.n_params,
+        job.dp,
+        job.zero_stage,
+        n_accumulation=job.gradient_accumulation_steps,
+        n_trainable=sizes.n_trainable,
+        has_quantized_weights=job.has_quantized_weights,
+        has_quantized_gradients=job.has_quantized_gradients and cluster.n_nodes > 1,
+        hpz_ranks=job.hpz_ranks,
+    )
 
 
 def stage_passes_s(
@@ -64,6 +112,11 @@ def stage_passes_s(
         return (matrix / gemm + scores / attention) / peak / job.tp + passes * moved / bandwidth
 
     tp_rate = gpu.link_bytes_per_s if job.tp <= cluster.gpus_per_node else cluster.internode_bytes_per_s_per_gpu
+    hand_over = 0.0
+    if job.pp > 1:
+        # stages are neighbours where a node holds all of them; each chunk hands over once
+        rate = link_rate(cluster, job.pp * job.tp, cluster.gpus_per_node, rates)
+        hand_over = job.n_chunks * stage_send_bytes(sizes.n_tokens, s.d_model, job.tp) / rate
     found = []
     for stage, n in enumerate(sizes.layers):
         one = forward(n, stage == job.pp - 1)
@@ -73,7 +126,7 @@ def stage_passes_s(
         frozen = 1 - sizes.n_trainable / sizes.n_params if job.lora_rank else 0.0
         # two all-reduces a layer in each pass, two more where the backward pass computes the layer again
         ahead = link / (3 if job.is_checkpointed else 2)
-        found.append((one + ahead, one * (2 - frozen) + again + link - ahead))
+        found.append((one + ahead + hand_over, one * (2 - frozen) + again + link - ahead + hand_over))
     return found
 
 
@@ -88,19 +141,12 @@ def step_parts(model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, rate
     compute = pipeline_s(stage_s, m, job.n_chunks) if job.pp > 1 else stage_s[0] * m
     busy = max(stage_s) * m
     parts = {"forward_backward": busy, "pipeline_bubble": compute - busy}
-    gathered, reduced = sent_bytes(
-        sizes.n_params,
-        job.dp,
-        job.zero_stage,
-        n_accumulation=m,
-        n_trainable=sizes.n_trainable,
-        has_quantized_weights=job.has_quantized_weights,
-        has_quantized_gradients=job.has_quantized_gradients and cluster.n_nodes > 1,
-        has_hpz=job.hpz_ranks > 0,
-    )
+    sent = traffic_of(cluster, job, sizes)
     in_node = max(1, min(job.dp, cluster.gpus_per_node // job.tp))
-    rate = link_rate(cluster, job.dp, in_node, rates)
-    traffic = (gathered + reduced) / rate if job.dp > 1 else 0.0
+    traffic = 0.0
+    if job.dp > 1:
+        traffic = (sent.gathered_bytes + sent.reduced_bytes) / link_rate(cluster, job.dp, in_node, rates)
+        traffic += sent.group_bytes / link_rate(cluster, job.hpz_ranks, in_node, rates)
     overlap = job.zero_stage == 3 if job.has_overlap is None else job.has_overlap
     hidden = {"communication": traffic, "host_hooks": hooks * 2 * m, **_host_traffic(cluster, job, sizes, rates)}
     if overlap and job.pp == 1:
@@ -145,14 +191,36 @@ def _optimizer_s(cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) ->
 def predict_schedule(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> tuple[Pass, ...]:
     """Return when each stage computes which microbatch in the pipeline part of one step, optimizer left out.
 
-    Raises DomainError for a job that DeepSpeed refuses, and for interleaved chunks, which its engine does not have.
+    Raises DomainError for a job that DeepSpeed refuses, and for interleaved chunks, which are not replayed.
     """
     check_job(model, cluster, job)
     if job.n_chunks > 1:
-        raise DomainError(f"no schedule for {job.n_chunks} chunks a stage; DeepSpeed's pipeline has 1")
+        raise DomainError(f"only the 1F1B schedule is drawn, not {job.n_chunks} chunks a stage; use n_chunks 1")
     passes = stage_passes_s(model, cluster, job, sizes_of(model, job), rates_of(coefficients, cluster.gpu.name)[0])
     forward, backward = [f for f, _ in passes], [b for _, b in passes]
     return one_forward_one_backward(forward, backward, job.gradient_accumulation_steps)
+
+
+def _step_interval(
+    model: Model, cluster: Cluster, job: TrainJob, sizes: Sizes, ends: tuple[Rates, Rates, Rates]
+) -> Interval:
+    """Return the step time with its 90 % interval: what each coefficient alone does to it, joined as independent.
+
+    ends : coefficients central, at their fast and at their slow end. The law's error on held-out rows is joined too.
+    """
+    rates, *others = ends
+    value = sum(step_parts(model, cluster, job, sizes, rates).values())
+    squares = []
+    for end in others:
+        total = math.log1p(rates["train_error_frac"]) ** 2
+        for name in STEP_COEFFICIENTS:
+            if end[name] != rates[name]:
+                moved = Rates({**rates.values, name: end[name]})
+                total += math.log(sum(step_parts(model, cluster, job, sizes, moved).values()) / value) ** 2
+        squares.append(total)
+    return Interval(
+        value=value, low=value * math.exp(-math.sqrt(squares[0])), high=value * math.exp(math.sqrt(squares[1]))
+    )
 
 
 def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet) -> TrainPrediction:
@@ -169,9 +237,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     allocated = max(peaks.values())
     state = state_of(job, sizes)
     step = step_parts(model, cluster, job, sizes, rates)
-    times = [sum(step_parts(model, cluster, job, sizes, r).values()) for r in (rates, fast, slow)]
-    error = rates["train_error_frac"]
-    step_s = Interval(value=times[0], low=min(times) / (1 + error), high=max(times) * (1 + error))
+    step_s = _step_interval(model, cluster, job, sizes, (rates, fast, slow))
     s = sizes.shapes
     tokens = job.train_batch_size * job.sequence_length
     forward = float(
@@ -185,14 +251,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
         return Interval(value=amount / step_s.value, low=amount / step_s.high, high=amount / step_s.low)
 
     mfu = float(mfu_frac(useful, 1.0, peak, job.n_gpus))
-    gathered, reduced = sent_bytes(
-        sizes.n_params,
-        job.dp,
-        job.zero_stage,
-        n_accumulation=job.gradient_accumulation_steps,
-        n_trainable=sizes.n_trainable,
-    )
-    sent = gathered + reduced
+    sent = traffic_of(cluster, job, sizes).total_bytes
 
     def near(value: float, share: float) -> Interval:
         return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
@@ -226,7 +285,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
             value=n_steps * step_s.value, low=n_steps * step_s.low, high=n_steps * step_s.high
         )
     parts = tuple(Part(name=k, value=v) for k, v in step.items())
-    breakdown = Breakdown(name="step_s", unit="s", total=times[0], parts=parts)
+    breakdown = Breakdown(name="step_s", unit="s", total=step_s.value, parts=parts)
     return TrainPrediction(
         quantities=quantities, breakdowns=(memory, breakdown), notes=tuple(_notes(cluster, job, sizes, coefficients))
     )
@@ -253,7 +312,7 @@ def feasible_train(
         reason, _, nearest = str(error).partition("; ")
         return reason, nearest
     rates = rates_of(coefficients, cluster.gpu.name)[0]
-    need = max(phase_peaks(job, sizes).values()) + rates["train_context_bytes"]
+    need = max(phase_peaks(job, sizes).values()) + outside_bytes(job, rates)
     room = cluster.gpu.device_memory_bytes
     host_room = cluster.host_memory_bytes_per_gpu
     if state.host_bytes > host_room:
@@ -268,7 +327,8 @@ def feasible_train(
         smaller = job.model_copy(update=change)
         try:
             check_job(model, cluster, smaller)
-            fits = max(phase_peaks(smaller, sizes_of(model, smaller)).values()) + rates["train_context_bytes"] <= room
+            peak = max(phase_peaks(smaller, sizes_of(model, smaller)).values())
+            fits = peak + outside_bytes(smaller, rates) <= room
         except DomainError:
             continue
         if fits and state_of(smaller, sizes_of(model, smaller)).host_bytes <= host_room:
@@ -314,10 +374,27 @@ def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffici
         )
     if job.has_quantized_gradients and cluster.n_nodes == 1:
         notes.append(Note(level="warning", text="quantised gradients act only between nodes: no effect on one node"))
+    if job.hpz_ranks and cluster.n_nodes == 1:
+        notes.append(
+            Note(
+                level="warning",
+                text="hpZ keeps gathers off the network between nodes: one node only pays its memory",
+            )
+        )
+    if job.n_chunks > 1:
+        notes.append(
+            Note(
+                level="warning",
+                text="interleaved chunks are Megatron-LM's: DeepSpeed's own engine has 1F1B and DualPipeV only",
+            )
+        )
     if job.zero_stage == 3 and sizes.n_params / job.dp < 5e8:
         notes.append(
             Note(text="with few parameters a rank, stage 3's bucket and live parameters can exceed its saving")
         )
-    if job.dp > 1 or job.tp > 1:
-        notes.append(Note(level="warning", text="communication rates rest on published runs, not on our records"))
+    if cluster.n_nodes > 1:
+        text = "the network's share between nodes rests on published runs; our records are of one node"
+        notes.append(Note(level="warning", text=text))
+    elif job.n_gpus > 2:
+        notes.append(Note(text="communication was measured on two GPUs of one node"))
     return notes

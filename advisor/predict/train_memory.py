@@ -20,6 +20,7 @@ class Sizes:
 
     shapes: Shapes
     layers: tuple[int, ...]
+    stage_params: tuple[float, ...]
     n_params: float
     n_trainable: float
     largest_module: float
@@ -55,16 +56,21 @@ def sizes_of(model: Model, job: TrainJob) -> Sizes:
     largest = max(shapes.embedding_params, per_layer) / job.tp
     tokens = job.micro_batch_size * job.sequence_length
     extra = _lora(shapes, job) / job.pp if job.lora_rank else 0.0
-    return Sizes(shapes, layers, fullest + extra, trained, largest, tokens, model.is_gated_mlp)
+    stages = tuple(n + extra for n in whole)
+    return Sizes(shapes, layers, stages, fullest + extra, trained, largest, tokens, model.is_gated_mlp)
 
 
-def state_of(job: TrainJob, sizes: Sizes) -> ZeroState:
-    """Return the model-state bytes of one GPU; raises DomainError for what DeepSpeed refuses or ignores."""
+def state_of(job: TrainJob, sizes: Sizes, stage: int | None = None) -> ZeroState:
+    """Return the model-state bytes of one GPU of a pipeline stage, by default of the one with most parameters.
+
+    Raises DomainError for what DeepSpeed refuses or ignores.
+    """
+    params = sizes.n_params if stage is None else sizes.stage_params[stage]
     return zero_state(
-        sizes.n_params,
+        params,
         job.dp,
         job.zero_stage,
-        n_trainable=sizes.n_trainable,
+        n_trainable=sizes.n_trainable if job.lora_rank else params,
         offload_optimizer=job.offload_optimizer != "none",
         offload_param=job.offload_param != "none",
         bucket_params=job.bucket_params,
@@ -82,9 +88,36 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
     if job.pp > model.n_layers:
         raise DomainError(f"pp {job.pp} exceeds the model's {model.n_layers} layers; use at most {model.n_layers}")
     if job.stage_layers and sum(job.stage_layers) != model.n_layers:
-        raise DomainError(f"stage_layers sum to {sum(job.stage_layers)}, the model has {model.n_layers} layers")
+        raise DomainError(
+            f"stage_layers sum to {sum(job.stage_layers)}, the model has {model.n_layers} layers; use"
+            f" {','.join(str(n) for n in stage_layers(model.n_layers, job.pp))}"
+        )
+    if job.n_chunks > 1 and job.stack != "megatron":
+        raise DomainError(
+            f"DeepSpeed's pipeline has no interleaved schedule, got n_chunks {job.n_chunks}; use n_chunks 1, or stack"
+            " megatron"
+        )
+    if job.n_chunks > 1 and job.pp == 1:
+        raise DomainError(f"n_chunks {job.n_chunks} interleaves pipeline stages, pp is 1; use pp 2 or more")
     if job.n_chunks > 1 and model.n_layers % (job.pp * job.n_chunks):
-        raise DomainError(f"{model.n_layers} layers do not divide into {job.pp} stages of {job.n_chunks} chunks")
+        legal = [v for v in range(1, job.n_chunks) if model.n_layers % (job.pp * v) == 0]
+        raise DomainError(
+            f"{model.n_layers} layers do not divide into {job.pp} stages of {job.n_chunks} chunks; use n_chunks"
+            f" {legal[-1] if legal else 1}"
+        )
+    if job.n_chunks > 1 and job.gradient_accumulation_steps % job.pp:
+        raise DomainError(
+            f"interleaving needs microbatches in multiples of pp {job.pp}, got {job.gradient_accumulation_steps}; use"
+            f" {-(-job.gradient_accumulation_steps // job.pp) * job.pp}"
+        )
+    zeropp = job.hpz_ranks or job.has_quantized_weights or job.has_quantized_gradients
+    if zeropp and job.zero_stage != 3:
+        raise DomainError(f"ZeRO++ (hpZ, qwZ, qgZ) works with stage 3, got stage {job.zero_stage}; use zero_stage 3")
+    if job.hpz_ranks and job.dp % job.hpz_ranks:
+        legal = [k for k in range(1, job.dp + 1) if job.dp % k == 0]
+        raise DomainError(
+            f"hpz_ranks {job.hpz_ranks} does not divide dp {job.dp}; use {max(k for k in legal if k <= job.hpz_ranks)}"
+        )
     if model.n_heads % job.tp or model.d_ff % job.tp:
         legal = [t for t in range(1, job.tp + 1) if model.n_heads % t == 0 and model.d_ff % t == 0]
         raise DomainError(
@@ -95,48 +128,63 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
     if "nvme" in (job.offload_param, job.offload_optimizer) and cluster.nvme_bytes_per_s <= 0:
         raise DomainError("offload to nvme without NVMe drives (nvme_bytes_per_s is 0); use cpu")
     if job.offload_optimizer == "nvme" and job.zero_stage != 3:
-        raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use offload_optimizer cpu")
+        raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use zero_stage 3")
 
 
-def activation_parts(job: TrainJob, sizes: Sizes) -> dict[str, float]:
-    """Return activation bytes of the first stage: kept layers, one layer at work, the loss after forward, its peak."""
+def activation_parts(job: TrainJob, sizes: Sizes, stage: int = 0) -> dict[str, float]:
+    """Return activation bytes of a stage: kept layers, one layer at work, the loss after forward, its peak."""
     s = sizes.shapes
     q, kv = s.n_heads * s.d_head, s.n_kv_heads * s.d_head
     layer = layer_activation_bytes(sizes.n_tokens, s.d_model, q, kv, s.d_ff, is_gated=sizes.is_gated, tp=job.tp)
-    layers = max(sizes.layers)
     kept_layer = checkpoint_bytes(sizes.n_tokens, s.d_model) if job.is_checkpointed else layer
-    flights = in_flight_microbatches(0, job.pp, job.gradient_accumulation_steps) if job.pp > 1 else 1
-    after, peak = loss_bytes(sizes.n_tokens, s.vocab_size // job.tp, s.d_model)
-    return {"kept": kept_layer * layers * flights, "layer": layer, "loss_kept": after, "loss_peak": peak}
+    m = job.gradient_accumulation_steps
+    flights = in_flight_microbatches(stage, job.pp, m, job.n_chunks) if job.pp > 1 else 1
+    after = peak = 0.0
+    if stage == job.pp - 1:
+        after, peak = loss_bytes(sizes.n_tokens, s.vocab_size // job.tp, s.d_model)
+    return {"kept": kept_layer * sizes.layers[stage] * flights, "layer": layer, "loss_kept": after, "loss_peak": peak}
 
 
-def phase_peaks(job: TrainJob, sizes: Sizes) -> dict[str, float]:
-    """Return allocated bytes of one GPU at the moments that DeepSpeed's records name.
+def stage_peaks(job: TrainJob, sizes: Sizes, stage: int) -> dict[str, float]:
+    """Return allocated bytes of one GPU of a stage at the moments that DeepSpeed's records name.
 
     Forward and backward peaks happen at the loss, unless gradients, bucket and one layer's backward pass (its
     activations and as much again for their gradients) exceed it at the end of the backward pass.
     """
-    state, act = state_of(job, sizes), activation_parts(job, sizes)
-    # with a pipeline the fullest stage is the first, which holds most microbatches and no loss
-    loss_kept, loss_peak = (0.0, 0.0) if job.pp > 1 else (act["loss_kept"], act["loss_peak"])
-    logits = loss_kept * 10 / 4 if loss_kept else 0.0
-    at_loss = state.forward_bytes + act["kept"] + loss_peak
+    state, act = state_of(job, sizes, stage), activation_parts(job, sizes, stage)
+    logits = act["loss_kept"] * 10 / 4
+    at_loss = state.forward_bytes + act["kept"] + act["loss_peak"]
     at_end = state.forward_bytes + state.gradient_bytes + state.backward_bucket_bytes + 2 * act["layer"]
     if job.gradient_accumulation_steps > 1 or job.pp > 1:
         at_loss += state.gradient_bytes
     return {
         "before": state.between_steps_bytes,
-        "fwd_peak": state.forward_bytes + act["kept"] + min(logits, loss_peak),
+        "fwd_peak": state.forward_bytes + act["kept"] + min(logits, act["loss_peak"]),
         "bwd_peak": max(at_loss, at_end),
         "bwd_end": state.backward_end_bytes,
         "step_peak": state.step_peak_bytes,
     }
 
 
+def fullest_stage(job: TrainJob, sizes: Sizes) -> int:
+    """Return the pipeline stage whose GPUs need most: the first holds most microbatches, the last the loss."""
+    return max(range(job.pp), key=lambda stage: max(stage_peaks(job, sizes, stage).values()))
+
+
+def phase_peaks(job: TrainJob, sizes: Sizes) -> dict[str, float]:
+    """Return `stage_peaks` of the stage that needs most."""
+    return stage_peaks(job, sizes, fullest_stage(job, sizes))
+
+
+def outside_bytes(job: TrainJob, rates: Rates) -> float:
+    """Return what the driver, the libraries and, with several ranks, NCCL take of a GPU outside torch's allocator."""
+    return rates["train_context_bytes"] + (rates["train_nccl_bytes"] if job.n_gpus > 1 else 0.0)
+
+
 def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
     """Return the bytes of one GPU at the step's peak, by purpose; the parts sum to the device memory in use."""
-    state, act = state_of(job, sizes), activation_parts(job, sizes)
-    peaks = phase_peaks(job, sizes)
+    stage = fullest_stage(job, sizes)
+    state, act, peaks = state_of(job, sizes, stage), activation_parts(job, sizes, stage), stage_peaks(job, sizes, stage)
     moment = max(("fwd_peak", "bwd_peak", "step_peak"), key=lambda k: peaks[k])
     parts = [
         Part(name="weights", value=state.weights_bytes, why="16-bit parameters on this GPU"),
@@ -155,5 +203,5 @@ def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
         parts.append(Part(name="loss_and_gradients", value=rest - kept, why="logits in fp32, gradients, buckets"))
     slack = rates["allocator_slack_frac"] * peaks[moment]
     parts.append(Part(name="allocator_slack", value=slack, why="reserved by the caching allocator beyond the peak"))
-    parts.append(Part(name="context", value=rates["train_context_bytes"], why="CUDA context, NCCL and libraries"))
+    parts.append(Part(name="context", value=outside_bytes(job, rates), why="CUDA context, NCCL and libraries"))
     return Breakdown(name="memory_bytes_per_gpu", unit="bytes", total=sum(p.value for p in parts), parts=tuple(parts))

@@ -11,12 +11,13 @@ import numpy as np
 from advisor.errors import BadData, DomainError, UnknownName, printable
 from advisor.laws.bubble import bubble_frac
 from advisor.laws.zero import zero_state
-from advisor.predict.batching import serve_splitfuse, serve_static
+from advisor.predict.batching import serve_static
 from advisor.predict.deepspeed_config import SOURCE as CONFIG_SOURCE
 from advisor.predict.deepspeed_config import check_ds_config
 from advisor.predict.deepspeed_paths import PATHS
 from advisor.predict.deepspeed_step import kv_bytes_per_token
 from advisor.predict.shapes import BYTES_PER_WEIGHT, shapes_of
+from advisor.predict.splitfuse import serve_splitfuse
 from advisor.predict.train_memory import phase_peaks, sizes_of
 from advisor.schema import CoefficientSet, Gpu, Interval, Model, Note
 from advisor.schema.claims import Setup, Verdict

@@ -152,7 +152,26 @@ def _backends(question: Question, best: Plan, by_backend: dict[str, Plan]) -> li
         text += f", TPOT P50 {format_s(b['tpot_p50_s'])} against {format_s(a['tpot_p50_s'])}"
     if rival.prediction.is_saturated and not a.is_saturated:
         text += f", and it saturates at {format_rate(_served(b), 'requests')}"
-    return [text + "."]
+    return [text + ".", *_unmaintained(best, rival, others)]
+
+
+def _unmaintained(best: Plan, rival: Plan, others: dict[str, Plan]) -> list[str]:
+    """Return what is said of a faster path that ranks behind because nobody maintains it."""
+    served = best.prediction["requests_per_s"]
+    faster = [
+        p
+        for p in others.values()
+        if p is not rival
+        and p.backend != "vllm"
+        and not path_of(p.backend).is_maintained
+        and not p.prediction.is_saturated
+        and p.prediction["requests_per_s"] > 1.05 * served
+    ]
+    return [
+        f"{plan_text(p)} is predicted at {p.prediction['requests_per_s'] / served:.2f} times its requests/s, but ranks"
+        " behind: nobody maintains that software."
+        for p in faster
+    ]
 
 
 def why(
@@ -218,16 +237,6 @@ def notes(question: Question, found: Found, best: Plan | None) -> tuple[Note, ..
     if question.slo.targets and not request.slo.targets:
         text = ", ".join(f"{t.name} <= {format_s(t.max_s)}" for t in question.slo.targets)
         result.append(Note(text=f"no targets given: {text} as in MLPerf's server scenario; see --slo, --slo none"))
-    if best is not None and question.vllm is not None and best.backend == "vllm":
-        calibrated = question.vllm.engine_versions
-        if best.deployment.engine_version not in calibrated:
-            result.append(
-                Note(
-                    level="warning",
-                    text=f"the coefficients come from vLLM {', '.join(calibrated)}; for"
-                    f" {best.deployment.engine_version} they are assumed to hold",
-                )
-            )
     if question.is_open and not request.rate and "workload" not in request.model_fields_set:
         result.append(
             Note(text=f"no load given: the preset '{question.workload.name}' is used; see --rate, --concurrency")

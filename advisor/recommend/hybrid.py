@@ -10,7 +10,7 @@ from advisor.errors import DomainError
 from advisor.schema import Deployment, Note, Prediction
 from advisor.schema.mixed import HOURS, HourPlan, MixedAnswer, MixedPlan, OfflineJob, OnlineNeed
 from advisor.schema.training import TrainJob, TrainPrediction
-from advisor.units import HOUR_S, format_count, format_j, format_usd
+from advisor.units import HOUR_S, format_count, format_j, format_usd, plural
 
 Mode = Literal["share", "split"]
 DEFAULT_SWITCH_S = 300.0
@@ -287,13 +287,13 @@ def plan_mixed(
     other = next(p for p in plans if p.mode != best.mode)
     why = []
     for plan in (best, other):
-        fewest = f"{plan.min_gpus} GPUs" if plan.min_gpus is not None else "no number of GPUs up to 4096"
+        fewest = plural(plan.min_gpus, "GPU") if plan.min_gpus is not None else "no number of GPUs up to 4096"
         state = "meets everything" if plan.meets_all else "misses something"
         why.append(
-            f"{plan.mode}: {state} on {plan.n_gpus} GPUs, needs {fewest}, idles {plan.idle_gpu_hours:.0f} GPU hours,"
-            f" {format_j(plan.energy_j)}"
+            f"{plan.mode}: {state} on {plural(plan.n_gpus, 'GPU')}, needs {fewest},"
+            f" idles {plan.idle_gpu_hours:.0f} GPU hours, {format_j(plan.energy_j)}"
         )
     if best.min_gpus is not None and other.min_gpus is not None and usd_per_gpu_h and best.min_gpus < other.min_gpus:
         saved = (other.min_gpus - best.min_gpus) * usd_per_gpu_h * HOURS
-        why.append(f"{best.mode} saves {other.min_gpus - best.min_gpus} GPUs, {format_usd(saved)} a day")
+        why.append(f"{best.mode} saves {plural(other.min_gpus - best.min_gpus, 'GPU')}, {format_usd(saved)} a day")
     return MixedAnswer(best=best.mode, why=tuple(why), plans=tuple(plans))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from advisor.emit.deepspeed_training import training_command
 from advisor.errors import DomainError
 from advisor.predict.train import feasible_train, predict_train
 from advisor.schema import Cluster, CoefficientSet, Model, Note
+from advisor.schema.base import first_error
 from advisor.schema.training import OffloadTarget, TrainAnswer, TrainJob, TrainPlan, TrainPrediction, TrainRejected
 from advisor.units import HOUR_S, MILLION, format_bytes, format_frac, format_rate, format_s, format_usd
 
@@ -23,8 +26,46 @@ OFFLOADS: tuple[tuple[OffloadTarget, OffloadTarget], ...] = (
     ("cpu", "cpu"),
     ("nvme", "nvme"),
 )
+PLACES = ("offload_optimizer", "offload_param")
 NEAR_FRAC = 0.03
 """Plans within this share of the best are as good as it: then the simpler one comes first."""
+
+
+SEARCHED = ("tp", "pp", "zero_stage", "offload_optimizer", "offload_param", "micro_batch_size", "is_checkpointed")
+"""Fields of a job that the search chooses; what the user fixes is tried as it is, even where DeepSpeed refuses it."""
+ZERO_PLUS_PLUS = ("hpz_ranks", "has_quantized_weights", "has_quantized_gradients")
+
+
+def _is_legal(model: Model, cluster: Cluster, choice: Mapping[str, Any]) -> bool:
+    """Return whether DeepSpeed takes these degrees, this stage and these places, and the cluster has the drives."""
+    tp, pp, stage = choice["tp"], choice["pp"], choice["zero_stage"]
+    optimizer, param = (choice[name] for name in PLACES)
+    if tp > cluster.gpus_per_node or pp > model.n_layers or model.n_heads % tp or model.d_ff % tp:
+        return False
+    if pp > 1 and (stage > 1 or optimizer != "none"):
+        return False
+    if (stage == 0 and optimizer != "none") or (stage < 3 and (param != "none" or optimizer == "nvme")):
+        return False
+    return "nvme" not in (optimizer, param) or cluster.nvme_bytes_per_s > 0
+
+
+def _choices(model: Model, cluster: Cluster, fixed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the degrees, stages and places to try; where what the user fixed leaves nothing legal, all of that."""
+    stages = (3,) if any(fixed.get(name) for name in ZERO_PLUS_PLUS) else (0, 1, 2, 3)
+
+    def some(name: str, every: Sequence[Any]) -> Sequence[Any]:
+        return (fixed[name],) if name in fixed else every
+
+    places = [pair for pair in OFFLOADS if all(fixed.get(k, v) == v for k, v in zip(PLACES, pair, strict=True))]
+    places = places or [(fixed.get("offload_optimizer", "none"), fixed.get("offload_param", "none"))]
+    every = [
+        {"tp": tp, "pp": pp, "zero_stage": stage} | dict(zip(PLACES, place, strict=True))
+        for tp, pp, stage, place in itertools.product(
+            some("tp", DEGREES), some("pp", DEGREES), some("zero_stage", stages), places
+        )
+        if cluster.n_gpus % (tp * pp) == 0
+    ]
+    return [choice for choice in every if _is_legal(model, cluster, choice)] or every
 
 
 def training_jobs(
@@ -33,55 +74,49 @@ def training_jobs(
     *,
     global_batch: int,
     sequence_length: int,
-    lora_rank: int = 0,
-    stack: Literal["transformers", "fused", "megatron"] = "transformers",
-    total_tokens: int = 0,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Iterator[TrainJob]:
     """Yield every job that DeepSpeed would take on all GPUs and that divides the global batch exactly.
 
     Pipelines only with stage 0 or 1, tensor parallelism inside a node, offloads by the stages that have them.
+    fixed : fields of TrainJob that the user chose; a combination that DeepSpeed refuses is yielded where they ask for
+    it, so that its reason can be told.
     """
-    n = cluster.n_gpus
-    for tp, pp in itertools.product(DEGREES, DEGREES):
-        if n % (tp * pp) or tp > cluster.gpus_per_node or pp > model.n_layers:
-            continue
-        if model.n_heads % tp or model.d_ff % tp:
-            continue
-        dp = n // (tp * pp)
-        for stage, (optimizer, param) in itertools.product(range(4), OFFLOADS):
-            if (pp > 1 and (stage > 1 or optimizer != "none")) or (stage == 0 and optimizer != "none"):
+    given = dict(fixed or {})
+    micros = (given["micro_batch_size"],) if "micro_batch_size" in given else MICRO_BATCHES
+    checkpointing = (given["is_checkpointed"],) if "is_checkpointed" in given else (False, True)
+    others = {name: value for name, value in given.items() if name not in SEARCHED}
+    for choice in _choices(model, cluster, given):
+        dp = cluster.n_gpus // (choice["tp"] * choice["pp"])
+        hpz: tuple[int, ...] = (0,)
+        if cluster.n_nodes > 1 and choice["zero_stage"] == 3 and choice["tp"] == 1 and "hpz_ranks" not in given:
+            hpz = (0, cluster.gpus_per_node)
+        for micro, is_checkpointed, group in itertools.product(micros, checkpointing, hpz):
+            if global_batch % (micro * dp):
                 continue
-            if stage < 3 and (param != "none" or optimizer == "nvme"):
-                continue
-            if "nvme" in (optimizer, param) and cluster.nvme_bytes_per_s <= 0:
-                continue
-            for micro, checkpointed in itertools.product(MICRO_BATCHES, (False, True)):
-                if global_batch % (micro * dp):
-                    continue
-                yield TrainJob(
-                    model=model.name,
-                    zero_stage=stage,
-                    offload_optimizer=optimizer,
-                    offload_param=param,
-                    micro_batch_size=micro,
-                    sequence_length=sequence_length,
-                    gradient_accumulation_steps=global_batch // (micro * dp),
-                    tp=tp,
-                    pp=pp,
-                    dp=dp,
-                    is_checkpointed=checkpointed,
-                    has_overlap=True if stage in (1, 2) and pp == 1 and dp > 1 else None,
-                    optimizer="fused-adam" if optimizer == "none" else "cpu-adam",
-                    stack=stack,
-                    lora_rank=lora_rank,
-                    total_tokens=total_tokens,
-                )
+            stage = choice["zero_stage"]
+            fields = {
+                "model": model.name,
+                "micro_batch_size": micro,
+                "sequence_length": sequence_length,
+                "gradient_accumulation_steps": global_batch // (micro * dp),
+                "dp": dp,
+                "is_checkpointed": is_checkpointed,
+                "has_overlap": True if stage in (1, 2) and choice["pp"] == 1 and dp > 1 else None,
+                "optimizer": "fused-adam" if choice["offload_optimizer"] == "none" else "cpu-adam",
+                "hpz_ranks": group,
+            }
+            try:
+                yield TrainJob.model_validate(fields | choice | others)
+            except ValidationError as error:
+                raise DomainError(first_error(error)) from None
 
 
 def complexity(job: TrainJob) -> int:
     """Return how much a job asks of its user: pipeline code, tensor split, offload, stage, in that order."""
     offload = (job.offload_optimizer != "none") + (job.offload_param != "none") + 2 * (job.offload_param == "nvme")
-    return 8 * (job.pp > 1) + 4 * (job.tp > 1) + 2 * offload + (job.zero_stage == 3) + (job.zero_stage > 0)
+    zeropp = (job.hpz_ranks > 0) + 2 * job.has_quantized_weights + 2 * job.has_quantized_gradients
+    return 8 * (job.pp > 1) + 4 * (job.tp > 1) + 2 * offload + zeropp + (job.zero_stage == 3) + (job.zero_stage > 0)
 
 
 def _objective(prediction: TrainPrediction, objective: TrainObjective) -> float:
@@ -100,6 +135,10 @@ def _label(job: TrainJob) -> str:
     words.append(f"micro batch {job.micro_batch_size} x {job.gradient_accumulation_steps}")
     if job.is_checkpointed:
         words.append("checkpointing")
+    if job.hpz_ranks:
+        words.append(f"hpZ over {job.hpz_ranks}")
+    quantized = (("qwZ", job.has_quantized_weights), ("qgZ", job.has_quantized_gradients))
+    words += [name for name, is_on in quantized if is_on]
     return ", ".join(words)
 
 
@@ -142,6 +181,7 @@ def _flips(ranked: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjec
         "checkpointing": lambda j: "checkpointing" if j.is_checkpointed else "no checkpointing",
         "pipeline": lambda j: "a pipeline" if j.pp > 1 else "no pipeline",
         "tensor split": lambda j: "a tensor split" if j.tp > 1 else "no tensor split",
+        "hpZ": lambda j: "hpZ" if j.hpz_ranks else "no hpZ",
     }
     lines = []
     for of in kinds.values():
@@ -155,6 +195,17 @@ def _flips(ranked: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjec
     return tuple(lines)
 
 
+def _no_job(cluster: Cluster, global_batch: int, fixed: Mapping[str, Any]) -> str:
+    """Return why no job exists at all, with the nearest numbers that give one."""
+    ranks = fixed.get("tp", 1) * fixed.get("pp", 1)
+    if cluster.n_gpus % ranks:
+        legal = max(r for r in range(1, cluster.n_gpus + 1) if cluster.n_gpus % r == 0 and r <= max(1, ranks))
+        return f"tp x pp is {ranks}, which does not divide {cluster.n_gpus} GPUs; use {legal}"
+    unit = cluster.n_gpus // ranks * fixed.get("micro_batch_size", 1)
+    nearest = -(-global_batch // unit) * unit
+    return f"no job divides a global batch of {global_batch} over {cluster.n_gpus} GPUs; use {nearest}"
+
+
 def recommend_training(
     model: Model,
     cluster: Cluster,
@@ -166,11 +217,13 @@ def recommend_training(
     lora_rank: int = 0,
     stack: Literal["transformers", "fused", "megatron"] = "transformers",
     total_tokens: int = 0,
+    fixed: Mapping[str, Any] | None = None,
     usd_per_gpu_h: float = 0.0,
     max_plans: int = 10,
 ) -> TrainAnswer:
     """Return the best ways to train a model on all GPUs of a cluster, with what cannot run and why.
 
+    fixed : fields of TrainJob that are not searched, such as {"zero_stage": 3, "has_quantized_weights": True}.
     Raises DomainError when no job divides the global batch, naming the nearest batch that works.
     """
     if global_batch < 1 or sequence_length < 1:
@@ -189,9 +242,7 @@ def recommend_training(
         cluster,
         global_batch=global_batch,
         sequence_length=sequence_length,
-        lora_rank=lora_rank,
-        stack=stack,
-        total_tokens=total_tokens,
+        fixed={"lora_rank": lora_rank, "stack": stack, "total_tokens": total_tokens} | dict(fixed or {}),
     )
     for job in jobs:
         n += 1
@@ -207,8 +258,7 @@ def recommend_training(
         else:
             rejected[key] = known.model_copy(update={"count": known.count + 1})
     if n == 0:
-        nearest = -(-global_batch // cluster.n_gpus) * cluster.n_gpus
-        raise DomainError(f"no job divides a global batch of {global_batch} over {cluster.n_gpus} GPUs; use {nearest}")
+        raise DomainError(_no_job(cluster, global_batch, fixed or {}))
     ranked = _rank(found, objective)
     plans = []
     for rank, (job, prediction) in enumerate(ranked[:max_plans], start=1):

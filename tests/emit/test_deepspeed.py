@@ -21,7 +21,13 @@ from advisor.emit.deepspeed import (
     launcher_line,
     zero_inference_config,
 )
-from advisor.emit.deepspeed_training import explain_training, training_command, training_config, training_script
+from advisor.emit.deepspeed_training import (
+    explain_training,
+    training_command,
+    training_config,
+    training_files,
+    training_script,
+)
 from advisor.errors import DomainError, UnknownName
 from advisor.predict.deepspeed_config import check_ds_config
 from advisor.schema import Deployment, Model
@@ -122,11 +128,36 @@ def test_training_files(job: TrainJob) -> None:
 def test_the_pipeline_script_carries_the_split() -> None:
     job = TrainJob(model="m", zero_stage=1, pp=4, gradient_accumulation_steps=12)
     script = training_script(job, model())
-    assert "Layers a stage: 8, 8, 7, 7" in script
+    assert "Blocks a stage: 8, 8, 7, 7" in script
     assert "num_stages=4" in script
     assert "20.0%" in script  # 3 / (12 + 3)
+    assert "FIRST_LAYER = [0, 9, 17, 24, 32]" in script  # embedding before the first block, head after the last
+    uneven = training_script(job.model_copy(update={"stage_layers": (5, 8, 8, 9)}), model())
+    assert "Blocks a stage: 5, 8, 8, 9" in uneven
+    assert "FIRST_LAYER = [0, 6, 14, 22, 32]" in uneven
     with pytest.raises(DomainError, match="use stage 1"):
         training_config(job.model_copy(update={"zero_stage": 3}))
+
+
+def test_the_files_of_a_job_on_two_nodes_explain_every_line() -> None:
+    job = TrainJob(model="m", zero_stage=3, dp=16, hpz_ranks=8, has_quantized_weights=True)
+    files = training_files(job, model(), n_nodes=2, gpus_per_node=8)
+    assert set(files) == {"ds_config.json", "train.py", "run.sh", "EXPLAINED.md", "hostfile"}
+    assert files["hostfile"] == "node1 slots=8\nnode2 slots=8\n"
+    assert "--hostfile hostfile train.py" in files["run.sh"]
+    for key, _ in flat_keys(json.loads(files["ds_config.json"])):
+        assert f"`{key}`" in files["EXPLAINED.md"]
+    pipeline = TrainJob(model="m", zero_stage=1, pp=4, gradient_accumulation_steps=8)
+    files = training_files(pipeline, model(), n_nodes=1, gpus_per_node=4)
+    assert set(files) == {"ds_config.json", "train_pipeline.py", "run.sh", "EXPLAINED.md"}
+    assert "stage 3: 7 blocks, the head and the loss" in files["EXPLAINED.md"]
+    ast.parse(files["train_pipeline.py"])
+
+
+def test_interleaved_chunks_have_no_config() -> None:
+    job = TrainJob(model="m", zero_stage=1, pp=4, n_chunks=2, stack="megatron")
+    with pytest.raises(DomainError, match="use n_chunks 1"):
+        training_config(job)
 
 
 def test_offload_param_is_emitted_for_stage_3_only() -> None:

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from advisor.catalog import load_catalog
 from advisor.fit.deepspeed import eager_coefficients, inject_coefficients, model_of, zero_coefficients
+from advisor.fit.deepspeed_ranks import rank_coefficients, reduction_shares
 from advisor.fit.deepspeed_training import training_coefficients, two_rates
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = [json.loads(x) for x in (ROOT / "data/runs/deepspeed-0.19.8_h100.jsonl").read_text().splitlines()]
+FILES = ("deepspeed-0.19.8_h100.jsonl", "deepspeed-0.19.8_h100-2.jsonl", "micro-torch-2.11.0_h100.jsonl")
+EVERY = [json.loads(x) for name in FILES for x in (ROOT / "data/runs" / name).read_text().splitlines()]
+RECORDS = [r for r in EVERY if r["engine"] != "micro"]
 PUBLIC = json.loads((ROOT / "data/golden/deepspeed_public.json").read_text())
 COMMITTED = load_catalog().coefficients("deepspeed")
 
 
 def test_the_committed_set_is_the_fit_s_output() -> None:
     found = eager_coefficients(RECORDS) | inject_coefficients(RECORDS)
-    found |= zero_coefficients(RECORDS, PUBLIC) | training_coefficients(RECORDS, model_of)
+    found |= zero_coefficients(RECORDS, PUBLIC) | training_coefficients(RECORDS, model_of) | rank_coefficients(EVERY)
     for name, c in found.items():
         assert COMMITTED.coefficients[name].value == pytest.approx(c.value, rel=1e-3), name
         assert COMMITTED.coefficients[name].source == c.source
 
 
 def test_every_coefficient_has_a_source_and_keeps_to_its_bounds() -> None:
-    runs = {r["run_id"] for r in RECORDS}
+    runs = {r["run_id"] for r in EVERY}
     for name, c in COMMITTED.coefficients.items():
         assert c.source, name
         assert c.bounds[0] <= c.low <= c.value <= c.high <= c.bounds[1], name
@@ -47,3 +51,53 @@ def test_two_rates_find_what_made_the_data() -> None:
     # t = F / (0.5 peak) + 3 A / bandwidth on three made-up passes
     rows = [(f, a, f / (0.5 * 989.4e12) + 3 * a / 3350e9) for f, a in ((1e12, 1e9), (5e12, 2e9), (2e13, 1e10))]
     assert two_rates(rows) == pytest.approx((0.5, 3.0))
+
+
+def two_gpu_record(link_share: float) -> list[dict[str, Any]]:
+    """Return a stage 1 job on one GPU and on two whose link reaches a share of 450 GB/s."""
+    common = {
+        "engine": "deepspeed-zero-train",
+        "model": "m",
+        "zero_stage": 1,
+        "micro_batch_size": 1,
+        "sequence_length": 1,
+        "gradient_accumulation_steps": 1,
+        "activation_checkpointing": False,
+        "offload": "none",
+        "n_params": 10**9,
+    }
+    reduced = 2 * 2e9 / 2  # 2 P elements of 2 bytes, half of them leave the GPU
+    bare = {"device_used_bytes": 5e9, "reserved_bytes": 4e9}
+    return [
+        common | {"run_id": "a", "n_gpus": 1, "dp": 1, "measured": bare | {"backward_s": 0.1}},
+        common
+        | {
+            "run_id": "b",
+            "n_gpus": 2,
+            "dp": 2,
+            "measured": {
+                "backward_s": 0.1 + reduced / (link_share * 450e9),
+                "device_used_bytes": 5.5e9,
+                "reserved_bytes": 4e9,
+            },
+        },
+    ]
+
+
+def test_the_link_s_share_that_made_the_records_is_found() -> None:
+    assert reduction_shares(two_gpu_record(0.6)) == pytest.approx([0.6])
+    found = rank_coefficients(two_gpu_record(0.6))
+    assert found["train_link_eff"].value == pytest.approx(0.6)
+    assert found["train_nccl_bytes"].value == pytest.approx(0.5e9)
+    assert found["train_link_eff"].source == "b"
+
+
+def test_one_gpu_alone_says_nothing_of_communication() -> None:
+    with pytest.raises(ValueError, match="no training record of several ranks"):
+        rank_coefficients(two_gpu_record(0.6)[:1])
+
+
+def test_an_overlapped_reduction_is_not_read_as_a_fast_link() -> None:
+    one, two = two_gpu_record(0.6)
+    assert reduction_shares([one, two | {"cell": {"overlap_comm": True}}]) == []
+    assert reduction_shares([one | {"zero_stage": 3}, two | {"zero_stage": 3}]) == []

@@ -1,4 +1,4 @@
-"""Static batches and SplitFuse: invariants, and hand-computed queues."""
+"""Static batches and the replayed sample: invariants, and hand-computed queues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.predict.batching import Served, sample_arrivals, serve_splitfuse, serve_static
+from advisor.predict.batching import Served, sample_arrivals, serve_static
 from advisor.predict.traffic import draw_lengths
 from advisor.schema import ClosedLoad, FixedLengths, GammaLoad, LognormalLengths, PoissonLoad, TraceLoad, Workload
 
@@ -21,19 +21,6 @@ def static(prompts: list[int], outputs: list[int], *, batch: int, clients: int =
         batch=batch,
         prefill_s=lambda n, p: 1.0,
         decode_s=lambda n, c: 0.1,
-    )
-
-
-def splitfuse(prompts: list[int], outputs: list[int], *, clients: int, budget: int = 8, kv: float = 1e9) -> Served:
-    return serve_splitfuse(
-        np.array(prompts),
-        np.array(outputs),
-        arrivals=None,
-        clients=clients,
-        budget_tokens=budget,
-        max_seqs=64,
-        kv_tokens=kv,
-        step_s=lambda prefill, decodes, context: 1.0,
     )
 
 
@@ -64,37 +51,6 @@ def test_every_request_is_served_once_and_the_clock_is_the_sum_of_batches(
     assert served.n_output_tokens == sum(outputs)
     assert served.busy_frac == pytest.approx(1.0)
     assert (served.e2e_s >= served.ttft_s - 1e-9).all()
-
-
-def test_splitfuse_by_hand() -> None:
-    # budget 8: prompt of 10 takes 8 + 2; then the first token; two more steps of decode
-    served = splitfuse([10], [3], clients=1)
-    assert served.duration_s == pytest.approx(4.0)
-    assert served.ttft_s[0] == pytest.approx(2.0)
-    # a second prompt shares the second step: 2 + 6 tokens fit the budget
-    both = splitfuse([10, 6], [3, 3], clients=2)
-    assert list(both.ttft_s) == pytest.approx([2.0, 2.0])
-
-
-@given(
-    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=5, max_size=40),
-    clients=st.integers(1, 20),
-    kv=st.integers(80, 2000),
-)
-def test_splitfuse_serves_all_even_when_the_cache_overflows(
-    lengths: list[tuple[int, int]], clients: int, kv: int
-) -> None:
-    prompts, outputs = [list(x) for x in zip(*lengths, strict=True)]
-    served = splitfuse(prompts, outputs, clients=clients, kv=float(kv))
-    assert served.n_requests == len(lengths)
-    assert served.n_output_tokens == sum(outputs)
-    assert (served.e2e_s > 0).all()
-    assert (served.tpot_s[np.isfinite(served.tpot_s)] >= 0).all()
-
-
-def test_a_full_cache_costs_time() -> None:
-    roomy, tight = (splitfuse([30] * 20, [30] * 20, clients=10, budget=64, kv=kv) for kv in (1e9, 130.0))
-    assert tight.duration_s > 1.5 * roomy.duration_s
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from advisor.fit.deepspeed import model_of
 from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
 from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
 from advisor.predict.deepspeed_paths import memory_breakdown
-from advisor.predict.deepspeed_step import rates_of
+from advisor.predict.deepspeed_step import Rates, StepLaw, rates_of
 from advisor.predict.shapes import shapes_of
 from advisor.schema import (
     ClosedLoad,
@@ -139,10 +139,12 @@ HELD_OUT = [r for r in PUBLIC["rows"] if not r["is_tuned"]]
 
 def test_fastgen_is_within_fifteen_percent_of_published_figures_it_was_not_fitted_on() -> None:
     rows = [r for r in HELD_OUT if r["path"].startswith("fastgen")]
-    errors = [abs(fastgen_error(PUBLIC, r, VALUES)) for r in rows]
+    errors = [abs(fastgen_error(PUBLIC, r, VALUES, COEFFICIENTS.transfer)) for r in rows]
     assert len(errors) > 30
-    assert np.median(errors) < 0.10
-    other_gpus = [abs(fastgen_error(PUBLIC, r, VALUES)) for r in rows if r["gpu"] in ("H100-80GB", "A6000")]
+    assert np.median(errors) < 0.07
+    other_gpus = [
+        abs(fastgen_error(PUBLIC, r, VALUES, COEFFICIENTS.transfer)) for r in rows if r["gpu"] in ("H100-80GB", "A6000")
+    ]
     assert np.median(other_gpus) < 0.10
 
 
@@ -280,3 +282,40 @@ def test_enumeration_uses_all_gpus_with_legal_degrees() -> None:
         assert d.n_gpus == 8
         assert model.n_kv_heads % d.tp == 0
         assert d.pp == 1
+
+
+SECOND = [json.loads(x) for x in (ROOT / "data/runs/deepspeed-0.19.8_h100-2.jsonl").read_text().splitlines()]
+
+
+def second_cells(engine: str) -> list[dict[str, Any]]:
+    return [r for r in SECOND if r["engine"] == engine]
+
+
+@pytest.mark.parametrize("record", second_cells("deepspeed-fastgen"), ids=lambda r: str(r["cell"]))
+def test_fastgen_s_steps_on_our_h100(record: dict[str, Any]) -> None:
+    # the cells with 32 sequences are not in the fit
+    rates = Rates({n: c.value for n, c in COEFFICIENTS.coefficients.items()})
+    deployment = Deployment(
+        backend="deepspeed-fastgen", model=record["model"], gpu=record["gpu"], weight_dtype=record["weight_dtype"]
+    )
+    law = StepLaw(shapes_of(model_of(record)), H100, deployment, rates, is_bare=True)
+    load = record["load"]
+    n, new = load["n_seqs"], load["n_prompt_tokens"]
+    step = law.parts(new, n, n * load["context_tokens"], min(new, 2048) / 2).total_s
+    assert step == pytest.approx(record["measured"]["step_s"], rel=0.1)
+    served = StepLaw(shapes_of(model_of(record)), H100, deployment, rates)
+    assert served.parts(new, n, 0, 0).total_s > law.parts(new, n, 0, 0).total_s + 1e-3  # MII's loop comes on top
+
+
+@pytest.mark.parametrize("record", second_cells("deepspeed-inference"), ids=lambda r: str(r["cell"]["batch_size"]))
+def test_two_ranks_of_autotp_from_what_one_showed(record: dict[str, Any]) -> None:
+    rates = Rates({n: c.value for n, c in COEFFICIENTS.coefficients.items()})
+    deployment = Deployment(backend="deepspeed-autotp", model=record["model"], gpu=record["gpu"], tp=2)
+    law = StepLaw(shapes_of(model_of(record)), H100, deployment, rates)
+    batch, prompt = record["load"]["batch_size"], record["lengths"]["prompt_tokens"]
+    # a decode pass is the host's, and hosts vary: 93 to 134 ms here, 74 to 116 on one GPU of another host
+    assert law.decode_s(batch, prompt) == pytest.approx(record["measured"]["decode_step_s"], rel=0.3)
+    is_host_bound = batch * prompt < 4096
+    assert law.prefill_s(batch, prompt) == pytest.approx(
+        record["measured"]["prefill_s"], rel=0.15 if is_host_bound else 0.05
+    )
