@@ -152,6 +152,13 @@ async def describe(server: Server) -> dict[str, Any]:
     return found
 
 
+def _number(text: object) -> float | None:
+    try:
+        return float(str(text))
+    except ValueError:
+        return None
+
+
 def common_fields(job: Job, server: Server, said: dict[str, Any], host: dict[str, Any]) -> dict[str, Any]:
     """Return what every record of this server shares; what neither the server nor the job says is left out."""
     version, cache = str(said.get("version") or job.options.get("engine_version") or "unknown"), said.get("cache") or {}
@@ -171,6 +178,7 @@ def common_fields(job: Job, server: Server, said: dict[str, Any], host: dict[str
         "max_model_len": said.get("max_model_len") or job.max_model_len,
         "max_num_batched_tokens": job.max_num_batched_tokens,
         "max_num_seqs": job.max_num_seqs,
+        "gpu_memory_utilization": _number(cache.get("gpu_memory_utilization")) or job.gpu_memory_utilization,
         "prefix_caching": {"True": True, "False": False}.get(
             cache.get("enable_prefix_caching", ""), job.prefix_caching
         ),

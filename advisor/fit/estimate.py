@@ -143,12 +143,16 @@ OF_KIND = {
 
 
 def of_typical_host(theta: Mapping[str, float]) -> dict[str, float]:
-    """Return the same law with the hosts' factors around 1: what they have in common belongs to the coefficients."""
+    """Return the same law with the hosts' factors around 1: what they have in common belongs to the coefficients.
+
+    A host under a name with a '+' is a known one in other circumstances, and says nothing of what is typical.
+    """
     out = dict(theta)
     for kind, scaled in (("host@", HOST_TIMES), ("power@", ("joules_per_flop",))):
         factors = [name for name in theta if name.startswith(kind)]
         if factors:
-            mean = math.exp(sum(math.log(theta[name]) for name in factors) / len(factors))
+            logs = [math.log(theta[name]) for name in factors if "+" not in name]
+            mean = math.exp(sum(logs) / max(len(logs), 1))
             out |= {name: theta[name] / mean for name in factors}
             out |= {name: theta[name] * mean for name in scaled}
     return out

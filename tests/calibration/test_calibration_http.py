@@ -19,7 +19,7 @@ JOB = {
     "warmup": False,
     "max_model_len": 256,
 }
-METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="1000"} 1.0\n'
+METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",gpu_memory_utilization="0.92",num_gpu_blocks="1000"} 1.0\n'
 
 
 class Tokens:
@@ -89,6 +89,7 @@ def test_cells_on_a_live_server(run, write, lines, tmp_path):
     assert record["run_id"] == "vllm-0.26.0__h100-sxm-80gb__t"
     assert (record["client"], record["prefix_caching"], record["max_model_len"]) == ("http", True, 256)
     assert record["startup"] == {"n_kv_blocks": 1000, "kv_block_tokens": 16, "kv_cache_tokens": 16000}
+    assert record["gpu_memory_utilization"] == 0.92, "the server's, not the job's"
     m = record["measured"]
     assert m["n_requests"] == 6
     assert m["tpot_s"]["p50"] == pytest.approx(STEP_S, rel=0.25)

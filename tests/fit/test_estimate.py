@@ -12,10 +12,11 @@ import pytest
 
 from advisor.catalog import load_catalog
 from advisor.errors import BadData, DomainError
-from advisor.fit.estimate import Estimate, as_coefficients, depends, estimate, fitted_names
+from advisor.fit.estimate import Estimate, as_coefficients, depends, estimate, fitted_names, of_typical_host
 from advisor.fit.objective import exact_traffic, measured, predicted, read_rows, run_cell, targets, values_for
 from advisor.fit.parameters import PARAMETERS
 from advisor.fit.records import Cell, cells_of, read_records
+from advisor.fit.run import load_data, read_manifest
 from advisor.schema.run_record import Measured, Percentiles
 
 CATALOG = load_catalog()
@@ -161,3 +162,34 @@ def test_a_broken_rows_file_is_refused(content: bytes, tmp_path: Path) -> None:
     else:
         with pytest.raises(BadData, match="request rows"):
             read_rows(file)
+
+
+def test_what_hosts_have_in_common_belongs_to_the_coefficients() -> None:
+    """Predictions on each host stay as they were; the factors' geometric mean, variants left out, becomes 1."""
+    cells = cells_of(read_records(RUNS / "vllm-0.26.0_h100.jsonl")[:1], CATALOG, "a")
+    theta = START | {
+        "host@a": 1.2,
+        "host@b": 1.8,
+        "host@b+busy": 3.0,
+        "power@a": 0.9,
+        "power@b": 1.3,
+        "power@b+busy": 1.0,
+    }
+    found = of_typical_host(theta)
+    assert found["host@a"] * found["host@b"] == pytest.approx(1.0)
+    assert found["power@a"] * found["power@b"] == pytest.approx(1.0)
+    for host in ("a", "b", "b+busy"):
+        cell = replace(cells[0], host=host)
+        before, after = values_for(cell, theta, {}), values_for(cell, found, {})
+        assert after == pytest.approx(before), host
+    assert of_typical_host(START) == START
+
+
+def test_cells_that_the_manifest_leaves_out_are_not_fitted() -> None:
+    manifest = read_manifest(RUNS / "manifest.toml")
+    out = {cell for entry in manifest.values() if isinstance(entry, dict) for cell in entry.get("left_out", {})}
+    assert out
+    fitted = {(c.record.model_extra or {}).get("cell_id") for c in load_data(RUNS, CATALOG).fitted}
+    assert not out & fitted
+    kept = {r.model_extra["cell_id"] for r in read_records(RUNS / "vllm-0.26.0_h100-4.jsonl") if r.model_extra}
+    assert out <= kept, "the record itself stays"

@@ -280,3 +280,37 @@ def test_memory_grows_with_requests_and_not_with_tokens() -> None:
     a_request = (most_bytes(3000, 4) - most_bytes(1000, 4)) / 2000
     assert a_request < 1500, f"{a_request:.0f} bytes a request"
     assert most_bytes(1000, 400) < 2 * most_bytes(1000, 40)
+
+
+def test_an_idle_engine_wakes_with_what_has_arrived_meanwhile() -> None:
+    """Two requests 1 ms apart share the first step of an engine that takes 2 ms to wake, not that of a quick one."""
+    cost, arrivals = Cost(), traffic([8, 8], [1, 1], [0.0, 1e-3])
+    both, one = cost.gpu_s(16, 72, 0, 0, 2), cost.gpu_s(8, 36, 0, 0, 1)
+    sleepy = simulate([Cost()], limits(), arrivals, Client(0.0, 0.0, 0.0, wake_s=2e-3))  # type: ignore[list-item]
+    assert sleepy.ttft_s.tolist() == pytest.approx([2e-3 + both, 1e-3 + both])
+    assert run(arrivals, limits()).ttft_s.tolist() == pytest.approx([one, 2 * one - 1e-3])
+
+
+def test_an_http_front_end_reads_one_request_after_the_other() -> None:
+    """A burst of prompts reaches the engine spread by the reading of those before; a lone one waits for its own."""
+    per_token_s = 1e-4
+    client = Client(0.0, 0.0, 0.0, front_token_s=per_token_s)
+    lone = simulate([Cost()], limits(), traffic([50], [1], [0.0]), client)  # type: ignore[list-item]
+    assert lone.ttft_s[0] == pytest.approx(50 * per_token_s + Cost().gpu_s(50, 50 * 51 / 2, 0, 0, 1))
+    burst = simulate([Cost()], limits(), traffic([40, 2], [1, 1], [0.0, 0.0]), client)  # type: ignore[list-item]
+    step = Cost().gpu_s(40, 40 * 41 / 2, 0, 0, 1)
+    assert burst.ttft_s[0] == pytest.approx(40 * per_token_s + step)
+    assert burst.ttft_s[1] > burst.ttft_s[0], "read after the long one, although short"
+    apart = simulate([Cost()], limits(), traffic([40, 2], [1, 1], [0.0, 1.0]), client)  # type: ignore[list-item]
+    assert apart.ttft_s[1] == pytest.approx(2 * per_token_s + Cost().gpu_s(2, 3, 0, 0, 1))
+
+
+def test_a_shared_prefix_is_read_whole_once_a_step() -> None:
+    """n decodes over one prefix read n - 1 of its copies for less; a lone decode reads all of its context."""
+    cost, hot = Cost(), 6.0
+    lone = run(traffic([8], [2], [0.0]), limits(hot_context_tokens=hot))
+    assert lone.tpot_s[0] == pytest.approx(cost.gpu_s(0, 0, 1, 9, 1))
+    three = run(traffic([8] * 3, [2] * 3, [0.0] * 3), limits(hot_context_tokens=hot))
+    assert three.tpot_s[-1] == pytest.approx(cost.gpu_s(0, 0, 3, 3 * 9 - 2 * hot, 3))
+    cold = run(traffic([8] * 3, [2] * 3, [0.0] * 3), limits())
+    assert cold.tpot_s[-1] == pytest.approx(cost.gpu_s(0, 0, 3, 27, 3))

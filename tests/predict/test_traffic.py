@@ -123,6 +123,10 @@ def test_hits_are_whole_blocks_and_leave_a_token_to_compute(shared: int, hit: fl
     assert (found.cached_tokens % block == 0).all()
     assert (found.cached_tokens < found.prompt_tokens).all()
     assert found.cached_tokens[0] == 0  # the first request fills the cache
+    warm = w.model_copy(update={"prefix": w.prefix.model_copy(update={"is_warm": True})})
+    hits = draw(warm, 0, prefix_caching=True, block_tokens=block).cached_tokens
+    assert (hits[1:] == found.cached_tokens[1:]).all()
+    assert hits[0] >= found.cached_tokens[0]  # a warm cache serves it, too
     assert not draw(w, 0, prefix_caching=False, block_tokens=block).cached_tokens.any()
 
 
