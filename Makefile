@@ -43,6 +43,7 @@ $(BASE): requirements/base.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing $< into $(VENV), once." >&2
 	@$(PIP) install -r requirements/base.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q advisor
 	@touch $@
 
 $(APP): requirements/app.txt $(BASE)

@@ -33,8 +33,8 @@ def main() -> None:
     transfer = fitted.transfer
     data = load_data(catalog.root / "runs", catalog)
     start = {name: c.value for name, c in fitted.coefficients.items()}
-    full = estimate(data.fitted, reference_host=data.reference_host, transfer=transfer, start=start, max_steps=1)
-    for host in sorted({c.host for c in data.fitted} - {data.reference_host}):
+    full = estimate(data.fitted, transfer=transfer, start=start, max_steps=1)
+    for host in sorted({c.host for c in data.fitted}):
         theta = full.without({i for i, c in enumerate(data.fitted) if c.host == host})
         theta |= {f"host@{host}": 1.0, f"power@{host}": 1.0}
         runs = sorted({c.run_id for c in data.fitted if c.host == host})

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 METRICS = ("ttft_s.p50", "tpot_s.p50", "requests_per_s")
@@ -68,6 +69,7 @@ def answer() -> None:
 
     logging.disable(logging.CRITICAL)
     out: list[Cell] = []
+    took_s: list[float] = []
     configs: dict[str, str] = {}
     db_versions: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +85,7 @@ def answer() -> None:
             for setting, budget in zip(SETTINGS, (None, record["max_num_batched_tokens"]), strict=True):
                 # it counts batch size per pipeline stage
                 clients, stages = record["load"]["concurrency"], record["pp"]
+                start = perf_counter()
                 try:
                     found = cli_estimate(
                         configs[record["run_id"]],
@@ -103,6 +106,7 @@ def answer() -> None:
                         "refused": f"{type(error).__name__}: {error}".splitlines()[0].split(" at /")[0][:120]
                     }
                     continue
+                took_s.append(perf_counter() - start)
                 db_versions.add(found.backend_version)
                 values = (
                     found.ttft / 1e3,
@@ -115,7 +119,7 @@ def answer() -> None:
         "aiconfigurator": importlib.metadata.version("aiconfigurator"),
         "vLLM data": ", ".join(sorted(db_versions)),
     }
-    json.dump({"versions": versions, "cells": out}, sys.stdout)
+    json.dump({"versions": versions, "cells": out, "took_s": quantile(took_s, 0.5)}, sys.stdout)
 
 
 def ask_peer(python: str, records: list[Cell]) -> Cell:
@@ -157,15 +161,20 @@ def errors_of(predictions: list[Cell], records: list[Cell]) -> dict[str, list[fl
     return errors
 
 
-def ours(records: list[Cell]) -> list[Cell]:
-    """What `advisor validate` predicts for the same cells, with the coefficients of data/fitted."""
+def ours(records: list[Cell]) -> tuple[list[Cell], float]:
+    """What `advisor validate` predicts for the same cells, with the coefficients of data/fitted, and its time a cell.
+
+    Every cell is replayed request by request, several times where a record asks for draws; the peer evaluates means.
+    """
     from advisor.fit.validate import validate
     from advisor.schema import RunRecord
 
     predictions: list[Cell] = [{} for _ in records]
-    for row in validate([RunRecord.model_validate(record) for record in records]):
+    asked = [RunRecord.model_validate(record) for record in records]
+    start = perf_counter()
+    for row in validate(asked):
         predictions[row.cell][row.metric] = row.predicted
-    return predictions
+    return predictions, (perf_counter() - start) / max(1, len(records))
 
 
 def print_left_out() -> None:
@@ -217,10 +226,15 @@ def main() -> None:
         for reason, n in Counter(p["refused"] for p in predictions if "refused" in p).items():
             print(f"  {n} refused by {label}: {reason}")
     answered = predictors[SETTINGS["default"]]
+    found, took_s = ours(records)
     predictors["advisor, fitted on these runs"] = [
         {metric: value for metric, value in mine.items() if metric in peer}
-        for mine, peer in zip(ours(records), answered, strict=True)
+        for mine, peer in zip(found, answered, strict=True)
     ]
+    print(
+        f"\ntime of a prediction on this machine: aiconfigurator {theirs['took_s'] * 1e3:.1f} ms (median), "
+        f"advisor, every request replayed, {took_s * 1e3:.1f} ms (mean): 1/{theirs['took_s'] / took_s:.0f}"
+    )
     print("\nrelative error: median and P90 of its size / mean with sign (cells)\n")
     print_table(predictors, records)
     print_left_out()

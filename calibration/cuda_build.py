@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -60,7 +61,18 @@ def build_env() -> dict[str, str]:
     for name, folders in paths.items():
         old = [os.environ[name]] if os.environ.get(name) else []
         add[name] = os.pathsep.join([*map(str, folders), *old])
+    if asked := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        add["TORCH_CUDA_ARCH_LIST"] = plain_architectures(asked)
     return add
+
+
+def plain_architectures(names: str) -> str:
+    """Return a list of CUDA architectures without suffixes: DeepSpeed's builder reads '9.0a' as a number and fails.
+
+    >>> plain_architectures("8.0;9.0a 10.0+PTX")
+    '8.0;9.0;10.0+PTX'
+    """
+    return ";".join(re.sub(r"^(\d+\.\d+)[af]", r"\1", name) for name in re.split(r"[;\s]+", names.strip()))
 
 
 def drop_stale_locks(folder: str) -> None:

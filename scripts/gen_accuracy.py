@@ -45,6 +45,7 @@ REGIMES = {
     "parallelism": "parallelism",
     "weights": "number formats",
     "is_moe": "experts",
+    "mode": "way of serving",
     "gpu": "GPU",
     "model": "model",
 }
@@ -193,6 +194,9 @@ ALONE = {
     "pipeline stages": lambda r: r["pp"] > 1,
     "fp8 weights": lambda r: r["weight_dtype"] == "fp8",
     "tensor parallelism": lambda r: r["tp"] > 1,
+    "no CUDA graphs": lambda r: r["enforce_eager"],
+    "prefix caching": lambda r: r["prefix_caching"],
+    "an HTTP server": lambda r: r.get("client") == "http",
 }
 """What has coefficients of its own; with a single engine start nothing else can determine them."""
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from advisor.catalog.hf_families import ALIASES, FAMILIES, NO_KV_CACHE, NOT_DECODERS, UNKNOWN, Family
+from advisor.catalog.hf_defaults import with_defaults
+from advisor.catalog.hf_families import ALIASES, FAMILIES, NO_KV_CACHE, NOT_DECODERS, STATE_FIELDS, UNKNOWN, Family
 from advisor.catalog.hf_fields import Fields
 from advisor.catalog.hf_layers import moe_of, sliding_of
 from advisor.catalog.hf_quant import quantization_of
@@ -61,10 +62,14 @@ def _text_part(outer: Fields, notes: list[Note]) -> tuple[Fields, str]:
     fields = outer
     family = outer.text("model_type")
     for key in _TEXT_SECTIONS:
-        inner = outer.section(key)
-        if inner is not None:
-            fields, family = inner, inner.text("model_type") or family
+        if outer.section(key) is not None:
+            values, filled = with_defaults(outer.raw(key))
+            fields = Fields(values, outer.where)
+            family = fields.text("model_type") or family
             notes.append(Note(text=f"Read the text part ('{key}'); the other modalities' weights are not counted."))
+            if filled:
+                text = f"'{key}' leaves out {', '.join(filled)}: taken from the defaults of transformers' {family}."
+                notes.append(Note(text=text))
             break
     if family == "deepseek_v32":
         notes.append(Note(level="warning", text="The sparse-attention indexer is not modelled: read like DeepSeek-V3."))
@@ -74,7 +79,8 @@ def _text_part(outer: Fields, notes: list[Note]) -> tuple[Fields, str]:
 def _family(name: str, fields: Fields, notes: list[Note]) -> Family:
     if name in NOT_DECODERS or fields.boolean("is_encoder_decoder", False):
         raise BadData(fields.where, f"model_type '{printable(name)}' is not a decoder-only transformer")
-    if name in NO_KV_CACHE or any("linear" in t or "mamba" in t for t in fields.texts("layer_types")):
+    has_state = fields.has(*STATE_FIELDS) or any("linear" in t or "mamba" in t for t in fields.texts("layer_types"))
+    if name in NO_KV_CACHE or has_state:
         raise BadData(
             fields.where,
             f"model_type '{printable(name)}' has state-space or linear-attention layers; only attention is supported",

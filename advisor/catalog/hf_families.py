@@ -246,7 +246,13 @@ NOT_DECODERS = frozenset(
 NO_KV_CACHE = frozenset(
     (
         *("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2"),
-        *("nemotron_h", "kimi_linear"),
+        *("nemotron_h", "kimi_linear", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        *("bailing_hybrid", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "lfm3", "minimax", "olmo_hybrid"),
     )
 )
 """State-space and hybrid models: their state does not grow by a KV entry a token in every layer."""
+STATE_FIELDS = (
+    *("full_attention_interval", "linear_num_key_heads", "linear_attn_config", "attn_layer_period", "ssm_cfg"),
+    *("mamba_d_state", "mamba_expand", "ssm_state_size", "conv_L_cache"),
+)
+"""Fields by which such a model is known that bears another name."""

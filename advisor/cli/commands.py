@@ -156,6 +156,12 @@ def _power(p: argparse.ArgumentParser) -> None:
     add_output(p)
 
 
+def _plan_file(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("plan file")
+    g.add_argument("--plan", metavar="JSON", help="output of recommend --json or predict --json, instead of the above")
+    g.add_argument("--rank", type=count, metavar="N", help="which of its plans (default: the best)")
+
+
 def _emit(p: argparse.ArgumentParser) -> None:
     names = "vllm, compose, kubernetes, ray, kuberay, slurm, locust, nsys, prometheus"
     p.add_argument("artefact", help=f"{names}, deepspeed, deepspeed-command or deepspeed-config")
@@ -163,18 +169,26 @@ def _emit(p: argparse.ArgumentParser) -> None:
     add_deployment(p)
     add_workload(p)
     add_money(p)
+    _plan_file(p)
     p.add_argument("--out", metavar="PATH", help="file or folder to write to, instead of printing")
 
 
 def _verify(p: argparse.ArgumentParser) -> None:
-    p.add_argument("url", help="OpenAI-compatible endpoint, such as http://localhost:8000")
+    p.add_argument("url", nargs="?", default="", help="OpenAI-compatible endpoint, such as http://localhost:8000")
+    p.add_argument("--endpoint", default="", metavar="URL", help="the same as an option")
     add_target(p)
     add_deployment(p)
     add_workload(p)
-    p.add_argument("--served-model", default="", metavar="NAME", help="name that the server gives the model")
-    p.add_argument("--key", default="", metavar="KEY", help="API key")
-    p.add_argument("--timeout", type=number, default=120.0, metavar="S", help="of one request (default 120)")
-    p.add_argument("--record", metavar="JSONL", help="append the run records to this file")
+    _plan_file(p)
+    g = p.add_argument_group("load test")
+    g.add_argument("--requests", type=count, metavar="N", help="requests of the loaded cell")
+    g.add_argument("--duration", type=number, metavar="S", help="seconds in which its requests arrive (open loop)")
+    g.add_argument("--light", type=count, default=8, metavar="N", help="requests one at a time before it (default 8)")
+    g.add_argument("--served-model", default="", metavar="NAME", help="name that the server gives the model")
+    g.add_argument("--key", default="", metavar="KEY", help="API key (default: OPENAI_API_KEY)")
+    g.add_argument("--timeout", type=number, default=120.0, metavar="S", help="of one request (default 120)")
+    g.add_argument("--record", metavar="JSONL", help="append the run records, which `advisor fit` reads, to this file")
+    g.add_argument("--report", metavar="JSON", help="also write the report to this file")
     add_output(p)
 
 
@@ -227,7 +241,7 @@ COMMANDS: dict[str, tuple[str, Add, Run]] = {
     "train": ("Rank the ways to train or fine-tune a model with DeepSpeed.", _train, handler("training", "train")),
     "mixed": ("One GPU budget for serving and offline work, hour by hour.", _mixed, handler("training", "mixed")),
     "emit": ("Write the files that start a plan.", _emit, handler("artefacts", "emit")),
-    "verify": ("Load a live endpoint and compare it with the prediction.", _verify, handler("artefacts", "verify")),
+    "verify": ("Load a live endpoint and compare it with the prediction.", _verify, handler("verify", "verify")),
     "study": ("Ask one question for a whole grid; resumable, parallel, sharded.", add_study, handler("study", "study")),
     "models": ("List the models of the catalogue.", _models, handler("data", "models")),
     "gpus": ("List the GPUs of the catalogue with their prices.", _gpus, handler("data", "gpus")),

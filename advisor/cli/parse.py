@@ -47,7 +47,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage text and exiting."""
-        raise UsageError(printable(message.removeprefix("argument "), 400))
+        text = message.removeprefix("argument ")
+        if text.endswith(": expected one argument"):
+            flag = text.split(":")[0].split("/")[0]
+            text = f"{flag} needs a value; one that begins with '-' is written {flag}=VALUE"
+        raise UsageError(printable(text, 400))
 
 
 def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
@@ -60,6 +64,8 @@ def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
 
 def require(args: argparse.Namespace) -> None:
     """Raise UsageError when a command that asks about a model lacks the model or the GPUs."""
+    if getattr(args, "plan", None):
+        return
     lacks = [f"--{name}" for name in ("model", "gpus") if getattr(args, name, "") is None]
     if lacks:
         example = "--model 70b --gpus 8xA100"

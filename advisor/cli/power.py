@@ -27,11 +27,11 @@ ENERGY = {
     "energy_wh_per_1000_requests": "per 1000 requests",
     "prefill_energy_j_per_request": "prefill, per request",
     "decode_energy_j_per_output_token": "decode, per output token",
-    "facility_kwh_per_month": "facility, a month",
+    "facility_kwh_per_month": "facility, a month of it",
     "electricity_usd_per_h": "electricity, an hour",
     "kgco2e_per_1000_requests": "emissions, 1000 requests",
     "kgco2e_per_million_output_tokens": "emissions, 1M output tokens",
-    "kgco2e_per_month": "emissions, a month",
+    "kgco2e_per_month": "emissions, a month of it",
 }
 MONEY = {
     "usd_per_h": "an hour",

@@ -60,7 +60,9 @@ def predict(args: argparse.Namespace) -> int:
     deployment = deployment_of(question, chosen(args))
     plan = predict_one(question, deployment, method="steady" if args.closed_form else "simulated")
     if args.json:
-        print_json({"schema_version": SCHEMA_VERSION, "model": question.model.name} | plan_json(plan))
+        asked = question.request.model_dump(mode="json", exclude_none=True)
+        form = {"schema_version": SCHEMA_VERSION, "request": asked, "model": question.model.name}
+        print_json(form | plan_json(plan))
     else:
         out("\n".join(plan_lines(question, plan, verbose=args.verbose)))
     return 0

@@ -17,7 +17,7 @@ from advisor.cli.serve import chosen
 from advisor.cli.show_plan import label
 from advisor.cli.text import bullet, format_quantity, out, print_json, table, wrapped
 from advisor.errors import DomainError
-from advisor.predict.capacity import max_rate
+from advisor.predict.capacity import MAX_LOAD_FRAC, max_rate
 from advisor.predict.serving import replay
 from advisor.predict.simulate import STATISTICS, Simulation
 from advisor.recommend.ask import Question, ask, fit_context
@@ -146,6 +146,10 @@ def simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def capacity(args: argparse.Namespace) -> int:
     """Print the largest rate within the targets, and the GPUs that a load needs."""
     fields = request_fields(args)
@@ -178,9 +182,14 @@ def capacity(args: argparse.Namespace) -> int:
         return 0
     targets = ", ".join(f"{t.name} <= {format_s(t.max_s)}" for t in question.slo.targets)
     out(f"{question.model.name} on {pool.cluster.gpu.name}: vLLM, {layout_text(deployment)} a replica; {targets}")
-    lines = [f"One replica carries {format_rate(rate, 'requests')} (Poisson arrivals, simulated)."]
+    lines = [
+        f"One replica carries {format_rate(rate, 'requests')} (Poisson arrivals, simulated; at most"
+        f" {MAX_LOAD_FRAC:.0%} of saturation, beyond which queues grow without measure)."
+    ]
     if replicas is not None and gpus is not None and offered is not None:
         cost = f", {format_usd(gpus * pool.usd_per_gpu_h)}/h" if pool.usd_per_gpu_h else ""
-        lines.append(f"{format_rate(offered, 'requests')} need {replicas:,} replicas, {gpus:,} GPUs{cost}.")
+        lines.append(
+            f"{format_rate(offered, 'requests')} need {_count(replicas, 'replica')}, {_count(gpus, 'GPU')}{cost}."
+        )
     out("\n".join(line for text in lines for line in bullet(text)))
     return 0

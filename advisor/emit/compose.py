@@ -21,9 +21,11 @@ def emit_compose(launch: Launch) -> str:
         "command": [arg.replace("$", "$$") for arg in args],
         "ports": [f"{PORT}:{PORT}"],
         "ipc": "host",
-        "environment": {"HF_TOKEN": "${HF_TOKEN:-}"},
+        "environment": {"HF_TOKEN": "${HF_TOKEN:-}", "VLLM_API_KEY": "${VLLM_API_KEY:-}"},
         "volumes": ["hf-cache:/root/.cache/huggingface"],
         "restart": "unless-stopped",
+        "stop_grace_period": f"{launch.drain_s}s",
+        "security_opt": ["no-new-privileges:true"],
         "healthcheck": {
             "test": ["CMD", "curl", "-fsS", f"http://localhost:{PORT}/health"],
             "interval": "10s",
@@ -32,8 +34,11 @@ def emit_compose(launch: Launch) -> str:
         },
         "deploy": {"resources": {"reservations": {"devices": [gpu]}}},
     }
-    usage = ["usage: docker compose -f compose.yaml up"]
+    usage = [
+        "usage: docker compose -f compose.yaml up; VLLM_API_KEY makes clients show a key, without it none is asked for",
+        "ipc: host is for NCCL and vLLM's processes, which hand tensors over in shared memory",
+    ]
     if n_here < launch.n_replicas:
         usage.append(f"{n_here} of the plan's {launch.n_replicas} replicas fit one node: run this on every node")
     document = {"name": launch.name, "services": {"vllm": service}, "volumes": {"hf-cache": {}}}
-    return launch.header("Docker compose", *usage) + dump_yaml(document)
+    return launch.header("Docker compose", *usage, *launch.reasons()) + dump_yaml(document)

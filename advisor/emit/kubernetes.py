@@ -11,6 +11,13 @@ from advisor.errors import DomainError
 PROBE_PERIOD_S = 10
 # Requests that wait although KV cache and batch slots should take them mean that a replica is full.
 WAITING_METRIC = "vllm_num_requests_waiting"
+RUNNING_METRIC = "vllm_num_requests_running"
+# NCCL and vLLM's processes hand tensors over in shared memory; Docker's 64 MB are too few.
+SHM_GIB = 16
+# Host memory of a worker process: CUDA context, pinned buffers, the shard that is being read.
+HOST_GIB_PER_GPU = 8
+# After the drain: vLLM ends its processes.
+STOP_S = 30
 
 
 def escape(arg: str) -> str:
@@ -18,25 +25,31 @@ def escape(arg: str) -> str:
     return arg.replace("$", "$$")
 
 
+def _secret(variable: str, name: str, key: str) -> dict[str, Any]:
+    """Return an environment variable from a secret that may be missing."""
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": key, "optional": True}}}
+
+
 def pod_spec(launch: Launch, command: list[str], n_gpus: int, *, serves: bool = True) -> dict[str, Any]:
-    """Return the pod: one container with its GPUs, shared memory, checkpoint cache and probes."""
-    health = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": PROBE_PERIOD_S}
+    """Return the pod: one container with its GPUs, cores, shared memory, checkpoint cache, probes and time to drain."""
+    health = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": PROBE_PERIOD_S, "timeoutSeconds": 5}
+    gpus = {"nvidia.com/gpu": str(n_gpus)}
+    memory = {"memory": f"{SHM_GIB + n_gpus * HOST_GIB_PER_GPU}Gi"}
     container: dict[str, Any] = {
         "name": "vllm",
         "image": launch.image(),
         "command": command,
-        "env": [
-            {
-                "name": "HF_TOKEN",
-                "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}},
-            }
-        ],
-        "resources": {"limits": {"nvidia.com/gpu": str(n_gpus)}, "requests": {"nvidia.com/gpu": str(n_gpus)}},
+        "env": [_secret("HF_TOKEN", "hf-token", "token"), _secret("VLLM_API_KEY", "vllm-api-key", "key")],
+        "resources": {"limits": gpus, "requests": gpus | {"cpu": str(launch.cpus_per_node)} | memory},
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "hf-cache", "mountPath": "/root/.cache/huggingface"},
         ],
-        "securityContext": {"allowPrivilegeEscalation": False},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
     }
     if serves:
         container |= {
@@ -44,15 +57,30 @@ def pod_spec(launch: Launch, command: list[str], n_gpus: int, *, serves: bool = 
             "startupProbe": health | {"failureThreshold": STARTUP_LIMIT_S // PROBE_PERIOD_S},
             "readinessProbe": health,
             "livenessProbe": health | {"failureThreshold": 6},
+            # The pod leaves the Service at once; vLLM ends what runs when it is told to stop, so it is told late.
+            "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(launch.drain_s)]}}},
         }
     return {
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": (launch.drain_s if serves else 0) + STOP_S,
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
         "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHM_GIB}Gi"}},
             {"name": "hf-cache", "emptyDir": {}},
         ],
     }
+
+
+def _template(labels: dict[str, str], spec: dict[str, Any], *, serves: bool = True) -> dict[str, Any]:
+    """Return a pod template that uses no Kubernetes API; one that serves tells Prometheus where its metrics are.
+
+    Service links are off: variables such as VLLM_PORT of a neighbouring Service would be taken for vLLM's own.
+    """
+    metadata: dict[str, Any] = {"labels": labels}
+    if serves:
+        scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}
+        metadata["annotations"] = scrape
+    return {"metadata": metadata, "spec": {"automountServiceAccountToken": False, "enableServiceLinks": False} | spec}
 
 
 def _service(launch: Launch, selector: dict[str, str]) -> dict[str, Any]:
@@ -65,9 +93,21 @@ def _service(launch: Launch, selector: dict[str, str]) -> dict[str, Any]:
 
 
 def _autoscaler(launch: Launch, kind: str, api: str) -> dict[str, Any]:
+    """Return an autoscaler on two of vLLM's metrics: requests in hand as planned, and none that wait.
+
+    Below saturation none wait, because running requests take new ones in at every step; what runs follows the load.
+    """
     room = launch.cluster.n_gpus // (launch.nodes_per_replica * launch.gpus_per_node)
-    metric = {"name": WAITING_METRIC}
-    target = {"type": "AverageValue", "averageValue": "1"}
+    wanted = {WAITING_METRIC: 1}
+    if launch.running_per_replica is not None:
+        wanted = {RUNNING_METRIC: launch.running_per_replica} | wanted
+    metrics = [
+        {
+            "type": "Pods",
+            "pods": {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": str(value)}},
+        }
+        for name, value in wanted.items()
+    ]
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -76,10 +116,18 @@ def _autoscaler(launch: Launch, kind: str, api: str) -> dict[str, Any]:
             "scaleTargetRef": {"apiVersion": api, "kind": kind, "name": launch.name},
             "minReplicas": launch.n_replicas,
             "maxReplicas": max(launch.n_replicas, room),
-            "metrics": [{"type": "Pods", "pods": {"metric": metric, "target": target}}],
+            "metrics": metrics,
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": STARTUP_LIMIT_S}},
         },
     }
+
+
+def _budget(launch: Launch, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a disruption budget: a drained node takes one replica at a time. A single replica has none to spare."""
+    if launch.n_replicas < 2:
+        return []
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
+    return [{"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": launch.name}, "spec": spec}]
 
 
 def _deployment(launch: Launch) -> list[dict[str, Any]]:
@@ -94,10 +142,11 @@ def _deployment(launch: Launch) -> list[dict[str, Any]]:
             "replicas": launch.n_replicas,
             "selector": {"matchLabels": labels},
             "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
-            "template": {"metadata": {"labels": labels}, "spec": spec},
+            "template": _template(labels, spec),
         },
     }
-    return [deployment, _service(launch, labels), _autoscaler(launch, "Deployment", "apps/v1")]
+    scaler = _autoscaler(launch, "Deployment", "apps/v1")
+    return [deployment, _service(launch, labels), scaler, *_budget(launch, labels)]
 
 
 def _leader_worker_set(launch: Launch) -> list[dict[str, Any]]:
@@ -127,13 +176,13 @@ def _leader_worker_set(launch: Launch) -> list[dict[str, Any]]:
             "leaderWorkerTemplate": {
                 "size": launch.nodes_per_replica,
                 "restartPolicy": "RecreateGroupOnPodRestart",
-                "leaderTemplate": {"metadata": {"labels": labels}, "spec": leader},
-                "workerTemplate": {"metadata": {"labels": {"app": launch.name, "role": "worker"}}, "spec": worker},
+                "leaderTemplate": _template(labels, leader),
+                "workerTemplate": _template({"app": launch.name, "role": "worker"}, worker, serves=False),
             },
         },
     }
     scaler = _autoscaler(launch, "LeaderWorkerSet", "leaderworkerset.x-k8s.io/v1")
-    return [workers, _service(launch, labels), scaler]
+    return [workers, _service(launch, labels), scaler, *_budget(launch, labels)]
 
 
 def emit_kubernetes(launch: Launch) -> str:
@@ -142,8 +191,13 @@ def emit_kubernetes(launch: Launch) -> str:
     documents = _leader_worker_set(launch) if spans else _deployment(launch)
     usage = [
         "usage: kubectl create secret generic hf-token --from-literal=token=$HF_TOKEN; kubectl apply -f FILE",
-        f"the autoscaler needs a metrics adapter that serves vllm:num_requests_waiting as {WAITING_METRIC}",
+        "       secret vllm-api-key (key: key) makes clients show a key; without it the server asks for none",
+        f"the autoscaler needs a metrics adapter that serves vllm:num_requests_running as {RUNNING_METRIC}, and so on;",
+        f"  the plan has {launch.running_per_replica or 'an unknown number of'} requests in hand a replica,"
+        " minReplicas is the plan's own: lower it for quiet hours",
+        "hf-cache is lost with its pod: a PersistentVolumeClaim there spares a download at every start",
+        f"preStop waits {launch.drain_s} s, the plan's slowest answers, before vLLM is told to stop",
     ]
     if spans:
         usage.append("needs the LeaderWorkerSet controller (lws.sigs.k8s.io), because one replica spans nodes")
-    return launch.header("Kubernetes manifests", *usage) + dump_yaml(*documents)
+    return launch.header("Kubernetes manifests", *usage, *launch.reasons()) + dump_yaml(*documents)

@@ -18,6 +18,8 @@ PORT = 8000
 RAY_PORT = 6379
 # A cold start downloads the checkpoint, compiles and captures graphs: 1 TB at 1 GB/s and the rest.
 STARTUP_LIMIT_S = 1800
+# A stopping server finishes what it has begun: the slowest answers, within reason.
+DRAIN_S = (30, 600)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,35 @@ class Launch:
     def gpus_per_node(self) -> int:
         """Return the GPUs that one engine uses on each of its nodes."""
         return math.ceil(self.gpus_per_replica / self.nodes_per_replica)
+
+    @property
+    def cpus_per_node(self) -> int:
+        """Return the cores that one engine wants on a node.
+
+        Its processes poll: one a GPU, the engine core, the API server with its tokeniser. Our records say what it costs
+        when they share cores (docs/methodology.md, host); two a GPU and four more leave none waiting.
+        """
+        return 2 * self.gpus_per_node + 4
+
+    @property
+    def drain_s(self) -> int:
+        """Return how long a stopping server gets for the answers that it has begun: the plan's E2E P99 [s]."""
+        found = self.plan.prediction.quantities.get("e2e_p99_s")
+        low, high = DRAIN_S
+        return low if found is None else min(max(low, math.ceil(found.high)), high)
+
+    @property
+    def running_per_replica(self) -> int | None:
+        """Return the requests that one engine has in hand at the plan's load (rate times E2E, Little), None unknown."""
+        q = self.plan.prediction.quantities
+        if self.plan.prediction.is_saturated or "requests_per_s" not in q or "e2e_mean_s" not in q:
+            return None
+        return max(1, math.ceil(q["requests_per_s"].value * q["e2e_mean_s"].value / self.n_replicas))
+
+    def reasons(self) -> list[str]:
+        """Return why the launch line has each of its options."""
+        flags = serve_flags(self.replica.model_copy(update={"n_nodes": 1}), self.model, self.gpu, self.facts)
+        return [f"{flag.name}: {flag.why}" for flag in flags if flag.why]
 
     def serve_args(self, deployment: Deployment, extra: tuple[Flag, ...] = (), executor: str = "") -> list[str]:
         """Return ['serve', model, options...] for one engine; `executor` '' leaves the choice to vLLM."""

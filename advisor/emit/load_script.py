@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import select
 import socket
 import ssl
 import sys
@@ -204,6 +205,25 @@ def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> http
     return response
 
 
+def is_open(connection: http.client.HTTPConnection) -> bool:
+    """Return whether an idle connection can be used again: a server that closed it has sent its end."""
+    return connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]
+
+
+def ask(user: Client, body: bytes) -> tuple[tuple[http.client.HTTPConnection, str], http.client.HTTPResponse]:
+    """Return a connection and its response; a kept connection that the server has just closed is replaced once."""
+    while user.idle:
+        kept = user.idle.pop()
+        if is_open(kept[0]):
+            try:
+                return kept, post(kept[0], kept[1], body)
+            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+                user.idle.clear()
+        kept[0].close()
+    fresh = connect(str(user.host))
+    return fresh, post(fresh[0], fresh[1], body)
+
+
 def prepare() -> tuple[bytes, int]:
     """Return the body of the next request and its prompt's length; done before the request's time, as it takes some."""
     n_prompt, n_output = next(STATE.lengths)
@@ -226,8 +246,7 @@ def send(user: Client, body: bytes, n_prompt: int, scheduled_s: float | None = N
     record: dict[str, Any] = {"arrival_s": start_s if scheduled_s is None else scheduled_s, "start_s": start_s}
     failure: Failure | None = None
     try:
-        connection = user.idle.pop() if user.idle else connect(str(user.host))
-        response = post(connection[0], connection[1], body)
+        connection, response = ask(user, body)
         times, n_answer, n_read = read_stream(response)
         gaps = [b - a for a, b in itertools.pairwise(times)]
         record |= {
@@ -284,6 +303,12 @@ def stop(user: Client) -> None:
     gevent.spawn(user.environment.runner.quit)
 
 
+def wait_for_end() -> None:
+    """Sleep until the test is over: a task that returns is started again, and would send its arrivals at once."""
+    while True:
+        gevent.sleep(3600)
+
+
 class Client(User):
     """One client of a closed load, or the dispatcher of an open one."""
 
@@ -299,7 +324,7 @@ class Client(User):
         if IS_CLOSED:
             wanted = LOAD.get("n_requests")
             if wanted and STATE.n_sent >= wanted:
-                gevent.sleep(3600)
+                wait_for_end()
             send(self, *prepare())
             return
         running = []
@@ -309,6 +334,7 @@ class Client(User):
             running.append(gevent.spawn(send, self, body, n_prompt, at))
         gevent.joinall(running)
         stop(self)
+        wait_for_end()
 
 
 def set_defaults(parser: Any) -> None:

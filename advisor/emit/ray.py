@@ -29,6 +29,7 @@ def emit_ray(launch: Launch) -> str:
         f"Ray on {nodes} nodes with {launch.gpus_per_node} GPUs each, one replica of {launch.n_replicas}",
         "usage: bash ray.sh head          on the first node",
         "       bash ray.sh worker HEAD   on each of the others, HEAD = address of the first",
+        *launch.reasons(),
     )
     return f"""#!/usr/bin/env bash
 {header}set -euo pipefail
@@ -96,5 +97,6 @@ def emit_kuberay(launch: Launch) -> str:
     header = launch.header(
         f"KubeRay: a Ray cluster of {nodes} nodes that runs vLLM, one replica of {launch.n_replicas}",
         "usage: kubectl apply -f raycluster.yaml; needs the KubeRay operator and an image that holds vLLM and ray",
+        *launch.reasons(),
     )
     return header + dump_yaml(job, service)

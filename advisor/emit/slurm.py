@@ -19,7 +19,9 @@ def emit_slurm(launch: Launch) -> str:
         f"--nodes={nodes}",
         "--ntasks-per-node=1",
         f"--gpus-per-node={launch.gpus_per_node}",
-        "--exclusive" if launch.gpus_per_node == launch.cluster.gpus_per_node else "--cpus-per-task=8",
+        "--exclusive"
+        if launch.gpus_per_node == launch.cluster.gpus_per_node
+        else f"--cpus-per-task={launch.cpus_per_node}",
         f"--time={HOURS:02d}:00:00",
         f"--output={launch.name}-%A-%a.log",
         f"--array=0-{launch.n_replicas - 1}",
@@ -28,6 +30,7 @@ def emit_slurm(launch: Launch) -> str:
     header = launch.header(
         f"SLURM: replicas x nodes of each: {launch.n_replicas} x {nodes}",
         "usage: sbatch slurm.sh; each replica prints its address to its log",
+        *launch.reasons(),
     )
     body = [
         "set -euo pipefail",

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.errors import DomainError
-from advisor.fit.objective import REFERENCE_GPU, predicted, run_cell, targets, values_for
+from advisor.fit.minimise import minimise
+from advisor.fit.objective import REFERENCE_GPU, is_http, predicted, run_cell, targets, values_for
 from advisor.fit.parameters import (
     BY_NAME,
     FALLBACKS,
     HOST_POWER_PRIOR_REL,
     HOST_SPEED_PRIOR_REL,
+    HOST_TIMES,
     PARAMETERS,
 )
 from advisor.fit.records import Cell
@@ -25,7 +27,7 @@ from advisor.schema import Coefficient, CoefficientSet, FitReport
 
 Floats = NDArray[np.float64]
 LAW_VERSION = 1
-STEP = 5e-3
+STEP = 2e-2
 """Relative step of the finite differences: large enough to average over the scheduler's jumps."""
 
 UNTOLD = 1e-3
@@ -96,7 +98,7 @@ class Estimate:
         for name in np.array(self.names)[~told]:
             fallback = FALLBACKS.get(name, 1.0)
             theta[name] = theta[fallback] if isinstance(fallback, str) else fallback
-        return theta
+        return of_typical_host(theta)
 
     def relative_widths(self) -> dict[str, float]:
         """Return the half-width of each coefficient's 90 % interval as a share of it (Jacobian, robust scale)."""
@@ -119,32 +121,56 @@ class Estimate:
         return float(np.linalg.cond(told / np.linalg.norm(told, axis=0)))
 
 
-def fitted_names(cells: Sequence[Cell], reference_host: str) -> list[str]:
+KINDS: dict[str, Callable[[Cell], bool]] = {
+    "fp8": lambda c: c.deployment.weight_dtype in ("fp8", "int8"),
+    "int4": lambda c: c.deployment.weight_dtype.endswith(("int4", "fp4")),
+    "moe": lambda c: c.model.moe is not None,
+    "kv_fp8": lambda c: c.deployment.kv_dtype == "fp8",
+    "group": lambda c: c.deployment.tp > 1,
+    "processes": lambda c: c.deployment.tp * c.deployment.pp > 1,
+    "pp": lambda c: c.deployment.pp > 1,
+    "prefix": lambda c: c.workload.prefix.shared_prefix_tokens > 0,
+    "http": is_http,
+}
+OF_KIND = {
+    "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
+    "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe", "moe_stream_factor": "moe",
+    "host_moe_layer_s": "moe", "kv_fp8_factor": "kv_fp8", "link_eff": "group", "all_reduce_s": "group",
+    "host_tp_factor": "group", "core_s": "processes", "send_s": "pp", "shared_kv_frac": "prefix",
+    "http_s": "http", "http_token_s": "http",
+}  # fmt: skip
+"""Coefficients that only some cells depend on."""
+
+
+def of_typical_host(theta: Mapping[str, float]) -> dict[str, float]:
+    """Return the same law with the hosts' factors around 1: what they have in common belongs to the coefficients."""
+    out = dict(theta)
+    for kind, scaled in (("host@", HOST_TIMES), ("power@", ("joules_per_flop",))):
+        factors = [name for name in theta if name.startswith(kind)]
+        if factors:
+            mean = math.exp(sum(math.log(theta[name]) for name in factors) / len(factors))
+            out |= {name: theta[name] / mean for name in factors}
+            out |= {name: theta[name] * mean for name in scaled}
+    return out
+
+
+def depends(name: str, cell: Cell) -> bool:
+    """Return whether a cell's replay can depend on a coefficient or a host's factor."""
+    if "@" in name:
+        return cell.host == name.partition("@")[2]
+    return name not in OF_KIND or KINDS[OF_KIND[name]](cell)
+
+
+def fitted_names(cells: Sequence[Cell]) -> list[str]:
     """Return what these cells can determine: coefficients of a format or a parallelism need a cell that has it."""
-    dtypes = {c.deployment.weight_dtype for c in cells}
-    needs = {
-        "fp8": bool(dtypes & {"fp8", "int8"}),
-        "int4": any(d.endswith(("int4", "fp4")) for d in dtypes),
-        "moe": any(c.model.moe for c in cells),
-        "kv_fp8": any(c.deployment.kv_dtype == "fp8" for c in cells),
-        "group": any(c.deployment.tp > 1 for c in cells),
-        "pp": any(c.deployment.pp > 1 for c in cells),
-    }
-    of = {
-        "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
-        "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe", "moe_stream_factor": "moe",
-        "kv_fp8_factor": "kv_fp8", "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group",
-        "send_s": "pp", "core_s": "group",
-    }  # fmt: skip
-    names = [p.name for p in PARAMETERS if p.is_fitted and needs.get(of.get(p.name, ""), True)]
-    hosts = sorted({c.host for c in cells} - {reference_host, ""})
+    names = [p.name for p in PARAMETERS if p.is_fitted and any(depends(p.name, c) for c in cells)]
+    hosts = sorted({c.host for c in cells} - {""})
     return names + [f"{kind}@{host}" for host in hosts for kind in ("host", "power")]
 
 
 def estimate(
     cells: Sequence[Cell],
     *,
-    reference_host: str = "",
     transfer: Mapping[str, Mapping[str, float]] | None = None,
     start: Mapping[str, float] | None = None,
     max_steps: int = 12,
@@ -153,13 +179,11 @@ def estimate(
 ) -> Estimate:
     """Return coefficients that make the simulated cells agree with the measured ones.
 
-    Robust (soft L1) least squares on logarithms of ratios within physical bounds; `progress` hears the evaluation and
-    its cost. Raises DomainError when the cells cannot determine what is asked of them.
+    Robust (soft L1) least squares on logarithms of ratios within physical bounds; `progress` hears each step and its
+    cost. Raises DomainError when the cells cannot determine what is asked of them.
     """
-    from scipy.optimize import least_squares
-
     cells = list(cells)
-    names = fitted_names(cells, reference_host)
+    names = fitted_names(cells)
     n_targets = sum(len(targets(c)) for c in cells)
     if n_targets < 2 * len(names):
         raise DomainError(
@@ -172,43 +196,47 @@ def estimate(
     x0 = np.clip(np.log([base[n] for n in names]), low + 1e-6, high - 1e-6)
     priors = [(i, math.log(centre), rel) for i, n in enumerate(names) if (centre := _centre(n)) and (rel := _prior(n))]
 
+    mine = {n: [i for i, c in enumerate(cells) if depends(n, c)] for n in names}
+
     def theta_of(x: Floats) -> dict[str, float]:
         return base | {n: float(v) for n, v in zip(names, np.exp(x), strict=True)}
 
     def with_priors(x: Floats, residuals: Floats) -> Floats:
         return np.append(residuals, [(x[i] - centre) / rel for i, centre, rel in priors])
 
-    indices = range(len(cells))
-    halves = [list(indices)[k::n_workers] for k in range(n_workers)]
-    order = [i for half in halves for i in half]
-    n_calls = 0
+    order = list(range(len(cells)))
+    counts = [len(targets(c)) for c in cells]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
+    rows_of = {n: np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen]) for n, chosen in mine.items()}
     with workers(cells, transfer or {}, n_workers) as pool:
 
-        def residuals(x: Floats) -> Floats:
-            nonlocal n_calls
-            theta = theta_of(x)
-            out = with_priors(x, np.concatenate(list(pool.map(_residuals, [(half, theta) for half in halves]))))
-            n_calls += 1
-            if progress:
-                progress(n_calls, float(0.5 * (out**2).sum()))
-            return out
+        def residuals(points: Sequence[Floats]) -> list[Floats]:
+            shares = [order[k::n_workers] for k in range(n_workers)]
+            jobs = [(share, theta_of(x)) for x in points for share in shares]
+            parts = list(pool.map(_residuals, jobs))
+            outs = []
+            for number, x in enumerate(points):
+                out = np.empty(first[-1])
+                for share, part in zip(shares, parts[number * n_workers :], strict=False):
+                    out[np.concatenate([np.arange(first[i], first[i + 1]) for i in share])] = part
+                outs.append(with_priors(x, out))
+            return outs
 
-        def jacobian(x: Floats) -> Floats:
-            at = residuals(x)
+        def jacobian(x: Floats, at: Floats) -> Floats:
             steps = [STEP if x[j] + STEP < high[j] else -STEP for j in range(len(x))]
             moved = [x + np.eye(len(x))[j] * steps[j] for j in range(len(x))]
-            jobs = [(order, theta_of(y)) for y in moved]
-            outs = pool.map(_residuals, jobs)
-            columns = [(with_priors(y, o) - at) / s for y, o, s in zip(moved, outs, steps, strict=True)]
+            outs = pool.map(_residuals, [(mine[n], theta_of(y)) for n, y in zip(names, moved, strict=True)])
+            columns = []
+            for n, y, s, out in zip(names, moved, steps, outs, strict=True):
+                whole = at[: first[-1]].copy()
+                whole[rows_of[n]] = out
+                columns.append((with_priors(y, whole) - at) / s)
             return np.array(columns).T
 
-        solution = least_squares(
-            residuals, x0, jac=jacobian, bounds=(low, high), loss="soft_l1", max_nfev=max_steps, x_scale=0.1
-        )
-        final = residuals(solution.x)
-        slope = jacobian(solution.x)
-    owners = tuple(i for i in order for _ in targets(cells[i]))
-    return Estimate(theta_of(solution.x), tuple(names), slope, final, owners)
+        x, final = minimise(residuals, jacobian, x0, low, high, max_steps=max_steps, progress=progress)
+        slope = jacobian(x, final)
+    owners = tuple(i for i in order for _ in range(counts[i]))
+    return Estimate(of_typical_host(theta_of(x)), tuple(names), slope, final, owners)
 
 
 def _centre(name: str) -> float:
@@ -239,7 +267,7 @@ def as_coefficients(
             high=value * math.exp(width),
             unit=parameter.unit if parameter else "1",
             bounds=bounds,
-            meaning=parameter.meaning if parameter else "factor of a host against the reference host",
+            meaning=parameter.meaning if parameter else "factor of a host against the typical one",
             source=f"fit over {len(runs)} engine starts" if is_fitted else _fixed_source(name),
             is_at_bound=is_fitted and not bounds[0] * 1.001 < value < bounds[1] * 0.999,
         )

@@ -78,6 +78,11 @@ def targets(cell: Cell) -> list[Target]:
     return wanted
 
 
+def is_http(cell: Cell) -> bool:
+    """Return whether a cell was measured through an HTTP server; the others were by a client in its process."""
+    return str((cell.record.model_extra or {}).get("client", "")).startswith("http")
+
+
 def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None) -> list[Simulation]:
     """Return one simulation a draw of the cell's traffic, with the cache that the engine really had."""
     record, deployment = cell.record, cell.deployment
@@ -86,9 +91,9 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
     shapes = shapes_of(cell.model)
     stages = [step_cost(shapes, cell.gpu, deployment, values, k) for k in range(deployment.pp)]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
-    limits = engine_limits(cell.model, deployment, blocks, values["core_s"], facts, prefix)
+    limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix)
     send_s = values["send_s"] if deployment.pp > 1 else 0.0
-    client = client_of(values)
+    client = client_of(values, is_http=is_http(cell))
     return [simulate(stages, limits, t, client, dp=deployment.dp, send_s=send_s) for t in cell.traffics]
 
 
@@ -121,13 +126,14 @@ def exact_traffic(cell: Cell, rows: Mapping[tuple[str, str], list[list[float]]])
     found = rows.get((cell.run_id, cell_id))
     if found is None or cell.workload.load.kind == "closed":
         return cell
-    table = np.array(sorted(r[:7] for r in found), dtype=float)
+    table = np.array(sorted(r[:8] for r in found), dtype=float)
     n = len(table)
+    cached = np.nan_to_num(table[:, 7]) if table.shape[1] > 7 else np.zeros(n)
     traffic = Traffic(
         prompt_tokens=table[:, 4].astype(np.int64),
         output_tokens=table[:, 6].astype(np.int64),
-        cached_tokens=np.zeros(n, dtype=np.int64),
-        shared_prefix_tokens=0,
+        cached_tokens=cached.astype(np.int64),
+        shared_prefix_tokens=cell.traffics[0].shared_prefix_tokens,
         arrival_s=table[:, 0] - table[0, 0],
         concurrency=0,
     )

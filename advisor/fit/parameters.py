@@ -29,11 +29,20 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("stream_eff_int4", 0.44, 0.2, 1.0, "1", "share of the memory bandwidth when 4-bit weights are streamed"),
     _P("moe_gemm_factor", 0.65, 0.2, 1.2, "1", "expert matrices' compute efficiency over that of dense ones"),
     _P("moe_stream_factor", 1.0, 0.5, 1.3, "1", "expert matrices' streaming efficiency over dense ones", prior_rel=0.1),
-    _P("attention_eff", 0.53, 0.2, 0.9, "1", "share of the bf16 peak that causal attention reaches"),
+    _P("attention_eff", 0.65, 0.2, 0.9, "1", "share of the bf16 peak that causal attention reaches", prior_rel=0.15),
     _P("kv_eff", 0.82, 0.3, 1.0, "1", "share of the memory bandwidth when decodes read the paged cache"),
     _P("kv_fp8_factor", 0.97, 0.3, 1.3, "1", "the same with an fp8 cache, over bf16"),
+    _P(
+        "shared_kv_frac",
+        0.4,
+        0.02,
+        1.0,
+        "1",
+        "share of its cache reads that a prefix in many decodes costs",
+        prior_rel=0.5,
+    ),
     _P("elementwise_eff", 0.50, 0.1, 1.0, "1", "share of the bandwidth of norms, rotary embedding, activation"),
-    _P("link_eff", 0.78, 0.1, 1.0, "1", "share of one direction of the links that an all-reduce's bus bytes reach"),
+    _P("link_eff", 0.70, 0.1, 1.0, "1", "share of one link direction that all-reduces reach", prior_rel=0.1),
     _P("all_reduce_s", 8.7e-6, 2e-6, 4e-5, "s", "latency of one all-reduce inside a CUDA graph"),
     _P(
         "all_reduce_large_s", 2e-5, 2e-6, 1e-4, "s", "latency above the custom all-reduce's size limit", is_fitted=False
@@ -68,11 +77,25 @@ PARAMETERS: tuple[Parameter, ...] = (
         "host_graph_layer_s", 2.2e-4, 2e-5, 6e-4, "s", "host time a layer of a step with prompts, CUDA graphs by pieces"
     ),
     _P("host_eager_layer_s", 7.1e-4, 1e-4, 2e-3, "s", "host time a layer of a step larger than any CUDA graph"),
+    _P("host_moe_layer_s", 9e-4, 1e-5, 3e-3, "s", "further host time of an expert layer in such a step"),
     _P("host_tp_factor", 1.16, 0.5, 4.0, "1", "the same with tensor parallelism, over one GPU"),
+    _P(
+        "host_busy_factor",
+        1.15,
+        1.0,
+        2.0,
+        "1",
+        "host time of a layer while others are served, over alone",
+        prior_rel=0.2,
+    ),
+    _P("graph_wait_frac", 0.5, 0.01, 1.0, "1", "share of a running decode graph that a prompt step's launch waits for"),
     _P("host_seq_s", 1.8e-5, 1e-7, 1e-4, "s", "host time a running sequence and step"),
     _P("submit_s", 2.1e-3, 1e-4, 2e-2, "s", "client to engine core"),
     _P("return_s", 2.1e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
+    _P("http_s", 1e-3, 1e-5, 2e-2, "s", "what an HTTP server adds to the way of a request"),
+    _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "its front end's time a prompt token, one request after the other"),
     _P("serial_s", 6e-4, 1e-5, 2e-3, "s", "client's time between two requests that it sends at once"),
+    _P("wake_s", 1e-3, 1e-5, 1e-2, "s", "from a first request to the first schedule of an engine that was idle"),
     _P("core_s", 1.1e-3, 1e-4, 2e-2, "s", "engine core's time a step when workers launch (TP or PP)"),
     _P("send_s", 4.3e-4, 1e-6, 2e-3, "s", "hand-over between pipeline stages"),
 )
@@ -87,12 +110,16 @@ FALLBACKS: dict[str, float | str] = {
     "sharpness_int4": "sharpness",
     "moe_gemm_factor": 1.0,
     "moe_stream_factor": 1.0,
+    "host_moe_layer_s": 1e-5,
+    "shared_kv_frac": 1.0,
     "kv_fp8_factor": 0.92,
     "link_eff": 0.7,
     "all_reduce_s": 1.0e-5,
     "host_tp_factor": 1.0,
     "core_s": 1e-3,
     "send_s": 5e-5,
+    "http_s": 1e-3,
+    "http_token_s": 2e-6,
 }
 """What a coefficient is where no run tells: another one, nothing special (1), or a kernel figure of the H100 in the
 aiconfigurator database (fp8 GEMM 0.55 of peak, fp8 cache 0.92 of bf16's rate, all-reduce, link)."""
@@ -101,10 +128,14 @@ HOST_TIMES = (
     "host_step_s",
     "host_graph_layer_s",
     "host_eager_layer_s",
+    "host_moe_layer_s",
     "host_seq_s",
     "submit_s",
     "return_s",
     "serial_s",
+    "wake_s",
+    "http_s",
+    "http_token_s",
 )
 """Coefficients that a slower or faster host scales together."""
 

@@ -165,8 +165,10 @@ def cell_of(record: RunRecord, catalog: Catalog, host: str = "", n_draws: int = 
     except ValidationError as error:
         raise BadData(where, first_error(error)) from None
     extra = record.model_extra or {}
-    cell = extra.get("cell") if isinstance(extra.get("cell"), dict) else {}
-    prefix = PrefixSharing(shared_prefix_tokens=int(cell.get("shared_prefix_tokens") or 0)) if cell else PrefixSharing()
+    said = extra.get("cell")
+    cell = said if isinstance(said, dict) else {}
+    shared = int(cell.get("shared_prefix_tokens") or 0)
+    prefix = PrefixSharing(shared_prefix_tokens=shared, is_warm=bool(shared and cell.get("prefix_warm")))
     n = record.measured.n_requests
     if isinstance(load, PoissonLoad) and load.n_requests is None and n:
         load = load.model_copy(update={"n_requests": n})

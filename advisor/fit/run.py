@@ -17,7 +17,7 @@ from advisor.errors import BadData
 from advisor.fit.estimate import Estimate, as_coefficients, estimate
 from advisor.fit.objective import exact_traffic, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
-from advisor.fit.validate import METRICS, Row, by_regime, predict_cell, rows_of, table
+from advisor.fit.validate import METRICS, PLAIN, Row, by_regime, predict_cell, rows_of, table
 from advisor.schema import CoefficientSet, EngineFacts
 
 Transfer = Mapping[str, Mapping[str, float]]
@@ -30,7 +30,6 @@ class Data:
 
     fitted: list[Cell]
     judged: list[Cell]
-    reference_host: str
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -58,7 +57,9 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
     for name, entry in manifest.items():
         if not isinstance(entry, dict):
             continue
-        cells = cells_of(read_records(folder / name), catalog, str(entry.get("host", name)))
+        left_out = entry.get("left_out", {})
+        records = [r for r in read_records(folder / name) if (r.model_extra or {}).get("cell_id") not in left_out]
+        cells = cells_of(records, catalog, str(entry.get("host", name)))
         rows = read_rows(folder / str(entry["rows"])) if "rows" in entry else {}
         judged += cells
         fitted += [exact_traffic(cell, rows) for cell in cells]
@@ -66,7 +67,7 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
         cells = cells_of(read_records(source), catalog, f"file-{Path(source).stem}")
         judged += cells
         fitted += cells
-    return Data(fitted, judged, str(manifest.get("reference_host", "")))
+    return Data(fitted, judged)
 
 
 def cross_validate(data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, say: Say) -> list[Row]:
@@ -95,20 +96,14 @@ def cross_validate(data: Data, catalog: Catalog, full: Estimate, transfer: Trans
 
 def is_sparse(row: Row) -> bool:
     """Return whether a row's kind has one engine start only: left out, nothing is left that tells of it."""
-    regime = row.regime
-    return (
-        "int4" in regime["weights"]
-        or "cache" in regime["weights"]
-        or "PP" in regime["parallelism"]
-        or regime["is_moe"] == "yes"
-    )
+    return "cache" in row.regime["weights"] or row.regime["mode"] != PLAIN
 
 
 def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, float]:
     """Return the quantile of |ln(predicted / measured)| by metric: half-widths of conformal intervals.
 
-    Kinds that a single start stands for (4-bit weights, fp8 cache, experts, pipelines) have keys of their own with the
-    suffix '@sparse': left out, they are predicted from nothing.
+    Kinds that a single start stands for (fp8 cache, no CUDA graphs, shared prefixes, an HTTP server) have keys of their
+    own with the suffix '@sparse': left out, they are predicted from nothing.
     """
     found: dict[str, list[float]] = {}
     for row in rows:
@@ -151,7 +146,6 @@ def fit_all(
     transfer = read_transfer(transfer_path)
     full = estimate(
         data.fitted,
-        reference_host=data.reference_host,
         transfer=transfer,
         start=start,
         max_steps=max_steps,

@@ -12,7 +12,7 @@ import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
-from advisor.fit.objective import measured, predicted, run_cell
+from advisor.fit.objective import is_http, measured, predicted, run_cell
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.predict.footprint import footprint
 from advisor.predict.shapes import shapes_of
@@ -99,9 +99,21 @@ def regime_of(cell: Cell) -> dict[str, str]:
         "parallelism": f"TP{d.tp}" + (f" PP{d.pp}" if d.pp > 1 else "") + (f" DP{d.dp}" if d.dp > 1 else ""),
         "weights": d.weight_dtype + ("" if d.kv_dtype == "bf16" else f", {d.kv_dtype} cache"),
         "is_moe": "yes" if cell.model.moe else "no",
+        "mode": _mode(cell),
         "model": cell.record.model,
         "gpu": d.gpu,
     }
+
+
+PLAIN = "in process, CUDA graphs"
+
+
+def _mode(cell: Cell) -> str:
+    if is_http(cell):
+        return "HTTP server"
+    if cell.deployment.enforce_eager:
+        return "no CUDA graphs"
+    return "prefix caching" if cell.deployment.prefix_caching else PLAIN
 
 
 def _bucket(concurrency: int) -> str:

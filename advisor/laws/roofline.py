@@ -42,17 +42,6 @@ def larger_of(first: Real, second: Real) -> Real:
     return 0.5 * (first + second + abs(first - second))
 
 
-def ceiling(value: Real) -> Real:
-    """Return the smallest whole number at or above a value, scalar or array.
-
-    numpy's `//`, which would serve both, divides with a remainder: ten times as slow on arrays.
-
-    >>> ceiling(2.1)
-    3.0
-    """
-    return np.ceil(value) if isinstance(value, np.ndarray) else -(-value // 1.0)
-
-
 def gemm_flops(n_tokens: Real, n_params: float) -> Real:
     """Return the floating-point operations of `n_tokens` through matrices with `n_params` elements: ``2 T N``.
 

@@ -28,8 +28,11 @@ _WHY = {
 }
 
 
-def run_breakdowns(sim: Simulation, replica: Replica, workload: Workload) -> list[Breakdown]:
-    """Return GPU time of the run, decode step, time per output token and to the first, each summing to its whole."""
+def run_breakdowns(sim: Simulation, counted: Simulation, replica: Replica, workload: Workload) -> list[Breakdown]:
+    """Return GPU time of the run, decode step, time per output token and to the first, each summing to its whole.
+
+    The latter two are taken from the counted requests, so that their wholes are the means that the answer shows.
+    """
     work = sim.total_work
     seconds = sim.term_seconds()
     gpu_s = sum(seconds.values())
@@ -50,7 +53,7 @@ def run_breakdowns(sim: Simulation, replica: Replica, workload: Workload) -> lis
         step.append(Part(name="host", value=host - on_gpu, why="the GPU waits for the launch of the step"))
     whole = sum(p.value for p in step)
     found.append(Breakdown(name="decode step", unit="s", total=whole, parts=tuple(step)))
-    return [*found, _token_time(sim, whole), _first_token(sim, replica, workload)]
+    return [*found, _token_time(counted, whole), _first_token(counted, replica, workload)]
 
 
 def _token_time(sim: Simulation, decode_s: float) -> Breakdown:

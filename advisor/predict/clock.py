@@ -46,7 +46,14 @@ class Clock:
         head_s, overhead_s, _ = sampled
         full_s = linear_s + experts_s + head_s + pairs_s + context_s + elementwise_s + all_reduce_s + overhead_s
         ratio = (joules + cost.request_j(n_pairs, n_context, n_sampled)) / (full_s * cost.dynamic_power_w)
-        return full_s, ratio, (mixed_s if n_prefill else pure_s) + n_sampled * cost.host_seq_s
+        layers_s = pure_s
+        if n_prefill:
+            layers_s = mixed_s * cost.host_busy_factor if n_decode else mixed_s
+        return full_s, ratio, cost.host_step_s + layers_s + n_sampled * cost.host_seq_s
+
+    def prepare_s(self, n_sampled: int) -> float:
+        """Return the part of a step's host time that is over before its first kernel starts [s]."""
+        return float(self._cost.host_step_s + n_sampled * self._cost.host_seq_s)
 
     def count(self, n_steps: float) -> None:
         """Count the last step `n_steps` times; slower clocks count as more."""
@@ -78,5 +85,5 @@ class Clock:
 
     def _new_of_tokens(self, n: int) -> tuple[float, float, float]:
         cost = self._cost
-        entry = self._of_tokens[n] = (cost.token_j(n), cost.launch_s(n, False), cost.launch_s(n, True))
+        entry = self._of_tokens[n] = (cost.token_j(n), cost.layer_launch_s(n, False), cost.layer_launch_s(n, True))
         return entry

@@ -46,6 +46,7 @@ class Engine:
         self.partial: Sequence_ | None = None
         self.in_flight: deque[Step] = deque()
         self.launch_free_s = 0.0
+        self.is_graph_running = False
         self.group_ready_s = [0.0] * limits.pp
         self.groups = [Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
         self.step_number = 0
@@ -281,14 +282,20 @@ class Engine:
         sizes = limits.graph_sizes
         n_padded = n_tokens if n_prefill or n_tokens >= len(sizes) else sizes[n_tokens]
         context = group.context + n_decode
+        if limits.hot_context_tokens and n_decode:
+            context -= (n_decode - 1) * limits.hot_context_tokens
         slot = number % pp
         launch_s = self.now_s if self.now_s > self.launch_free_s else self.launch_free_s
-        ready_s = self.group_ready_s[slot]
-        if pp == 1 or ready_s < launch_s:
-            ready_s = launch_s
         first = self.stages[0]
+        if n_prefill and self.is_graph_running and first.free_s > launch_s:
+            launch_s += limits.graph_wait_frac * (first.free_s - launch_s)
+        self.is_graph_running = not n_prefill
+        begin_s = launch_s + first.clock.prepare_s(n_sampled)
+        ready_s = self.group_ready_s[slot]
+        if pp == 1 or ready_s < begin_s:
+            ready_s = begin_s
         clock = None
-        busy_s = begin_s = end_s = 0.0
+        busy_s = end_s = 0.0
         for stage in self.stages:
             if stage.clock is not clock:
                 clock = stage.clock

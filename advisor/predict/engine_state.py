@@ -46,6 +46,10 @@ class EngineLimits:
     tokens_per_step: float = 1.0
     verify_tokens: int = 1
     shared_prefix_blocks: int = 0
+    graph_wait_frac: float = 0.0
+    """Share of a running decode graph's rest that a step with prompts waits for before its launch goes on."""
+    hot_context_tokens: float = 0.0
+    """Context tokens of each decode that cost no memory traffic, because others read the same prefix."""
 
 
 @dataclass(slots=True)

@@ -137,7 +137,13 @@ def _replay_faster(run: Run, deployment: Deployment, speed: float, seed: int) ->
     duration = getattr(load, "duration_s", None)
     closer = {"arrivals_per_s": rate / speed} | ({"duration_s": duration * speed} if duration else {})
     workload: Workload = run.workload.model_copy(update={"load": load.model_copy(update=closer)})
-    traffic = draw(workload, seed, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)
+    traffic = draw(
+        workload,
+        seed,
+        prefix_caching=deployment.prefix_caching,
+        block_tokens=deployment.kv_block_tokens,
+        is_even=True,
+    )
     client: Client = run.replica.client
     return simulate(
         list(run.replica.stages),

@@ -38,7 +38,7 @@ def engine_limits(
     model: Model,
     deployment: Deployment,
     n_kv_blocks: int,
-    core_s: float,
+    values: Mapping[str, float],
     facts: EngineFacts | None,
     prefix: PrefixSharing,
 ) -> EngineLimits:
@@ -68,18 +68,22 @@ def engine_limits(
         n_in_flight=in_flight,
         pp=pp,
         blocks_on_launch=deployment.tp * pp == 1,
-        core_s=core_s,
+        core_s=values["core_s"],
         reserves_full_prompt=reserves,
         graph_sizes=() if deployment.enforce_eager else _graph_table(deployment.max_num_seqs),
         tokens_per_step=per_step,
         verify_tokens=verify,
         shared_prefix_blocks=min(shared, max(0, n_kv_blocks - 1)),
+        graph_wait_frac=values["graph_wait_frac"],
+        hot_context_tokens=shared * deployment.kv_block_tokens * (1.0 - values["shared_kv_frac"]),
     )
 
 
-def client_of(values: Mapping[str, float]) -> Client:
-    """Return the delays outside the engine."""
-    return Client(values["submit_s"], values["return_s"], values["serial_s"])
+def client_of(values: Mapping[str, float], *, is_http: bool = True) -> Client:
+    """Return the delays outside the engine: of a client of its HTTP server, or of one in the engine's process."""
+    submit_s = values["submit_s"] + is_http * values["http_s"]
+    front_token_s = is_http * values["http_token_s"]
+    return Client(submit_s, values["return_s"], values["serial_s"], values["wake_s"], front_token_s)
 
 
 def replica_of(
@@ -99,5 +103,5 @@ def replica_of(
         raise DomainError(f"this deployment does not fit: {memory.reason}")
     shapes = shapes_of(model)
     stages = tuple(step_cost(shapes, gpu, deployment, values, stage) for stage in range(deployment.pp))
-    limits = engine_limits(model, deployment, memory.n_kv_blocks, values["core_s"], facts, prefix or PrefixSharing())
+    limits = engine_limits(model, deployment, memory.n_kv_blocks, values, facts, prefix or PrefixSharing())
     return Replica(stages, limits, client_of(values), values["send_s"] if deployment.pp > 1 else 0.0, memory)

@@ -6,17 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
+from advisor.predict.draw_error import draw_errors
 from advisor.predict.footprint import Footprint
-from advisor.predict.quantile import quantile
 from advisor.predict.release import at_release, release_rel, release_text
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
 from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
-from advisor.predict.step import FOUR_BIT
 from advisor.predict.traffic import draw
 from advisor.predict.transfer import joined_rel, transfer_rel, transferred
 from advisor.schema import (
@@ -45,6 +42,9 @@ are warm-up; a closed loop for 5 rounds, all counted, as its clients start toget
 
 DEFAULT_Q90 = {"ttft": 0.30, "tpot": 0.10, "requests_per_s": 0.10, "board_power_w.mean": 0.15}
 """Half-widths (natural log) where a coefficient set brings none of its own: twice the targets of docs/accuracy.md."""
+
+Z_95 = 1.6449
+"""Standard errors to either side of a 90 % interval of a normal distribution."""
 
 MAX_E2E_S = 600.0
 """Longest request time that the length of a replay follows."""
@@ -94,7 +94,13 @@ def replay(
     values = at_release(transferred(coefficients, cluster.gpu), deployment, cluster.gpu)
     replica = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix)
     workload = sized(workload, e2e_s)
-    traffic = draw(workload, seed, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)
+    traffic = draw(
+        workload,
+        seed,
+        prefix_caching=deployment.prefix_caching,
+        block_tokens=deployment.kv_block_tokens,
+        is_even=True,
+    )
     simulation = simulate(
         list(replica.stages),
         replica.limits,
@@ -140,7 +146,7 @@ def predict_vllm(
         model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
     )
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
-    q = _Widths(coefficients.error_q90, rel, is_sparse(model, deployment))
+    q = _Widths(coefficients.error_q90, rel, is_sparse(deployment, workload))
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     most = steady["saturation_requests_per_s"]
@@ -150,10 +156,12 @@ def predict_vllm(
         is_saturated, most = True, min(most, served_per_s(whole), offered)
     sim, rate = counted(whole, run.workload, e2e_s, is_saturated)
     found: dict[str, Interval] = {}
+    drawn = draw_errors(sim, workload)
     for metric in ("ttft", "tpot", "e2e", "itl"):
         for statistic, value in zip(STATISTICS, sim.latencies(metric, STATISTICS), strict=True):
             if math.isfinite(value):
-                found[f"{metric}_{statistic}_s"] = q.interval(value, f"{metric}_{statistic}")
+                name = f"{metric}_{statistic}"
+                found[f"{name}_s"] = q.interval(value, name, drawn.get(name, 0.0))
     found["requests_per_s"] = q.interval(rate, "requests_per_s")
     found["output_tokens_per_s"] = q.interval(rate * float(sim.output_tokens.mean()), "requests_per_s")
     total = rate * float(sim.output_tokens.mean() + sim.prompt_tokens.mean())
@@ -168,10 +176,10 @@ def predict_vllm(
     found["kv_occupancy_frac"] = _bounded(q.interval(occupancy, "requests_per_s"), 1.0)
     found["n_preemptions"] = Interval(value=float(work.n_preemptions), low=0.0, high=float(work.n_preemptions) * 2 + 1)
     breakdowns = [memory.breakdown()]
-    breakdowns += run_breakdowns(whole, run.replica, run.workload)
+    breakdowns += run_breakdowns(whole, sim, run.replica, run.workload)
     found |= _memory(memory, q)
+    span_s = busy_span_s(whole, run.workload, is_saturated)
     if power is not None:
-        span_s = busy_span_s(whole, run.workload, is_saturated)
         stages, formats = run.replica.stages, deployment.weight_dtype
         activity = activity_of(stages, work, span_s, formats, n_replicas=deployment.dp)
         watts, parts = board_power(activity, cluster.gpu, power, deployment.n_gpus)
@@ -183,7 +191,7 @@ def predict_vllm(
         tokens_per_s = found["output_tokens_per_s"].value
         found["energy_j_per_output_token"] = _scaled(watts, 1.0 / tokens_per_s)
         found["energy_j_per_request"] = _scaled(watts, 1.0 / rate)
-    found |= _activity(run, cluster, deployment, q)
+    found |= _activity(run, span_s, cluster, deployment, q)
     return Prediction(
         quantities=found,
         breakdowns=tuple(breakdowns),
@@ -196,9 +204,10 @@ def predict_vllm(
 def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: bool) -> tuple[Simulation, float]:
     """Return the requests that count, and the rate at which they are served [requests/s].
 
-    An open loop that is not saturated serves what arrives; its replay ends with a drain that no steady state has.
+    An open loop that is not saturated serves what arrives; its replay ends with a drain that no steady state has. A
+    recorded trace is its own whole: every request counts, from the first arrival to the last answer.
     """
-    if isinstance(workload.load, ClosedLoad):
+    if isinstance(workload.load, ClosedLoad | TraceLoad):
         return sim, sim.requests_per_s
     span_s = float(sim.submitted_s.max() - sim.submitted_s.min())
     rest = sim.since(float(sim.submitted_s.min()) + min(WARM_E2ES * e2e_s, 0.4 * span_s))
@@ -208,17 +217,20 @@ def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: boo
 
 
 def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> float:
-    """Return the time over which the replay's work is spread [s]: without the drain of an open loop."""
-    if isinstance(workload.load, ClosedLoad) or is_saturated:
+    """Return the time over which the replay's work is spread [s]: that in which its requests arrive, in the long run.
+
+    The drain after the last arrival of an open loop that is not saturated is part of no steady state.
+    """
+    n = len(sim.submitted_s)
+    if isinstance(workload.load, ClosedLoad | TraceLoad) or is_saturated or n < 2:
         return sim.duration_s
-    drain_s = quantile(np.sort(sim.e2e_s), 0.5)
-    return max(sim.duration_s - drain_s, 0.5 * sim.duration_s)
+    return float(sim.submitted_s.max() - sim.submitted_s.min()) * n / (n - 1)
 
 
-def is_sparse(model: Model, deployment: Deployment) -> bool:
-    """Return whether a single engine start stands for this kind of plan: 4 bits, fp8 cache, experts or a pipeline."""
-    few_bits = deployment.weight_dtype in FOUR_BIT
-    return few_bits or deployment.kv_dtype == "fp8" or model.moe is not None or deployment.pp > 1
+def is_sparse(deployment: Deployment, workload: Workload) -> bool:
+    """Return whether one engine start stands for this kind of plan: fp8 cache, no CUDA graphs, a shared prefix."""
+    is_shared = deployment.prefix_caching and workload.prefix.shared_prefix_tokens > 0
+    return deployment.kv_dtype == "fp8" or deployment.enforce_eager or is_shared
 
 
 class _Widths:
@@ -245,9 +257,9 @@ class _Widths:
                 )
         return joined_rel(own, math.log1p(self.rel))
 
-    def interval(self, value: float, name: str) -> Interval:
-        """Return a value with its 90 % interval."""
-        width = self.of(name)
+    def interval(self, value: float, name: str, drawn: float = 0.0) -> Interval:
+        """Return a value with its 90 % interval; `drawn` is its standard error (natural log) from the drawn traffic."""
+        width = joined_rel(self.of(name), Z_95 * drawn)
         return Interval(value=value, low=value * math.exp(-width), high=value * math.exp(width))
 
 
@@ -275,9 +287,9 @@ def _memory(memory: Footprint, q: _Widths) -> dict[str, Interval]:
     }
 
 
-def _activity(run: Run, cluster: Cluster, deployment: Deployment, q: _Widths) -> dict[str, Interval]:
-    work, duration = run.simulation.total_work, run.simulation.duration_s
-    share = 1.0 / (deployment.pp * deployment.dp * duration)
+def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment, q: _Widths) -> dict[str, Interval]:
+    work = run.simulation.total_work
+    share = 1.0 / (deployment.pp * deployment.dp * span_s)
     flops = moved = 0.0
     for stage in run.replica.stages:
         pairs, context = stage.seen(work.tokens, work.pairs, work.sampled, work.context_tokens)
@@ -337,7 +349,7 @@ def _steady(
     steady: Mapping[str, float],
 ) -> Prediction:
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
-    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(model, deployment))
+    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(deployment, workload))
     values = transferred(coefficients, cluster.gpu)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
     found = _memory(memory, q)

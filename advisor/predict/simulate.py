@@ -24,11 +24,19 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Client:
-    """Delays outside the engine [s]: request to engine, token to client, and the client's serial work a request."""
+    """Delays outside the engine [s].
+
+    submit_s, return_s : request to engine, token to client
+    serial_s           : the client's work between two requests that it sends at once
+    wake_s             : an idle engine's, before it schedules: requests that arrive meanwhile share its first step
+    front_token_s      : of an HTTP server's front end a prompt token; it reads one request after the other
+    """
 
     submit_s: float
     return_s: float
     serial_s: float
+    wake_s: float = 0.0
+    front_token_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,7 @@ class _Run:
         self.first = np.full(n, np.nan)
         self.end = np.full(n, np.nan)
         self.n_done = 0
+        self.front_free_s = 0.0
         self.prompt = traffic.prompt_tokens.tolist()
         self.output = traffic.output_tokens.tolist()
         self.cached = traffic.cached_tokens.tolist()
@@ -206,6 +215,13 @@ class _Run:
             shared_blocks=min(self.shared_blocks, (self.prompt[index] - 1) // self.engines[0].limits.kv_block_tokens),
         )
 
+    def reaches_engine_s(self, index: int, sent_s: float) -> float:
+        """Return when a request that is sent at `sent_s` is at the engine [s]; calls in the order of sending."""
+        if self.client.front_token_s:
+            begin_s = max(sent_s, self.front_free_s)
+            sent_s = self.front_free_s = begin_s + self.client.front_token_s * self.prompt[index]
+        return sent_s + self.client.submit_s
+
     def done(self, finished: list[tuple[Sequence_, float]]) -> None:
         for sequence, end_s in finished:
             self.first[sequence.index] = sequence.first_token_s
@@ -228,11 +244,12 @@ class _Run:
 
     def _closed_one(self, engine: Engine, concurrency: int, indices: range) -> None:
         client = self.client
+        self.front_free_s = 0.0
         todo = iter(indices)
         pending: list[tuple[float, int, Sequence_]] = []
         for i, index in zip(range(concurrency), todo, strict=False):
             at = i * client.serial_s
-            heapq.heappush(pending, (at + client.submit_s, index, self.sequence(index, 0.0)))
+            heapq.heappush(pending, (self.reaches_engine_s(index, at), index, self.sequence(index, 0.0)))
         while True:
             finished = engine.advance(pending[0][0] if pending else float("inf"))
             if finished:
@@ -241,11 +258,11 @@ class _Run:
                     index = next(todo, -1)
                     if index >= 0:
                         at = end_s + client.return_s + k * client.serial_s
-                        heapq.heappush(pending, (at + client.submit_s, index, self.sequence(index, at)))
+                        heapq.heappush(pending, (self.reaches_engine_s(index, at), index, self.sequence(index, at)))
             elif pending:
                 at, _, sequence = heapq.heappop(pending)
                 if engine.is_idle:
-                    engine.idle_until(at)
+                    engine.idle_until(at + client.wake_s)
                 engine.enqueue(sequence)
             else:
                 return
@@ -255,13 +272,13 @@ class _Run:
         engines = self.engines
         client = self.client
         for index, submitted in enumerate(arrival_s.tolist()):
-            at = submitted + client.submit_s
+            at = self.reaches_engine_s(index, submitted)
             for engine in engines:
                 while finished := engine.advance(at):
                     self.done(finished)
             target = min(engines, key=lambda e: e.load_score) if len(engines) > 1 else engines[0]
             if target.is_idle:
-                target.idle_until(at)
+                target.idle_until(at + client.wake_s)
             target.enqueue(self.sequence(index, submitted))
         for engine in engines:
             while finished := engine.advance(float("inf")):

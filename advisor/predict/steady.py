@@ -98,7 +98,8 @@ def _solved(
     cache, columns : tokens that the KV cache holds; stages, replicas, sequences, batched tokens, 1 for prefix caching
     """
     pp, dp, seqs, budget, has_cache = columns
-    client_s, send_s = values["submit_s"] + values["return_s"], values["send_s"]
+    client_s = values["submit_s"] + values["http_s"] + values["wake_s"] + values["return_s"]
+    send_s = values["send_s"]
     prompt, output = mean_lengths(workload.lengths)
     hit = workload.prefix
     shared = min(hit.shared_prefix_tokens, prompt)
@@ -111,7 +112,7 @@ def _solved(
     def mean_step(n: Floats) -> tuple[Floats, Floats, Floats]:
         """Return mean step time, pure decode step time and the time that one request's prompt adds to its step [s]."""
         group = n / pp
-        context = group * held
+        context = group * held - np.maximum(group - 1.0, 0.0) * has_cache * shared * (1.0 - values["shared_kv_frac"])
         chunk = np.minimum(to_compute, np.maximum(budget - group, 1.0))
         pairs = chunk * (0.5 * (chunk + 1.0) + 0.5 * (to_compute - chunk))
         # row 0: a step of decodes alone; row 1: one that also carries a chunk of a prompt

@@ -7,6 +7,7 @@ Every method works on scalars and on arrays: the simulator calls it with numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
 from advisor.laws.kv import kv_heads_per_rank
-from advisor.laws.roofline import ceiling, larger_of, smooth_max
+from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.clock import Clock
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Deployment, Gpu
@@ -60,10 +61,6 @@ class Gemm:
     weight_bytes: Real
     n_column_tiles: Real
     is_stacked: bool = False
-
-    def total(self, seconds: Real) -> Real:
-        """Return times of these kinds summed."""
-        return seconds.sum(axis=0) if self.is_stacked else seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +110,7 @@ class StepCost:
     host_graph_s: Real
     host_eager_s: Real
     host_seq_s: Real
+    host_busy_factor: Real
     graph_tokens: int
     window_tokens: float = 0.0
     window_frac: float = 0.0
@@ -138,19 +136,20 @@ class StepCost:
 
         The event loop computes them once a number (`clock.Clock`): what else decides a term belongs into another group.
         """
+        ceil = np.ceil if isinstance(n_tokens, np.ndarray) else math.ceil
         linear = 0.0 * n_tokens
-        padded = n_tokens + self.wave_frac * (ceiling(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
-        row_tiles = ceiling(n_tokens / TILE_ROWS)
+        padded = n_tokens + self.wave_frac * (ceil(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
+        row_tiles = ceil(n_tokens / TILE_ROWS)
         for gemm in self.gemms:
             waves = row_tiles * (gemm.n_column_tiles / self.n_sms)
             # below one wave kernels split the sum instead, so that no processor idles
-            idle = self.wave_frac * (ceiling(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
+            idle = self.wave_frac * (ceil(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
             seconds = smooth_max(
                 padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
                 gemm.weight_bytes / self.stream_bytes_per_s,
                 self.sharpness,
             )
-            linear = linear + gemm.total(seconds)
+            linear = linear + (seconds.sum(axis=0) if gemm.is_stacked else seconds)
         experts = 0.0 * n_tokens
         if self.n_experts:
             experts = smooth_max(
@@ -235,13 +234,16 @@ class StepCost:
         Decode steps replay one full CUDA graph; steps with prompt tokens launch each layer apart: a graph a layer up to
         the largest captured size, every kernel by itself above it.
         """
-        return self.launch_s(n_prefill + n_decode, n_prefill > 0) + n_sampled * self.host_seq_s
+        is_shared = (n_prefill > 0) * (n_decode > 0)
+        layers = self.layer_launch_s(n_prefill + n_decode, n_prefill > 0)
+        return (
+            self.host_step_s + layers * (1.0 + is_shared * (self.host_busy_factor - 1.0)) + n_sampled * self.host_seq_s
+        )
 
-    def launch_s(self, n_tokens: Real, is_mixed: Real) -> Real:
-        """Return the part of `host_s` that sampling has no share in [s]; `is_mixed`: there are prompt tokens."""
+    def layer_launch_s(self, n_tokens: Real, is_mixed: Real) -> Real:
+        """Return the host time of the layers' kernels when nobody else is served [s]; `is_mixed`: there are prompts."""
         is_large = n_tokens > self.graph_tokens
-        layers = is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
-        return self.host_step_s + layers
+        return is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
 
     def decode_s(self, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the time of a pure decode step, host-bound where the GPU is faster than its launch [s]."""
@@ -386,8 +388,10 @@ def step_cost(
         clock_exponent=c["clock_exponent"],
         host_step_s=c["host_step_s"],
         host_graph_s=c["host_graph_layer_s"] * n_layers,
-        host_eager_s=c["host_eager_layer_s"] * n_layers * (c["host_tp_factor"] if tp > 1 else 1.0),
+        host_eager_s=(c["host_eager_layer_s"] * n_layers + c["host_moe_layer_s"] * shapes.n_moe_layers * share)
+        * (c["host_tp_factor"] if tp > 1 else 1.0),
         host_seq_s=c["host_seq_s"],
+        host_busy_factor=c["host_busy_factor"],
         graph_tokens=0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512),
         window_tokens=float(shapes.sliding_window_tokens),
         window_frac=shapes.n_sliding_layers / shapes.n_layers,

@@ -52,6 +52,29 @@ def draw_lengths(lengths: Lengths, n: int, rng: np.random.Generator) -> tuple[ND
     return np.asarray(lengths.prompt_tokens)[index], np.asarray(lengths.output_tokens)[index]
 
 
+@lru_cache(maxsize=64)
+def _even_normals(n: int) -> NDArray[np.float64]:
+    """Return the standard normal at the middles of `n` equal shares of probability."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf((i + 0.5) / n) for i in range(n)])
+
+
+def even_lengths(lengths: Lengths, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `n` prompt and output lengths whose distribution is the workload's own, in random order [tokens].
+
+    Stratified sampling with one value a stratum, independent for prompt and output: the mean and the tail of some
+    hundred requests are those of the long run, and only order and arrivals are left to chance (Law 2015, Simulation
+    Modeling and Analysis, section 11.1: variance reduction).
+    """
+    if not isinstance(lengths, LognormalLengths):
+        return draw_lengths(lengths, n, rng)
+    z = _even_normals(n)
+    factors = np.exp(-0.5 * lengths.sigma**2 + lengths.sigma * np.stack([rng.permutation(z), rng.permutation(z)]))
+    prompt = np.clip((lengths.prompt_tokens_mean * factors[0]).astype(np.int64), *lengths.prompt_clip)
+    output = np.clip((lengths.output_tokens_mean * factors[1]).astype(np.int64), *lengths.output_clip)
+    return np.maximum(prompt, 1), np.maximum(output, 1)
+
+
 @lru_cache(maxsize=256)
 def mean_lengths(lengths: Lengths) -> tuple[float, float]:
     """Return the mean prompt and output length [tokens], clipping included (by quadrature over the lognormal)."""
@@ -107,8 +130,12 @@ def arrival_times(load: OpenLoad, rng: np.random.Generator) -> NDArray[np.float6
     return np.asarray(times, dtype=np.float64)
 
 
-def draw(workload: Workload, seed: int, *, prefix_caching: bool, block_tokens: int = 16) -> Traffic:
+def draw(
+    workload: Workload, seed: int, *, prefix_caching: bool, block_tokens: int = 16, is_even: bool = False
+) -> Traffic:
     """Return the requests of `workload`, the same for the same seed.
+
+    is_even : lengths as in the long run (a forecast), else drawn one by one as a client does (a measured run)
 
     Prefix hits are whole blocks: the shared prompt is cached after its first use, a share of the rest by conversation.
     """
@@ -122,7 +149,7 @@ def draw(workload: Workload, seed: int, *, prefix_caching: bool, block_tokens: i
     else:
         arrivals = arrival_times(load, rng)
         n = len(arrivals)
-    prompt, output = draw_lengths(workload.lengths, n, rng)
+    prompt, output = (even_lengths if is_even else draw_lengths)(workload.lengths, n, rng)
     cached = np.zeros(n, dtype=np.int64)
     shared = 0
     if prefix_caching:
@@ -132,5 +159,6 @@ def draw(workload: Workload, seed: int, *, prefix_caching: bool, block_tokens: i
         hit = shared + (rest * prefix.conversation_hit_frac).astype(np.int64) // block_tokens * block_tokens
         # the last token is always computed, so a full hit still leaves one block to compute (vLLM: num_tokens - 1)
         cached = np.maximum(0, np.minimum(hit, (prompt - 1) // block_tokens * block_tokens))
-        cached[0] = 0
+        if not prefix.is_warm:
+            cached[0] = 0
     return Traffic(prompt.astype(np.int64), output.astype(np.int64), cached, shared, arrivals, concurrency)

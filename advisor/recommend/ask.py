@@ -180,6 +180,12 @@ def workload_of(request: Request, catalog: Catalog) -> Workload:
     elif request.concurrency is not None:
         load = ClosedLoad(concurrency=request.concurrency)
     prefix = request.prefix if request.prefix is not None else preset.prefix
+    prompt, _ = mean_tokens(lengths)
+    if prefix.shared_prefix_tokens >= prompt:
+        raise DomainError(
+            f"a shared prefix of {prefix.shared_prefix_tokens:,} tokens leaves nothing of a mean prompt of"
+            f" {prompt:,.0f} tokens, which contains it; give fewer, or longer prompts"
+        )
     return Workload(name=preset.name, lengths=lengths, load=load, prefix=prefix)
 
 
@@ -206,7 +212,10 @@ def fit_context(
         whose = "--max-model-len" if request.max_model_len else f"the context of {model.name}"
         reason = f"{what} up to {least:,} tokens (prompt + output), {whose} is {limit:,}"
         ratio = limit / least
-        nearest = f"--prompt-tokens {int(prompt_mean * ratio)} --output-tokens {max(1, int(output_mean * ratio))}"
+        output = min(max(1, int(output_mean * ratio)), limit - 1)
+        nearest = f"--prompt-tokens {min(max(1, int(prompt_mean * ratio)), limit - output)} --output-tokens {output}"
+        if limit < 2:
+            nearest = "a context of at least 2 tokens: one of the prompt and one of the answer"
         return workload, limit, (reason, nearest), []
     prompt, output = quantile_tokens(lengths, Z_999)
     notes = []

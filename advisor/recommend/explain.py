@@ -8,7 +8,8 @@ from typing import Any
 
 from advisor.predict.deepspeed_paths import path_of
 from advisor.predict.shapes import shapes_of
-from advisor.recommend.ask import Question, mean_tokens
+from advisor.predict.traffic import mean_lengths
+from advisor.recommend.ask import Question
 from advisor.recommend.plan import latency_s
 from advisor.recommend.search import Found
 from advisor.schema import ClosedLoad, Deployment, FixedLengths, Note, Plan, Prediction, Rejected
@@ -54,7 +55,7 @@ def plan_text(plan: Plan, *, with_gpu: bool = False) -> str:
 
 def workload_text(question: Question) -> str:
     """Return the workload in one sentence part: lengths and load."""
-    prompt, output = mean_tokens(question.workload.lengths)
+    prompt, output = mean_lengths(question.workload.lengths)
     spread = "" if isinstance(question.workload.lengths, FixedLengths) else " on average"
     load = question.workload.load
     who = (

@@ -26,6 +26,19 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return form | prediction_json(plan.prediction) | {"notes": remarks}
 
 
+def plan_from_json(form: Any) -> Plan:
+    """Return the plan that `plan_json` wrote; the remarks of its prediction stay among its own.
+
+    Raises ValidationError for anything else.
+    """
+    if not isinstance(form, dict):
+        return Plan.model_validate(form)
+    keys = ("breakdowns", "method", "is_saturated")
+    prediction = {"quantities": form.get("prediction")} | {key: form[key] for key in keys if key in form}
+    own = {key: form[key] for key in Plan.model_fields if key in form}
+    return Plan.model_validate(own | {"prediction": prediction, "usd_per_h": form.get("usd_per_h") or 0.0})
+
+
 def recommendation_json(answer: Recommendation) -> dict[str, Any]:
     """Return the whole answer as plain JSON types, `schema_version` first."""
     shown = {plan.rank: plan_json(plan) for plan in answer.plans}

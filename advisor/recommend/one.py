@@ -51,9 +51,11 @@ def deployment_of(question: Question, chosen: Mapping[str, Any]) -> Deployment:
     if "pp" not in chosen and any(at.pp == 1 for at in able):
         able = [at for at in able if at.pp == 1] if "tp" in chosen else able
     if not able:
+        legal = ", ".join(str(at.pp) for at in spread if at.tp == one.tp)
+        nodes = f", {cluster.n_nodes} nodes of {cluster.gpus_per_node}" if cluster.n_nodes > 1 else ""
         raise DomainError(
-            f"tp {one.tp} x pp {one.pp} does not fit {cluster.n_gpus} GPUs; pp can be at most"
-            f" {max((at.pp for at in spread if at.tp == one.tp), default=1)}"
+            f"tp {one.tp} x pp {one.pp} does not fit {cluster.n_gpus} GPUs{nodes}, with as many stages on every node;"
+            f" legal pp: {legal}"
         )
     trials = [
         (at, one.model_copy(update={"tp": at.tp, "pp": at.pp, "n_nodes": at.n_nodes}))

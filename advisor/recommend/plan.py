@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from advisor.emit.deepspeed import command_for
 from advisor.emit.vllm import launch_notes, vllm_command
 from advisor.predict.bill import Tariff, energy, money
+from advisor.predict.capacity import MAX_LOAD_FRAC
 from advisor.predict.traffic import mean_lengths
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.rank import (
-    MAX_LOAD_FRAC,
     NO_LATENCY,
     badness,
     missed,

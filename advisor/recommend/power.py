@@ -11,12 +11,13 @@ import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
+from advisor.laws.cost import electricity_usd_per_h
 from advisor.laws.power import node_power_w
 from advisor.predict.bill import HostedPrice, Ownership, Tariff, energy, money, rack_nodes
 from advisor.predict.limits import clock_bound_frac, limited_runs
 from advisor.predict.serving import MAX_E2E_S, Run, counted, replay
 from advisor.predict.simulate import STATISTICS
-from advisor.predict.spend import prefill_energy_frac
+from advisor.predict.spend import node_power, prefill_energy_frac
 from advisor.predict.steady import sweep
 from advisor.predict.traffic import mean_lengths
 from advisor.recommend.ask import Question, ask
@@ -102,7 +103,9 @@ def power_report(question: Question, deployment: Deployment, terms: Terms | None
         board_power=parts,
         energy=boards,
         node_energy=nodes,
-        money=_money(question, deployment, plan, terms, nodes["electricity_usd_per_h"], prefill),
+        money=_money(
+            question, deployment, plan, terms, _electricity(question, deployment, nodes, power, terms), prefill
+        ),
         limits=rows,
         best_energy_limit_w=best[0],
         best_node_energy_limit_w=best[1],
@@ -213,6 +216,24 @@ def _best(rows: tuple[LimitRow, ...]) -> tuple[float | None, float | None, float
     trusted = [r for r in rows if r.clock_frac >= TRUSTED_CLOCK_FRAC or r is rows[-1]]
     keeping = [r for r in trusted if r.meets_slo]
     return least(trusted, "energy_j_per_output_token"), least(trusted, node), least(keeping, node)
+
+
+def _electricity(
+    question: Question, deployment: Deployment, nodes: Mapping[str, Interval], power: CoefficientSet, terms: Terms
+) -> Interval:
+    """Return what whole nodes use an hour, on average over hours with this load and hours that idle [USD/h]."""
+    loaded, share = nodes["electricity_usd_per_h"], terms.utilization_frac
+    request, n = question.request, deployment.n_gpus
+    idle_w = question.pools[0].cluster.gpu.idle_power_w * n
+    idle = node_power(Interval(value=idle_w, low=idle_w, high=idle_w), n, power)
+
+    def mean(on_usd: float, off_w: float) -> float:
+        off = float(electricity_usd_per_h(off_w, request.electricity_usd_per_kwh, request.pue))
+        return share * on_usd + (1.0 - share) * off
+
+    return Interval(
+        value=mean(loaded.value, idle.value), low=mean(loaded.low, idle.low), high=mean(loaded.high, idle.high)
+    )
 
 
 def _money(

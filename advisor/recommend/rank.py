@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from advisor.predict.capacity import MAX_LOAD_FRAC
 from advisor.schema import Objective, Prediction, Request, Slo, Target
 from advisor.units import HOUR_S, MILLION
 
@@ -15,9 +16,6 @@ Floats = NDArray[np.float64]
 Real = Any  # a number or an array; numpy's stubs cannot say "the same as the argument"
 SCORE_BINS = 200.0
 """Scores within 0.5 % (1/200 in the logarithm) count as equal; then the faster plan wins."""
-MAX_LOAD_FRAC = 0.9
-"""Load over saturation up to which a plan counts as good: beyond it waiting grows without measure, which some hundred
-simulated requests do not show (M/M/1: ten service times at 0.9; Kleinrock 1975, Queueing Systems 1, section 3.2)."""
 NO_LATENCY = 1e30
 """Stands for the latency of a saturated plan, which is no number, where plans are sorted."""
 SATURATED = 1e9

@@ -23,6 +23,9 @@ from advisor.recommend.static import offers
 from advisor.schema import Deployment, Rejected, Workload
 from advisor.units import format_usd, format_w
 
+POWER_ERROR = 1.3
+"""The closed form's estimate of power is up to a quarter off the replay's: within this factor above the cap a plan
+is simulated before it is rejected."""
 NEAR_MISS = 1.6
 """A cheaper plan that misses its targets by up to this factor in the closed form is simulated before it is dropped."""
 
@@ -119,11 +122,11 @@ def _limits(
             rejections.add(pool.name, "budget", float(hourly[i]), rejected)
         keep &= ~over
     if request.power_cap_w is not None:
-        over = power > request.power_cap_w
+        over = power > POWER_ERROR * request.power_cap_w
         fewer = int(request.power_cap_w / float((power / n).min())) if len(n) else 0
         nearest = n_gpus_text(fewer) if fewer else f"a cap of {format_w(float(power.min()))}"
         for i in np.flatnonzero(over).tolist():
-            reason = f"draws {format_w(power[i])}, the cap is {format_w(request.power_cap_w)}"
+            reason = f"draws about {format_w(power[i])}, the cap is {format_w(request.power_cap_w)}"
             rejected = Rejected(backend="vllm", deployment=fits.deployments[i], reason=reason, nearest=nearest)
             rejections.add(pool.name, "power", float(power[i]), rejected)
         keep &= ~over
@@ -223,6 +226,7 @@ class _Contest:
         self.n_gpus = np.array([d.n_gpus for d in table.deployments], dtype=float)
         self.simulated: dict[int, Option] = {}
         self.failed: set[int] = set()
+        self.over_cap: list[Option] = []
         self.keys = table.keys()
 
     def factors(self) -> Floats:
@@ -292,23 +296,31 @@ class _Contest:
             option = self.predict(row, "simulated")
             if option is None:
                 continue
+            cap, power = self.question.request.power_cap_w, option.prediction.quantities.get("board_power_w")
+            if cap is not None and power is not None and power.value > cap:
+                self.failed.add(row)
+                self.over_cap.append(option)
+                continue
             self.simulated[row] = option
             self.known[0, row] = option_score(self.question, option, has_prices=self.has_prices)
             self.known[1, row] = option_badness(self.question, option)
             self.known[2, row] = latency_s(option.prediction)
 
 
-def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[list[Option], int]:
+def _contest(question: Question, table: Table, rejections: Rejections, *, has_prices: bool) -> tuple[list[Option], int]:
     contest = _Contest(question, table, has_prices=has_prices)
     n = question.request.n_finalists
+    cap = question.request.power_cap_w
     if n:
         contest.simulate(choose_finalists(question, table, contest.ranked(), n))
-        for _ in range(n + 2):
+        for _ in range(n + 2 if cap is None else 4 * n + 2):
             leader = next(iter(contest.ranked()), None)
             if leader is None or leader in contest.simulated:
                 break
             contest.simulate([leader])
         contest.simulate(_other_settings(contest, min(1, n - 1)))
+    for over in contest.over_cap:
+        _within(question, over, rejections)
     options: list[Option] = []
     rows: list[int] = []
     factors = table.factors = contest.factors()
@@ -318,6 +330,8 @@ def _contest(question: Question, table: Table, *, has_prices: bool) -> tuple[lis
         if row in contest.simulated:
             options.append(contest.simulated[row])
             rows.append(row)
+        elif cap is not None and table.values["board_power_w"][row] > cap:
+            continue
         elif len(options) < question.request.max_plans and not _is_beaten(table, row, rows):
             option = contest.predict(row, "steady")
             if option is not None:
@@ -357,7 +371,7 @@ def search(question: Question) -> Found:
     if "vllm" in allowed:
         table = tabulate(question, rejections, has_prices=has_prices)
         if table.deployments:
-            options, n_simulated = _contest(question, table, has_prices=has_prices)
+            options, n_simulated = _contest(question, table, rejections, has_prices=has_prices)
     deepspeed = tuple(b for b in DEEPSPEED_BACKENDS if b in allowed)
     for pool in question.pools if deepspeed else ():
         for offer in offers(question, pool, deepspeed, rejections):

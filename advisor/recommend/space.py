@@ -49,6 +49,8 @@ def legal_tp(model: Model, cluster: Cluster) -> list[int]:
 def layouts(model: Model, cluster: Cluster) -> Iterator[Layout]:
     """Yield every legal layout of one replica; a tensor-parallel group never leaves its node, stages may.
 
+    Of several nodes each holds as many stages: vLLM's launcher wants as many ranks on every node, and an uneven number
+    would tear a tensor-parallel group apart.
     Experts are split like the other matrices: no run of ours tells what whole experts a GPU (EP) cost in messages.
     """
     per_node = cluster.gpus_per_node
@@ -56,6 +58,8 @@ def layouts(model: Model, cluster: Cluster) -> Iterator[Layout]:
         stages_per_node = per_node // tp
         for pp in range(1, min(MAX_PP, model.n_layers, stages_per_node * cluster.n_nodes) + 1):
             n_nodes = math.ceil(pp / stages_per_node)
+            if pp % n_nodes:
+                continue
             max_dp = cluster.n_nodes * (per_node // (tp * pp)) if n_nodes == 1 else cluster.n_nodes // n_nodes
             yield Layout(tp, pp, n_nodes, max_dp)
 

@@ -23,5 +23,10 @@ class Noun(BaseModel):
 def first_error(error: ValidationError) -> str:
     """Return the first problem of a pydantic error as one sentence: field, rule, value."""
     problem: Any = error.errors()[0]
+    if not problem["loc"]:
+        # a rule about several fields says itself which, and its input is the whole object
+        return str(printable(problem["msg"].removeprefix("Value error, "), 300))
+    if problem["type"] == "missing":
+        return f"'{printable('.'.join(str(part) for part in problem['loc']))}' field required"
     where = ".".join(str(part) for part in problem["loc"]) or "value"
     return f"'{printable(where)}' {problem['msg'].lower()} (got {printable(problem.get('input'))!r})"

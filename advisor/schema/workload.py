@@ -111,6 +111,7 @@ class PrefixSharing(Noun):
     conversation_hit_frac: Fraction = Field(
         default=0.0, description="share of the rest of the prompt that an earlier turn left in the cache"
     )
+    is_warm: bool = Field(default=False, description="the shared prompt is cached before the first request")
 
 
 class Workload(Noun):

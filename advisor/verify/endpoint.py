@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -21,6 +22,16 @@ class EndpointError(AdvisorError):
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """What vLLM's own metrics say of its KV cache: blocks of one engine, tokens a block, settings as text."""
+
+    n_kv_blocks: int
+    kv_block_tokens: int
+    gpu_memory_utilization: float | None = None
+    prefix_caching: bool | None = None
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """An endpoint that answered: base URL, model to ask for, longest context and release as far as it tells them."""
 
@@ -28,6 +39,7 @@ class Endpoint:
     model: str
     max_model_len: int | None = None
     engine_version: str = ""
+    cache: CacheConfig | None = None
 
 
 def base_url(text: str) -> str:
@@ -125,8 +137,30 @@ def _json(url: str, status: int, kind: str, body: bytes) -> dict[str, Any]:
     return document
 
 
+_CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(?P<labels>[^}]*)\}", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+def cache_config(metrics: str) -> CacheConfig | None:
+    """Return the cache of the first engine in vLLM's metrics page, None when the page does not tell it."""
+    line = _CACHE_INFO.search(metrics)
+    labels = dict(_LABEL.findall(line["labels"])) if line else {}
+    try:
+        n_blocks, block_tokens = int(labels["num_gpu_blocks"]), int(labels["block_size"])
+    except (KeyError, ValueError):
+        return None
+    if not (0 < n_blocks < 10**12 and 0 < block_tokens < 10**6):
+        return None
+    try:
+        share: float | None = float(labels.get("gpu_memory_utilization", ""))
+    except ValueError:
+        share = None
+    caching = {"True": True, "False": False}.get(labels.get("enable_prefix_caching", ""))
+    return CacheConfig(n_blocks, block_tokens, share, caching)
+
+
 def probe(endpoint: str, *, wanted_model: str = "", key: str = "", timeout_s: float = 20) -> Endpoint:
-    """Return what the endpoint serves; asks /v1/models and, for vLLM, /version.
+    """Return what the endpoint serves; asks /v1/models and, for vLLM, /version and /metrics.
 
     With no `wanted_model` the only served model is taken.
 
@@ -153,4 +187,6 @@ def probe(endpoint: str, *, wanted_model: str = "", key: str = "", timeout_s: fl
             version = printable(json.loads(body).get("version", ""), 40)
         except (ValueError, AttributeError):
             version = ""
-    return Endpoint(url, name, length if isinstance(length, int) and length > 0 else None, version)
+    status, kind, body = _get(url, "/metrics", key, timeout_s)
+    cache = cache_config(body.decode("utf-8", "replace")) if status == 200 and "text/plain" in kind else None
+    return Endpoint(url, name, length if isinstance(length, int) and length > 0 else None, version, cache)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from advisor.errors import AdvisorError, DomainError
 from advisor.schema import (
     ClosedLoad,
+    Coefficient,
     FixedLengths,
     LognormalLengths,
     Model,
@@ -18,15 +19,20 @@ from advisor.schema import (
     Noun,
     Plan,
     Prediction,
+    TraceLengths,
+    TraceLoad,
     Workload,
 )
-from advisor.schema.run_record import Measured, RunRecord
-from advisor.verify.compare import LIGHT, LOAD, Row, blame, compare
+from advisor.schema.run_record import Measured, RunRecord, Startup
+from advisor.verify.compare import LIGHT, LOAD, START, Row, blame, compare, has_gap
 from advisor.verify.drive import Listener, drive
 from advisor.verify.endpoint import Endpoint, EndpointError, failure_sentence, probe
-from advisor.verify.measure import client_lag_s, flat, measured, most_common
+from advisor.verify.measure import Traced, client_lag_s, flat, measured, most_common
+from advisor.verify.suspects import Suspect, Vary, suspect_text, suspects
 
 N_LIGHT_REQUESTS = 8
+# The first request of a server that has just started compiles kernels and opens the connection.
+N_WARM_REQUESTS = 1
 # Requests of a closed load that names no count: each client sends this many, so that start and end weigh little.
 ROUNDS = 8
 # A client that sends later than this share of TTFT measures itself.
@@ -52,6 +58,7 @@ class VerifyReport(Noun):
     cells: tuple[CellReport, ...]
     rows: tuple[Row, ...]
     verdict: str
+    suspects: tuple[Suspect, ...] = ()
     n_inside: int
     notes: tuple[Note, ...] = ()
     records: tuple[RunRecord, ...] = ()
@@ -94,25 +101,66 @@ def fit_lengths(workload: Workload, max_model_len: int | None) -> tuple[Workload
     return workload.model_copy(update={"lengths": clipped}), Note(level="info", text=text)
 
 
-def counted(workload: Workload) -> Workload:
-    """Return the workload with a number of requests, so that a closed load ends."""
+def counted(workload: Workload, n_requests: int | None = None, duration_s: float | None = None) -> Workload:
+    """Return the workload with an end: so many requests, or for an open load so many seconds.
+
+    Raises:
+        DomainError: a duration for a closed loop, either for a recorded trace, or both.
+    """
     load = workload.load
-    if isinstance(load, ClosedLoad) and load.n_requests is None:
-        return workload.model_copy(update={"load": load.model_copy(update={"n_requests": ROUNDS * load.concurrency})})
-    return workload
+    if n_requests is not None and duration_s is not None:
+        raise DomainError("give the number of requests or the duration, not both")
+    if isinstance(load, TraceLoad):
+        if n_requests is not None or duration_s is not None:
+            raise DomainError("a recorded trace has its own requests: give neither their number nor a duration")
+        return workload
+    if isinstance(load, ClosedLoad):
+        if duration_s is not None:
+            raise DomainError("a closed loop ends after a number of requests, not after a duration")
+        n = n_requests or load.n_requests or ROUNDS * load.concurrency
+        return workload.model_copy(update={"load": load.model_copy(update={"n_requests": n})})
+    if n_requests is None and duration_s is None:
+        return workload
+    ends = {"n_requests": n_requests, "duration_s": duration_s}
+    return workload.model_copy(update={"load": type(load).model_validate(load.model_dump() | ends)})
 
 
-def light(workload: Workload) -> Workload:
-    """Return the same lengths one request at a time: no queue, no batch."""
-    load = ClosedLoad(concurrency=1, n_requests=N_LIGHT_REQUESTS)
+def light(workload: Workload, n_requests: int = N_LIGHT_REQUESTS) -> Workload:
+    """Return the same lengths one request at a time: no queue, no batch; the first request only warms up."""
+    load = ClosedLoad(concurrency=1, n_requests=n_requests + N_WARM_REQUESTS)
     return workload.model_copy(update={"name": f"{workload.name}, one at a time", "load": load})
+
+
+def as_sent(workload: Workload, requests: list[Traced]) -> Workload:
+    """Return the very requests that were answered: lengths and, of an open load, arrivals.
+
+    A prediction for them differs from what was measured by the model's error alone, not by what was drawn.
+    """
+    is_closed = isinstance(workload.load, ClosedLoad)
+    ordered = sorted(requests, key=lambda r: r.start_s if is_closed else r.arrival_s)
+    lengths = TraceLengths(
+        name="as sent",
+        prompt_tokens=tuple(max(1, r.prompt_tokens) for r in ordered),
+        output_tokens=tuple(max(1, r.output_tokens) for r in ordered),
+    )
+    if isinstance(workload.load, ClosedLoad):
+        load: ClosedLoad | TraceLoad = workload.load.model_copy(update={"n_requests": len(ordered)})
+    else:
+        load = TraceLoad(arrival_s=tuple(r.arrival_s - ordered[0].arrival_s for r in ordered))
+    return workload.model_copy(update={"lengths": lengths, "load": load})
 
 
 def run_record(
     cell: CellReport, plan: Plan, model: Model, endpoint: Endpoint, run_id: str, hf_config: dict[str, Any]
 ) -> RunRecord:
     """Return the run record, schema 1, of one measured cell; power is not known to an HTTP client."""
-    deployment = plan.deployment
+    deployment, cache = plan.deployment, endpoint.cache
+    startup = None
+    if cache is not None:
+        tokens = cache.n_kv_blocks * cache.kv_block_tokens
+        startup = Startup(
+            n_kv_blocks=cache.n_kv_blocks, kv_block_tokens=cache.kv_block_tokens, kv_cache_tokens=tokens
+        ).model_dump(exclude_none=True)
     return RunRecord.model_validate(
         {
             "schema": 1,
@@ -135,6 +183,7 @@ def run_record(
             "gpu_memory_utilization": deployment.gpu_memory_utilization,
             "prefix_caching": deployment.prefix_caching,
             "enforce_eager": deployment.enforce_eager,
+            "startup": startup,
             "load": cell.workload.load.model_dump(mode="json", exclude_none=True),
             "lengths": cell.workload.lengths.model_dump(mode="json"),
             "measured": cell.measured.model_dump(mode="json", exclude_none=True),
@@ -142,6 +191,25 @@ def run_record(
             "cell": cell.name,
         }
     )
+
+
+def _differences(live: Endpoint, plan: Plan, model: Model) -> list[Note]:
+    """Return a warning for each way in which the server is not the plan's."""
+    d, texts = plan.deployment, []
+    if live.model not in (model.hf_id, model.name):
+        texts.append(f"the endpoint serves '{live.model}', the plan is for '{model.name}'")
+    if live.engine_version and live.engine_version != d.engine_version:
+        texts.append(f"the endpoint runs release {live.engine_version}, the plan is for {d.engine_version}")
+    cache = live.cache
+    if cache is not None and d.backend == "vllm":
+        share = cache.gpu_memory_utilization
+        if share is not None and abs(share - d.gpu_memory_utilization) > 1e-6:
+            texts.append(
+                f"the server's gpu_memory_utilization is {share:g}, the plan's is {d.gpu_memory_utilization:g}"
+            )
+        if cache.prefix_caching is not None and cache.prefix_caching != d.prefix_caching:
+            texts.append(f"prefix caching is {'on' if cache.prefix_caching else 'off'} there, not as in the plan")
+    return [Note(level="warning", text=text) for text in texts]
 
 
 def verify(
@@ -154,6 +222,11 @@ def verify(
     served_model: str = "",
     key: str = "",
     predict: Predict | None = None,
+    vary: Vary | None = None,
+    coefficients: Mapping[str, Coefficient] | None = None,
+    n_requests: int | None = None,
+    duration_s: float | None = None,
+    n_light: int = N_LIGHT_REQUESTS,
     timeout_s: float = 120,
     seed: int = 0,
     listen: Listener | None = None,
@@ -161,25 +234,26 @@ def verify(
     """Return how a live endpoint behaves beside the plan's prediction.
 
     Two cells run: requests one at a time, where nothing queues, and the plan's workload. `predict` gives the prediction
-    for another workload of the same plan (the first cell's); without it only the second cell is compared.
+    of the same plan for the requests that a cell really sent; without it the plan's own stands beside the second cell.
+    With `vary` and `coefficients` gaps are traced to the coefficient that would explain them.
 
     Raises:
         EndpointError: the endpoint does not answer as an OpenAI-compatible streaming server, or fails every request.
         DomainError, UnknownName: the address, the served model or the lengths do not fit.
     """
+    asked = counted(workload, n_requests, duration_s)
     live = probe(endpoint, wanted_model=served_model, key=key, timeout_s=min(timeout_s, 20))
-    asked, clipped = fit_lengths(counted(workload), live.max_model_len)
-    notes = [clipped] if clipped else []
-    if live.model not in (model.hf_id, model.name):
-        notes.append(Note(level="warning", text=f"the endpoint serves '{live.model}', the plan is for '{model.name}'"))
-    wanted = plan.deployment.engine_version
-    if live.engine_version and live.engine_version != wanted:
-        notes.append(
-            Note(level="warning", text=f"the endpoint runs release {live.engine_version}, the plan is for {wanted}")
-        )
+    asked, clipped = fit_lengths(asked, live.max_model_len)
+    notes = [*([clipped] if clipped else []), *_differences(live, plan, model)]
     cells: list[CellReport] = []
     rows: list[Row] = []
-    for name, traffic in ((LIGHT, light(asked)), (LOAD, asked)):
+    sent_by: dict[str, Workload] = {}
+    if live.cache is not None:
+        tokens = float(live.cache.n_kv_blocks * live.cache.kv_block_tokens)
+        rows += compare(START, plan.prediction, {"kv_cache_tokens": tokens})
+    for name, traffic in ((LIGHT, light(asked, n_light)), (LOAD, asked)):
+        if name == LIGHT and not n_light:
+            continue
         answered, failed = drive(
             live,
             traffic,
@@ -190,24 +264,36 @@ def verify(
             seed=seed,
             listen=listen,
         )
-        if not answered:
+        if name == LIGHT:
+            answered = sorted(answered, key=lambda r: r.start_s)[N_WARM_REQUESTS:]
+        if not answered and failed:
             worst = most_common(failed)
             raise EndpointError(failure_sentence(worst.kind, worst.text, live.base_url))
         if failed:
             worst = most_common(failed)
             text = f"{len(failed)} of {len(failed) + len(answered)} requests of the {name} cell failed: "
             notes.append(Note(level="warning", text=text + failure_sentence(worst.kind, worst.text, live.base_url)))
+        sent = sent_by[name] = as_sent(traffic, answered)
+        if name == LIGHT:
+            traffic = traffic.model_copy(update={"load": sent.load})
         cell = CellReport(name=name, workload=traffic, measured=measured(answered), n_failed=len(failed))
         cells.append(cell)
         lag_s, ttft = client_lag_s(answered), cell.measured.ttft_s
         if ttft is not None and lag_s > LAG_FRAC * ttft.p50:
             text = f"the client was up to {1e3 * lag_s:.0f} ms late in the {name} cell: use a faster client machine"
             notes.append(Note(level="warning", text=text))
-        prediction = plan.prediction if name == LOAD else (predict(traffic) if predict else None)
-        if prediction is not None:
-            rows += compare(name, prediction, flat(cell.measured))
+        promised = plan.prediction if name == LOAD else None
+        expected = predict(sent) if predict is not None and len(answered) > 1 else promised
+        if expected is not None:
+            rows += compare(name, expected, flat(cell.measured), promised)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    wanted = plan.deployment.engine_version
     run_id = f"verify-{plan.deployment.backend}-{wanted}__{plan.deployment.gpu}__{model.name}-{stamp}"
+    verdict = blame(tuple(rows))
+    found: tuple[Suspect, ...] = ()
+    if predict is not None and vary is not None and coefficients and has_gap(tuple(rows)):
+        found = suspects(rows, sent_by, coefficients, vary, predict)
+        verdict = "; ".join(filter(None, (verdict, suspect_text(found))))
     records = tuple(run_record(cell, plan, model, live, run_id, hf_config or {}) for cell in cells)
     return VerifyReport(
         endpoint=live.base_url,
@@ -215,7 +301,8 @@ def verify(
         engine_version=live.engine_version,
         cells=tuple(cells),
         rows=tuple(rows),
-        verdict=blame(tuple(rows)),
+        verdict=verdict,
+        suspects=found,
         n_inside=sum(row.is_inside for row in rows),
         notes=tuple(notes),
         records=records,

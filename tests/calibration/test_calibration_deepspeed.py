@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from advisor.schema.run_record import RunRecord
+from calibration import cuda_build
 from calibration.deepspeed_runner import check_cells
 from calibration.deepspeed_work import llama_dims, train_flops_per_token
 from calibration.errors import JobError
@@ -173,3 +174,17 @@ def test_a_failed_case_is_named_and_left_out():
     records, failures = convert(['{"ok": false, "script": "ds_infer.py", "case": {"model": "7b"}, "error": "OOM"}'])
     assert records == []
     assert failures == ["line 1, ds_infer.py 7b: OOM"]
+
+
+def test_an_architecture_list_is_one_that_deepspeeds_builder_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An image that sets '9.0a' made every op's build fail: invalid literal for int() with base 10: '0a'."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a;10.0f+PTX")
+    assert cuda_build.build_env()["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0;10.0+PTX"
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    assert "TORCH_CUDA_ARCH_LIST" not in cuda_build.build_env()

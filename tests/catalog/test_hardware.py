@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,24 @@ def test_engine_and_coefficient_names_are_never_paths(name: str) -> None:
         CATALOG.engine(name)
     with pytest.raises(UnknownName):
         CATALOG.coefficients(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("memory_bandwidth_bytes_per_s = 1e30", "less than or equal to"),
+        ("memory_bytes = 48", "greater than or equal to"),
+        ("board_power_w = 1e9", "less than or equal to"),
+        ("device_memory_bytes = 9e10", "cannot exceed memory_bytes"),
+        ("", "'memory_bytes' field required"),
+    ],
+)
+def test_a_wrong_power_of_ten_in_one_s_own_card_is_said(line: str, says: str, tmp_path: Path) -> None:
+    own = (CATALOG.root / "hardware" / "l40s.toml").read_text()
+    name = line.split(" ")[0] or "memory_bytes"
+    path = tmp_path / "card.toml"
+    path.write_text(re.sub(rf"^{name} = .*$", line, own, flags=re.MULTILINE))
+    with pytest.raises(BadData) as caught:
+        CATALOG.clusters(f"2x{path}")
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 250

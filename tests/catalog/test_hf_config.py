@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.catalog import model_from_config, parse_config
+from advisor.catalog import load_catalog, model_from_config, parse_config
 from advisor.errors import BadData
 from advisor.predict.shapes import shapes_of
 from advisor.schema import Model
@@ -265,3 +265,67 @@ def test_parameters_grow_with_layers(layers: int, kv: int, group: int, d_ff: int
     d_model = 16 * heads
     per_layer = 2 * d_model * d_model + 2 * d_model * 16 * kv + 3 * d_model * d_ff + 2 * d_model
     assert large - small == per_layer
+
+
+GEMMA_3_4B_IT = {
+    # as published: sizes that equal transformers' defaults are not written into a nested config
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+    "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_hidden_layers": 27},
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_a_text_part_without_its_defaults_is_read_like_the_catalogue_s_own_copy() -> None:
+    parsed = parse_config(GEMMA_3_4B_IT, name="x")
+    own = load_catalog().model("gemma-3-4b")[0]
+    same = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "sliding_window_tokens")
+    for field in same:
+        assert getattr(parsed.model, field) == getattr(own, field), field
+    assert any("leaves out vocab_size, num_attention_heads" in note.text for note in parsed.notes)
+
+
+def test_llava_names_no_size_at_all() -> None:
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064, "torch_dtype": "float16"}
+    parsed = parse_config({"model_type": "llava", "text_config": text}, name="llava-1.5-7b")
+    assert (parsed.model.n_layers, parsed.model.d_model, parsed.model.n_kv_heads) == (32, 4096, 32)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"full_attention_interval": 4}, {"mamba_d_state": 16}, {"model_type": "qwen3_next"}, {"conv_L_cache": 3}]
+)
+def test_hybrid_models_are_refused_under_any_name(extra: dict[str, Any]) -> None:
+    config = {
+        "model_type": "something_new",
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "intermediate_size": 5120,
+        "vocab_size": 151936,
+    }
+    parse_config(config, name="x")
+    with pytest.raises(BadData, match="linear-attention"):
+        parse_config(config | extra, name="x")
+
+
+def test_a_rule_over_two_fields_is_one_plain_sentence() -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 5,
+        "intermediate_size": 100,
+        "vocab_size": 1000,
+    }
+    with pytest.raises(BadData) as caught:
+        parse_config(config, name="x")
+    assert str(caught.value) == "config.json: n_heads 32 must be a multiple of n_kv_heads 5"

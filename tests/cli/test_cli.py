@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "bad target": (["recommend", "--model", "8b", "--gpus", "1xH100", "--slo", "p99=1"], "cannot read target"),
     "bad power": (["recommend", "--model", "8b", "--gpus", "1xH100", "--power-cap", "lots"], "cannot read power"),
     "bad list": (["recommend", "--model", "8b", "--gpus", "1xH100", "--weight-dtype", "fp9"], "did you mean fp8"),
-    "no value": (["recommend", "--model", "8b", "--gpus", "1xH100", "--rate"], "expected one argument"),
+    "no value": (["recommend", "--model", "8b", "--gpus", "1xH100", "--rate"], "--rate needs a value"),
     "missing config": (["recommend", "--model", "./nowhere/config.json", "--gpus", "1xH100"], "no such file"),
     "missing claims": (["audit", "nowhere.toml"], "no such file"),
     "missing records": (["validate", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -258,3 +258,18 @@ def test_slow_boards_serve_as_fast_ones_do_with_closer_arrivals() -> None:
     fast = simulate(free, base.replica.limits, draw(closer, 0, prefix_caching=True), client)
     assert np.allclose(slow.ttft_s, fast.ttft_s / speed, rtol=1e-6)
     assert np.allclose(slow.tpot_s, fast.tpot_s / speed, rtol=1e-6)
+
+
+def test_idle_hours_are_paid_at_idle_power(cli: Cli) -> None:
+    """A deployment that is on in a quarter of the hours draws its load's power in those and idles in the others."""
+    price, pue = 0.25, 1.4
+    words = (*SMALL, *FIXED, "--electricity-price", str(price), "--pue", str(pue), "--capex-per-gpu", "30000", "--json")
+    full, quarter = (json.loads(cli(*words, "--utilisation", u)[1]) for u in ("1", "0.25"))
+    hardware = 30000 / (4 * 8760)
+    loaded_w = full["node_energy"]["power_w"]["value"]
+    rest_w = loaded_w - full["energy"]["power_w"]["value"]
+    idle_w = load_catalog().gpu("h100").idle_power_w + rest_w
+    for form, share in ((full, 1.0), (quarter, 0.25)):
+        mean_kw = (share * loaded_w + (1 - share) * idle_w) / 1000
+        assert form["money"]["usd_per_h"]["value"] == pytest.approx(hardware + mean_kw * pue * price)
+    assert full["money"]["usd_per_h"]["value"] > quarter["money"]["usd_per_h"]["value"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import re
@@ -21,7 +22,7 @@ import yaml
 
 from advisor.emit import ARTEFACTS, DEEPSPEED_ARTEFACTS, FILE_NAMES, Launch, artefacts_for, emit, file_name
 from advisor.errors import DomainError, UnknownName
-from advisor.schema import Backend
+from advisor.schema import Backend, Interval, Prediction
 
 COMPOSE_SCHEMA = Path(check_jsonschema.__file__).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
 KUBERNETES = "1.34"
@@ -88,9 +89,10 @@ def test_compose_meets_the_compose_specification(narrow: Launch) -> None:
 
 
 def test_kubernetes_meets_the_strict_schemas(narrow: Launch) -> None:
-    deployment, service, scaler = documents(ARTEFACTS["kubernetes"](narrow))
-    for document in (deployment, service, scaler):
+    deployment, service, scaler, *budget = documents(ARTEFACTS["kubernetes"](narrow))
+    for document in (deployment, service, scaler, *budget):
         kubernetes_accepts(document)
+    assert len(budget) == (narrow.n_replicas > 1), "a single replica has none to spare"
     pod = deployment["spec"]["template"]
     gpus = int(pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert gpus * deployment["spec"]["replicas"] == narrow.deployment.n_gpus
@@ -100,8 +102,8 @@ def test_kubernetes_meets_the_strict_schemas(narrow: Launch) -> None:
 
 @pytest.mark.parametrize("version", ["0.26.0", "0.33.0"])
 def test_a_replica_on_two_nodes_becomes_a_leader_worker_set(make: Any, version: str) -> None:
-    plan = make.launch(version=version, tp=8, pp=2, n_nodes=4)
-    group, service, scaler = documents(ARTEFACTS["kubernetes"](plan))
+    plan = make.launch(version=version, tp=8, pp=2, dp=2, n_nodes=4)
+    group, service, scaler, budget = documents(ARTEFACTS["kubernetes"](plan))
     assert (group["apiVersion"], group["kind"]) == ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet")
     template = group["spec"]["leaderWorkerTemplate"]
     # Fields of LeaderWorkerSetSpec and LeaderWorkerTemplate, kubernetes-sigs/lws api/leaderworkerset/v1.
@@ -122,8 +124,50 @@ def test_a_replica_on_two_nodes_becomes_a_leader_worker_set(make: Any, version: 
     assert gpus * template["size"] == plan.gpus_per_replica
     assert "--headless" in template["workerTemplate"]["spec"]["containers"][0]["command"]
     assert "--headless" not in template["leaderTemplate"]["spec"]["containers"][0]["command"]
-    kubernetes_accepts(service)
-    kubernetes_accepts(scaler)
+    for document in (service, scaler, budget):
+        kubernetes_accepts(document)
+    assert budget["spec"]["selector"]["matchLabels"] == service["spec"]["selector"], "leaders stand for their groups"
+
+
+def test_a_pod_passes_review(make: Any) -> None:
+    """What a platform engineer asks of a manifest: limits, probes with patience, drain, no privileges, no key in it."""
+    plan = make.launch(tp=4, dp=2)
+    seen = {"e2e_p99_s": 80.0, "e2e_mean_s": 12.0, "requests_per_s": 5.0}
+    quantities = {name: Interval(value=v, low=v, high=1.5 * v) for name, v in seen.items()}
+    plan = dataclasses.replace(
+        plan, plan=plan.plan.model_copy(update={"prediction": Prediction(quantities=quantities)})
+    )
+    deployment, service, scaler, budget = documents(ARTEFACTS["kubernetes"](plan))
+    kubernetes_accepts(deployment)
+    spec = deployment["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["resources"]["requests"]["nvidia.com/gpu"] == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert int(container["resources"]["requests"]["cpu"]) >= 4 + 2, "a process a GPU, engine core, API server"
+    # the slowest answers of the plan (1.5 x 80 s) end before vLLM is told to stop, and it is not killed on the way
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "120"]
+    assert spec["terminationGracePeriodSeconds"] > 120
+    assert all(container[p]["timeoutSeconds"] > 1 for p in ("startupProbe", "readinessProbe", "livenessProbe"))
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert spec["automountServiceAccountToken"] is spec["enableServiceLinks"] is False
+    assert all("value" not in variable for variable in container["env"]), "keys come from secrets"
+    wanted = {m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"] for m in scaler["spec"]["metrics"]}
+    # Little's law: 5 requests/s for 12 s are 60 in hand, 30 a replica
+    assert wanted == {"vllm_num_requests_running": "30", "vllm_num_requests_waiting": "1"}
+    known = {name.replace(":", "_") for name in plan.facts.metrics.values()}
+    assert set(wanted) <= known, "metrics that this release exports"
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def test_every_option_is_explained_where_a_line_is_written(any_plan: Launch) -> None:
+    for name in ("kubernetes", "slurm", "ray", "kuberay"):
+        try:
+            text = ARTEFACTS[name](any_plan)
+        except DomainError:
+            continue
+        head = "\n".join(line for line in text.splitlines() if line.startswith("# "))
+        for reason in any_plan.reasons():
+            assert reason[:140] in head, name
 
 
 def test_ray_script_counts_its_nodes(make: Any) -> None:

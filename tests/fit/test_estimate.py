@@ -12,7 +12,7 @@ import pytest
 
 from advisor.catalog import load_catalog
 from advisor.errors import BadData, DomainError
-from advisor.fit.estimate import Estimate, as_coefficients, estimate, fitted_names
+from advisor.fit.estimate import Estimate, as_coefficients, depends, estimate, fitted_names
 from advisor.fit.objective import exact_traffic, measured, predicted, read_rows, run_cell, targets, values_for
 from advisor.fit.parameters import PARAMETERS
 from advisor.fit.records import Cell, cells_of, read_records
@@ -53,7 +53,7 @@ def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
     truth = START | {"stream_eff_bf16": START["stream_eff_bf16"] * 0.9, "gemm_eff_bf16": START["gemm_eff_bf16"] * 0.92}
     cells = as_if_true(measured_cells(), truth)
     costs: list[float] = []
-    fit = estimate(cells, reference_host="a-host", max_steps=6, progress=lambda _, cost: costs.append(cost))
+    fit = estimate(cells, max_steps=6, progress=lambda _, cost: costs.append(cost))
     assert costs[-1] < 0.1 * costs[0]
     for name in ("stream_eff_bf16", "gemm_eff_bf16"):
         assert fit.theta[name] == pytest.approx(truth[name], rel=0.03), name
@@ -74,19 +74,38 @@ def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
 
 def test_too_few_numbers_are_refused() -> None:
     with pytest.raises(DomainError, match="measure at least"):
-        estimate(measured_cells(2), reference_host="a-host")
+        estimate(measured_cells(2))
 
 
 def test_only_what_cells_can_tell_is_fitted() -> None:
     cells = measured_cells(3)
-    names = fitted_names(cells, "a-host")
+    names = fitted_names(cells)
     assert "stream_eff_bf16" in names
     assert not {"gemm_eff_fp8", "gemm_eff_int4", "moe_gemm_factor", "link_eff", "send_s", "kv_fp8_factor"} & set(names)
     fp8 = replace(cells[0], deployment=cells[0].deployment.model_copy(update={"weight_dtype": "fp8"}))
     wide = replace(cells[0], deployment=cells[0].deployment.model_copy(update={"tp": 4, "pp": 2}), host="another")
-    more = fitted_names([*cells, fp8, wide], "a-host")
+    more = fitted_names([*cells, fp8, wide])
     assert {"gemm_eff_fp8", "link_eff", "send_s", "host@another", "power@another"} <= set(more)
-    assert "host@a-host" not in more
+    assert {"host@a-host", "power@a-host"} <= set(names), "every host differs from the typical one"
+    assert "http_s" not in more
+    served = replace(cells[0], record=cells[0].record.model_copy(update={"client": "http"}))
+    assert {"http_s", "http_token_s"} <= set(fitted_names([*cells, served]))
+
+
+def test_cells_that_do_not_depend_on_a_coefficient_replay_the_same_without_it() -> None:
+    """`depends` decides which cells a derivative replays: leaving one out wrongly would bend the fit."""
+    files = ("vllm-0.26.0_h100-4.jsonl", "vllm-0.26.0_h100-6.jsonl", "vllm-0.26.0_h100-http.jsonl")
+    cells = [c for f in files for c in cells_of(read_records(RUNS / f)[:9:4], CATALOG, f)]
+    theta = START | {f"{kind}@{f}": 1.0 for f in files for kind in ("host", "power")}
+    told = 0
+    for cell in cells:
+        base = predicted(run_cell(cell, values_for(cell, theta, {})))
+        for name in theta:
+            if not depends(name, cell):
+                moved = predicted(run_cell(cell, values_for(cell, theta | {name: theta[name] * 1.3}, {})))
+                assert moved == base, (name, cell.run_id)
+                told += 1
+    assert told > 50
 
 
 def test_targets_are_the_measured_numbers_and_few_requests_count_less() -> None:

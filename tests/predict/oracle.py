@@ -2,7 +2,8 @@
 
 Written from vLLM 0.26.0 (v1/core/sched/scheduler.py `schedule`, `_preempt_request`, `update_from_output`;
 async_scheduler.py; v1/engine/core.py `step` and `step_with_batch_queue`), one pipeline stage, first come first served.
-Time comes from a cost object with `gpu_s(n_prefill, n_pairs, n_decode, n_context, n_sampled)` and `host_s(...)`.
+Time comes from a cost object with `gpu_s(n_prefill, n_pairs, n_decode, n_context, n_sampled)`, `host_s(...)` and
+`prepare_s(n_sampled)`, the part of the host's time before the first kernel.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Oracle:
     blocks_on_launch: bool = False
     core_s: float = 0.0
     reserves_full_prompt: bool = True
+    graph_wait_frac: float = 0.0
+    last_was_graph: bool = False
     now_s: float = 0.0
     gpu_free_s: float = 0.0
     host_free_s: float = 0.0
@@ -163,8 +166,11 @@ class Oracle:
             members.append((request, samples))
             self.n_tokens += new
         launch_s = max(self.now_s, self.host_free_s)
+        if n_prefill and self.last_was_graph:
+            launch_s += self.graph_wait_frac * max(0.0, self.gpu_free_s - launch_s)
+        self.last_was_graph = not n_prefill
         self.host_free_s = launch_s + self.cost.host_s(n_prefill, n_decode, n_sampled)
-        begin_s = max(launch_s, self.gpu_free_s)
+        begin_s = max(launch_s + self.cost.prepare_s(n_sampled), self.gpu_free_s)
         gpu_s = self.cost.gpu_s(n_prefill, pairs, n_decode, n_context, n_sampled)
         self.gpu_free_s = max(begin_s + gpu_s, self.host_free_s)
         self.queue.append(Batch(members, self.gpu_free_s))

@@ -26,7 +26,9 @@ class Cost:
 
     throttle_s = dynamic_power_w = 1.0
     host_s = 1.07e-4
+    host_step_s = 0.0
     host_seq_s = 0.0
+    host_busy_factor = 1.0
 
     def gpu_s(self, n_prefill: float, n_pairs: float, n_decode: float, n_context: float, n_sampled: float) -> float:
         return 4.0013e-3 + 9.0077e-5 * n_prefill + 1e-6 * n_pairs + 2e-4 * n_decode + 5e-6 * n_context
@@ -43,7 +45,7 @@ class Cost:
     def attention_terms(self, *step: float) -> tuple[float, float]:
         return self.gpu_s(*step, 0.0), 0.0
 
-    def launch_s(self, n_tokens: float, is_mixed: bool) -> float:
+    def layer_launch_s(self, n_tokens: float, is_mixed: bool) -> float:
         return self.host_s
 
     def token_j(self, _: float) -> float:

@@ -31,10 +31,11 @@ class LinearCost:
     """A step whose time is linear in everything, so that sums and closed forms agree to the last digit but one."""
 
     throttle_s = dynamic_power_w = 1.0
-    host_seq_s = 0.0
+    host_seq_s = 3e-6
+    host_busy_factor = 1.5
 
     def __init__(self, host_s: float = 1e-4) -> None:
-        self.alone_s = host_s
+        self.alone_s = self.host_step_s = host_s
 
     def gpu_s(self, n_prefill: Any, n_pairs: Any, n_decode: Any, n_context: Any, n_sampled: Any) -> Any:
         return (
@@ -47,7 +48,11 @@ class LinearCost:
         )
 
     def host_s(self, n_prefill: Any, n_decode: Any, n_sampled: Any) -> Any:
-        return self.alone_s
+        layers = self.layer_launch_s(0, n_prefill > 0) * (self.host_busy_factor if n_decode else 1.0)
+        return self.alone_s + layers + n_sampled * self.host_seq_s
+
+    def prepare_s(self, n_sampled: Any) -> Any:
+        return self.alone_s + n_sampled * self.host_seq_s
 
     # the same law in the parts that the scheduler copy asks for
     def clock(self) -> Clock:
@@ -62,8 +67,8 @@ class LinearCost:
     def attention_terms(self, n_prefill: Any, n_pairs: Any, n_decode: Any, n_context: Any) -> tuple[float, float]:
         return 1.0000377e-4 * n_prefill + 1e-6 * n_pairs, 3e-4 * n_decode + 7e-6 * n_context
 
-    def launch_s(self, n_tokens: Any, is_mixed: bool) -> float:
-        return self.alone_s
+    def layer_launch_s(self, n_tokens: Any, is_mixed: bool) -> float:
+        return 2 * self.alone_s * is_mixed
 
     def token_j(self, _: Any) -> float:
         return 0.0
@@ -99,6 +104,7 @@ def limits_of(cell: dict[str, Any], traffic: Traffic) -> EngineLimits:
         n_in_flight=cell["in_flight"],
         blocks_on_launch=cell["blocking"],
         core_s=2e-4,
+        graph_wait_frac=0.25,
         reserves_full_prompt=cell["reserves"],
         shared_prefix_blocks=cell["shared"],
     )
@@ -114,6 +120,7 @@ def judge(cell: dict[str, Any], traffic: Traffic, client: Client) -> Any:
         block_tokens=BLOCK,
         n_in_flight=limits.n_in_flight,
         blocks_on_launch=limits.blocks_on_launch,
+        graph_wait_frac=limits.graph_wait_frac,
         core_s=limits.core_s,
         reserves_full_prompt=limits.reserves_full_prompt,
     )

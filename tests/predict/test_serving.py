@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from advisor.catalog import load_catalog
 from advisor.errors import DomainError
-from advisor.predict.capacity import max_rate, steady_replay
-from advisor.predict.serving import predict_vllm
+from advisor.predict.capacity import MAX_LOAD_FRAC, max_rate, steady_replay
+from advisor.predict.serving import predict_vllm, replay
 from advisor.predict.simulate import STATISTICS
 from advisor.schema import (
     ClosedLoad,
@@ -170,7 +170,7 @@ def test_the_largest_rate_meets_the_target_and_a_little_more_does_not(aim: tuple
         return math.inf if sim is None else sim.latency(aim[0], aim[1])  # type: ignore[arg-type]
 
     assert latency(rate) <= aim[2]
-    if rate < 0.96 * most:
+    if rate < 0.89 * most:
         assert latency(rate * 1.03) > aim[2]
 
 
@@ -178,10 +178,22 @@ def test_an_impossible_target_allows_no_rate_and_none_allows_saturation() -> Non
     base = arguments(PoissonLoad(arrivals_per_s=1))
     assert max_rate(*base, target("ttft", "p99", 1e-4), facts=FACTS) == 0
     free = max_rate(*base, Slo(), facts=FACTS)
-    assert free == pytest.approx(0.97 * predict(PoissonLoad(arrivals_per_s=1))["saturation_requests_per_s"], rel=1e-6)
+    assert free == pytest.approx(
+        MAX_LOAD_FRAC * predict(PoissonLoad(arrivals_per_s=1))["saturation_requests_per_s"], rel=1e-6
+    )
 
 
 def test_a_laxer_target_never_allows_less() -> None:
     base = arguments(PoissonLoad(arrivals_per_s=1))
     rates = [max_rate(*base, target("tpot", "p50", s), facts=FACTS) for s in (0.008, 0.012, 0.03)]
     assert rates == sorted(rates)
+
+
+def test_the_largest_rate_leaves_headroom() -> None:
+    """At 97 % of saturation a minute's replay met a target of 1 s that the long run misses by a factor of six."""
+    chat = CATALOG.workload("chat")
+    model, cluster, deployment, _, coefficients = arguments(PoissonLoad(arrivals_per_s=1))
+    plan = (model, cluster, deployment.model_copy(update={"max_model_len": 12288}))
+    rate = max_rate(*plan, chat, coefficients, target("ttft", "p99", 1.0), facts=FACTS)
+    long_run = chat.model_copy(update={"load": PoissonLoad(arrivals_per_s=rate, n_requests=8000)})
+    assert replay(*plan, long_run, coefficients, facts=FACTS).simulation.latency("ttft", "p99") < 1.0

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advisor.predict.capacity import MAX_LOAD_FRAC
 from advisor.recommend.rank import (
-    MAX_LOAD_FRAC,
     SATURATED,
     badness,
     first_of_each,

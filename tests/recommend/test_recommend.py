@@ -23,6 +23,7 @@ from advisor.schema import (
     FixedLengths,
     Plan,
     PoissonLoad,
+    PrefixSharing,
     Recommendation,
     Request,
     Workload,
@@ -306,3 +307,26 @@ def test_a_budget_that_excludes_everything_is_named_with_the_nearest_one() -> No
     assert found.best is None
     assert "the budget is $2.00/h" in found.why[0]
     assert "a budget of $" in found.why[0]
+
+
+@pytest.mark.parametrize("watts", [1200.0, 2600.0, 2750.0])
+def test_no_plan_draws_more_than_the_cap(watts: float) -> None:
+    """The closed form's estimate once let a winner through that drew 2.78 kW under a cap of 2.6 kW."""
+    found = recommend(Request(model="70b", gpus="8xA100", power_cap_w=watts))
+    assert found.plans
+    for plan in found.plans:
+        power = plan.prediction.quantities.get("board_power_w")
+        assert power is None or power.value <= watts
+    assert any("draws" in r.reason for r in found.rejected)
+
+
+def test_a_cap_that_the_replay_keeps_rejects_nothing() -> None:
+    """At one request a second the closed form's estimate is 453 W, the replay draws 375 W."""
+    found = recommend(Request(model="8b", gpus="1xH100", rate=1, power_cap_w=400, backends=("vllm",)))
+    assert found.best is not None
+    assert found.best.prediction["board_power_w"] < 400
+
+
+def test_a_prefix_as_long_as_the_prompt_is_refused() -> None:
+    with pytest.raises(DomainError, match="leaves nothing of a mean prompt"):
+        recommend(Request(model="8b", gpus="1xH100", rate=1, prefix=PrefixSharing(shared_prefix_tokens=10**9)))

@@ -53,8 +53,9 @@ def test_every_layout_fits_on_the_gpus_there_are(n_nodes: int, per_node: int, mo
         assert at.tp * at.pp * at.max_dp <= cluster.n_gpus
         assert at.n_nodes * at.max_dp <= n_nodes or at.n_nodes == 1
         assert at.tp <= per_node
-        # the stages of a replica are spread so that none is cut by the edge of a node
+        # the stages of a replica are spread so that none is cut by the edge of a node, as many on each
         assert at.pp <= at.n_nodes * (per_node // at.tp)
+        assert at.pp % at.n_nodes == 0
 
 
 @given(st.integers(1, 100_000))

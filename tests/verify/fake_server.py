@@ -19,6 +19,7 @@ class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.slots = asyncio.Semaphore(options.slots)
+        self.n_started = 0
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -30,7 +31,10 @@ class Server:
             writer.close()
 
     async def request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        try:
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self.options.keep_alive_s)).decode()
+        except TimeoutError:
+            return False
         method, path, _ = head.split("\r\n", 1)[0].split(" ")
         headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head.split("\r\n")[1:])}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
@@ -48,12 +52,20 @@ class Server:
             return self.answer(writer, 200, {"object": "list", "data": entries})
         if path == "/version":
             return self.answer(writer, 200, {"version": "0.26.0"})
+        if path == "/started":
+            return self.raw(writer, 200, "text/plain", str(self.n_started).encode())
+        if path == "/metrics" and self.options.n_kv_blocks:
+            n = self.options.n_kv_blocks
+            labels = f'block_size="16",enable_prefix_caching="True",num_gpu_blocks="{n}",gpu_memory_utilization="0.9"'
+            page = "# HELP x\nvllm:cache_config_info{" + labels + "} 1.0\n"
+            return self.raw(writer, 200, "text/plain; version=0.0.4", page.encode())
         if method != "POST" or path != "/v1/completions":
             return self.answer(writer, 404, {"error": "not found"})
         if mode in ("broken", "busy"):
             return self.answer(writer, 500 if mode == "broken" else 429, {"error": "sorry"})
         if mode == "json":
             return self.answer(writer, 200, {"choices": [{"text": "all at once"}]})
+        self.n_started += 1
         await self.stream(writer, json.loads(body))
         return mode not in ("cut", "stall")
 
@@ -103,6 +115,8 @@ async def main() -> None:
     parser.add_argument("--tpot-s", type=float, default=0.008)
     parser.add_argument("--slots", type=int, default=1000)
     parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--n-kv-blocks", type=int, default=0)
+    parser.add_argument("--keep-alive-s", type=float, default=60.0)
     parser.add_argument("--key", default="")
     parser.add_argument("--closing-event", type=int, default=0)
     parser.add_argument("--mode", choices=MODES, default="ok")

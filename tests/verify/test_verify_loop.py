@@ -6,12 +6,24 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
-from advisor.schema import ClosedLoad, FixedLengths, PoissonLoad, RunRecord, Workload
+from advisor.schema import (
+    ClosedLoad,
+    ConstantLoad,
+    FixedLengths,
+    LognormalLengths,
+    PoissonLoad,
+    RunRecord,
+    TraceLengths,
+    TraceLoad,
+    Workload,
+)
 from advisor.verify import Endpoint, Progress, VerifyReport, verify, write_records
 from advisor.verify.drive import drive
+from advisor.verify.loop import N_WARM_REQUESTS
 from advisor.verify.measure import measured
 
 TTFT_S, PROMPT_S, TPOT_S = 0.04, 0.0005, 0.006
@@ -82,7 +94,8 @@ def test_progress_counts_up_to_every_request(report: VerifyReport, seen: list[Pr
     for cell in report.cells:
         counts = [step.n_done for step in seen if step.cell == cell.name]
         assert counts == sorted(counts)
-        assert counts[-1] == cell.measured.n_requests
+        warm = N_WARM_REQUESTS if cell.name == "light" else 0
+        assert counts[-1] == warm + (cell.measured.n_requests or 0)
 
 
 def test_records_are_schema_1_and_appended(report: VerifyReport, tmp_path: Path) -> None:
@@ -126,3 +139,71 @@ def test_an_empty_closing_event_is_no_token(serve: Callable[..., str]) -> None:
     assert not failed
     assert [request.n_events for request in answered] == [11, 11, 11]
     assert measured(answered).tpot_s.mean == pytest.approx(0.01, rel=0.05)  # type: ignore[union-attr]
+
+
+def n_started(address: str) -> int:
+    with urlopen(f"{address}/started") as answer:
+        return int(answer.read())
+
+
+@pytest.mark.parametrize(
+    "load",
+    [PoissonLoad(arrivals_per_s=20, duration_s=1), ClosedLoad(concurrency=3, n_requests=7)],
+    ids=lambda x: x.kind,
+)
+def test_no_request_is_sent_that_is_not_counted(serve: Callable[..., str], load: Any) -> None:
+    """A task that ends is started again by Locust: it once sent all its arrivals a second time, at once."""
+    address = serve(ttft_s=0.01, tpot_s=0.002)
+    workload = Workload(lengths=FixedLengths(prompt_tokens=10, output_tokens=5), load=load)
+    answered, failed = drive(Endpoint(address, "org/model"), workload, vocab_size=1000, timeout_s=5)
+    assert not failed
+    assert n_started(address) == len(answered)
+
+
+def test_a_connection_that_the_server_closed_while_idle_is_replaced(serve: Callable[..., str]) -> None:
+    """Uvicorn closes a connection that was idle for 5 s: at low rates that is every one."""
+    address = serve(ttft_s=0.01, tpot_s=0.002, keep_alive_s=0.1)
+    workload = Workload(
+        lengths=FixedLengths(prompt_tokens=10, output_tokens=5), load=ConstantLoad(arrivals_per_s=4, n_requests=6)
+    )
+    answered, failed = drive(Endpoint(address, "org/model"), workload, vocab_size=1000, timeout_s=5)
+    assert not failed
+    assert len(answered) == 6
+
+
+def test_the_prediction_is_for_what_was_sent(serve: Callable[..., str], make: Any) -> None:
+    """Drawn lengths and arrivals are the client's chance: the prediction replays the very requests."""
+    asked: list[Workload] = []
+
+    def predict(workload: Workload) -> Any:
+        asked.append(workload)
+        return make.prediction(ttft_p50_s=0.02)
+
+    address = serve(ttft_s=0.02, tpot_s=0.001, n_kv_blocks=1000)
+    lengths = LognormalLengths(prompt_tokens_mean=30, output_tokens_mean=6, sigma=0.8)
+    report = verify(
+        address,
+        make.plan(ttft_p50_s=0.03, kv_cache_tokens=32000.0),
+        model=make.model(),
+        workload=Workload(lengths=lengths, load=PoissonLoad(arrivals_per_s=30)),
+        predict=predict,
+        n_light=2,
+        n_requests=20,
+        timeout_s=5,
+    )
+    light, loaded = asked
+    assert light.load == ClosedLoad(concurrency=1, n_requests=2)
+    assert isinstance(loaded.load, TraceLoad)
+    assert isinstance(loaded.lengths, TraceLengths)
+    assert len(loaded.load.arrival_s) == 20
+    measured_s = report.cells[1].measured
+    assert sum(loaded.lengths.prompt_tokens) / (measured_s.duration_s or 0) == pytest.approx(
+        measured_s.input_tokens_per_s
+    )
+    row = next(r for r in report.rows if r.cell == "load" and r.name == "ttft_p50_s")
+    assert (row.predicted.value, row.promised and row.promised.value) == (0.02, 0.03)
+    start = next(r for r in report.rows if r.cell == "start")
+    assert start.measured == 16000, "blocks x tokens of the metrics page"
+    assert "kv_cache_tokens at start is 50% below the prediction" in report.verdict
+    assert report.records[0].startup is not None
+    assert report.records[0].startup.n_kv_blocks == 1000
