@@ -204,6 +204,7 @@ def main(folder: Path) -> None:
         "host": values["host_stream_eff_elsewhere"],
         "gather": values["zero_gather_eff"],
         "nvme": values["nvme_eff"],
+        "serial": values["nvme_serial_frac"],
     }
     table(
         "FastGen and MII: latency", list(fastgen(folder)), lambda r: fastgen_error(public, r, values, fitted.transfer)

@@ -251,11 +251,14 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
     rows = [r for r in public["rows"] if r["path"] == "zero-inference" and r["is_tuned"]]
 
     def residuals(x: Floats) -> Floats:
-        host, gather, nvme = np.exp(x)
-        return np.array([zero_inference_error(public, r, host=host, gather=gather, nvme=nvme) for r in rows])
+        host, gather, nvme, serial = np.exp(x)
+        return np.array(
+            [zero_inference_error(public, r, host=host, gather=gather, nvme=nvme, serial=serial) for r in rows]
+        )
 
-    fit = least_squares(residuals, np.log([0.65, 0.6, 0.5]), bounds=(np.log([0.1, 0.05, 0.05]), np.log([1, 1, 1])))
-    host, gather, nvme = (float(v) for v in np.exp(fit.x))
+    lower, upper = np.log([0.1, 0.05, 0.05, 0.01]), np.log([1, 1, 1, 1])
+    fit = least_squares(residuals, np.log([0.65, 0.6, 0.9, 0.5]), bounds=(lower, upper))
+    host, gather, nvme, serial = (float(v) for v in np.exp(fit.x))
     cited = f"{public['sources']['zero-inference-2022']} (OPT-30B rows)"
     elsewhere = (host, min(float(np.median(shares)) * 0.9, host * 0.7), host * 1.15)
     return {
@@ -282,6 +285,13 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
         ),
         "nvme_eff": _coefficient(
             (nvme, nvme * 0.7, min(1.0, nvme * 1.4)), "1", (0.05, 1), "share of the drives' read rate", cited
+        ),
+        "nvme_serial_frac": _coefficient(
+            (serial, serial * 0.5, min(1.0, serial * 1.6)),
+            "s share",
+            (0.01, 1),
+            "share of the shorter of reading and copying that does not hide behind the longer",
+            cited,
         ),
         "host_pinned_frac": _coefficient(
             _spread(pinned, least=0.1),

@@ -102,7 +102,15 @@ def fastgen_error(public: Raw, row: Raw, values: Mapping[str, float], transfer: 
 
 
 def zero_inference_error(
-    public: Raw, row: Raw, *, host: float, gather: float, nvme: float, gemm_eff: float = 0.45, kv_eff: float = 0.7
+    public: Raw,
+    row: Raw,
+    *,
+    host: float,
+    gather: float,
+    nvme: float,
+    serial: float,
+    gemm_eff: float = 0.45,
+    kv_eff: float = 0.7,
 ) -> float:
     """Return ln(predicted / published tokens/s) of one ZeRO-Inference row."""
     shapes = shapes_of(model_of(public, row["model"]))
@@ -112,13 +120,15 @@ def zero_inference_error(
     bytes_per_weight = FOUR_BIT_BYTES if row.get("weight_bits", 16) == 4 else 2.0
     rate = host_rate
     if row["offload"] == "nvme":
-        rate = float(nvme_bytes_per_s_per_gpu(nvme * cluster.nvme_bytes_per_s, row["n_gpus"], host_rate))
+        rate = float(nvme_bytes_per_s_per_gpu(nvme * cluster.nvme_bytes_per_s, row["n_gpus"], host_rate, serial))
     weights = (shapes.n_params - row.get("pinned_params", 0.0)) * bytes_per_weight
     stream = float(weight_stream_s(weights, row["n_gpus"], rate, gather * gpu.link_bytes_per_s))
     peak = gpu.peak_flops_per_s["fp16"] * (DEQUANTISED_GEMM_EFF if bytes_per_weight < 1 else gemm_eff)
     prompt, output = row["prompt_tokens"], row["output_tokens"]
     context = batch * (prompt + output / 2)
     kv = context * kv_bytes_per_token(shapes, 1)
+    if row.get("is_kv_on_host"):
+        kv *= shapes.n_heads / shapes.n_kv_heads  # that patch keeps the cache of every query head
     kv_s = kv / host_rate if row.get("is_kv_on_host") else 3 * kv / (kv_eff * gpu.memory_bandwidth_bytes_per_s)
     prefill = float(overlapped_s(stream, 2 * shapes.n_params * batch * prompt / peak))
     decode = float(overlapped_s(stream, 2 * shapes.n_params * batch / peak)) + kv_s

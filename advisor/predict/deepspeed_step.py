@@ -145,7 +145,8 @@ class StepLaw:
         if d.offload == "none":
             host = float("inf")
         elif d.offload == "nvme":
-            host = float(nvme_bytes_per_s_per_gpu(self.rates["nvme_eff"] * c.nvme_bytes_per_s, in_node, host))
+            drives = self.rates["nvme_eff"] * c.nvme_bytes_per_s
+            host = float(nvme_bytes_per_s_per_gpu(drives, in_node, host, self.rates["nvme_serial_frac"]))
         return float(weight_stream_s(weights, d.dp, host, gather))
 
     def parts(

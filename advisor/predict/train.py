@@ -6,7 +6,7 @@ import math
 
 from advisor.errors import DomainError
 from advisor.laws.bubble import pipeline_s
-from advisor.laws.offload import overlapped_s
+from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s
 from advisor.laws.schedule import Pass, one_forward_one_backward
 from advisor.laws.training import (
     forward_flops,
@@ -47,6 +47,7 @@ STEP_COEFFICIENTS = (
     "grad_offload_eff",
     "host_stream_eff",
     "nvme_eff",
+    "nvme_serial_frac",
 )
 """Coefficients that a step's time depends on."""
 
@@ -165,7 +166,8 @@ def _host_traffic(cluster: Cluster, job: TrainJob, sizes: Sizes, rates: Rates) -
     if job.offload_param != "none":
         host = rates["host_stream_eff"] * gpu.host_link_bytes_per_s
         if job.offload_param == "nvme":
-            host = min(host, cluster.nvme_bytes_per_s * rates["nvme_eff"] / min(job.dp, cluster.gpus_per_node))
+            drives, sharing = cluster.nvme_bytes_per_s * rates["nvme_eff"], min(job.dp, cluster.gpus_per_node)
+            host = float(nvme_bytes_per_s_per_gpu(drives, sharing, host, rates["nvme_serial_frac"]))
         parts["host_stream"] = 2 * 2 * sizes.n_params * m / host / job.dp
     if job.offload_optimizer != "none":
         shard = sizes.n_trainable / job.dp

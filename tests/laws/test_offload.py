@@ -31,8 +31,28 @@ def test_more_ranks_never_take_longer_when_links_are_faster_than_the_host(n: int
 
 
 def test_drives_are_shared_by_the_node() -> None:
-    assert float(nvme_bytes_per_s_per_gpu(24e9, 8, 25e9)) == 3e9
-    assert float(nvme_bytes_per_s_per_gpu(24e9, 1, 10e9)) == 10e9
+    assert float(nvme_bytes_per_s_per_gpu(24e9, 8, 25e9, 0.0)) == 3e9
+    assert float(nvme_bytes_per_s_per_gpu(24e9, 1, 10e9, 0.0)) == 10e9
+    # one after the other: rates add as resistances
+    assert float(nvme_bytes_per_s_per_gpu(10e9, 1, 10e9, 1.0)) == 5e9
+
+
+@given(st.floats(1e9, 1e11), st.integers(1, 16), st.floats(1e9, 1e11), st.floats(0.0, 1.0))
+def test_a_gpu_is_never_fed_faster_than_drives_or_link_and_never_slower_than_both_in_turn(
+    nvme: float, n: int, host: float, serial: float
+) -> None:
+    rate = float(nvme_bytes_per_s_per_gpu(nvme, n, host, serial))
+    assert rate <= min(nvme / n, host) * (1 + 1e-9)
+    assert rate >= 1 / (n / nvme + 1 / host) * (1 - 1e-9)
+
+
+def test_published_passes_from_drives_follow_both_rates() -> None:
+    # OPT-175B on a DGX-2, fp16, 350 GB, batch 64 a GPU: 1.6, 2.4 and 3.3 tokens/s a GPU from drives, 2.0 from the host
+    copy = 350e9 / (64 / 2.0)
+    for n, tokens_per_s in ((1, 1.6), (2, 2.4), (4, 3.3)):
+        gather = 350e9 * (n - 1) / n / 85e9
+        rate = 350e9 / n / (64 / tokens_per_s - gather)
+        assert float(nvme_bytes_per_s_per_gpu(25.6e9, n, copy, 0.59)) == pytest.approx(rate, rel=0.12)
 
 
 def test_small_models_are_gathered_whole() -> None:
