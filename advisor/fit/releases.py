@@ -65,7 +65,7 @@ def batch_s(
         gpu_memory_utilization=0.9 - lost / gpu.device_memory_bytes,
     )
     values = transferred(catalog.coefficients("vllm"), gpu)
-    values["step_s"] += host["step_s"] + host["tp_doubling_s"] * math.log2(row["tp"])
+    values["host_step_s"] = host["step_s"] + host["tp_doubling_s"] * math.log2(row["tp"])
     values["seq_s"] += host["seq_s"]
     facts = EngineFacts.from_table(catalog.engine("vllm"), SYNC_RELEASE)
     workload = Workload(
@@ -86,10 +86,11 @@ def token_gap_s(catalog: Catalog, row: Raw, host: Mapping[str, float]) -> float:
         model=model.name, gpu=gpu.name, tp=row["tp"], max_model_len=8192, engine_version=SYNC_RELEASE
     )
     values = transferred(catalog.coefficients("vllm"), gpu)
-    values["step_s"] += host["step_s"] + host["tp_doubling_s"] * math.log2(row["tp"])
+    values["host_step_s"] = host["step_s"] + host["tp_doubling_s"] * math.log2(row["tp"])
     values["seq_s"] += host["seq_s"]
     stage = replica_of(model, gpu, deployment, values).stages[0]
-    return float(stage.decode_s(n, n * (PROMPT_TOKENS + row["output_tokens"] / 2), n))
+    context = n * (PROMPT_TOKENS + row["output_tokens"] / 2)
+    return float(stage.seconds(0.0, 0.0, n, context, n) + stage.host_s(0.0, n, n))
 
 
 def _solved(

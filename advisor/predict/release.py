@@ -56,9 +56,9 @@ FACTORS = (
         era="V0 engine",
         first="0.4.0",
         until="0.8.0",
-        step_s=Range(1.11e-3, 0.83e-3, 1.39e-3),
-        tp_doubling_s=Range(0.71e-3, 0.53e-3, 0.90e-3),
-        seq_s=Range(57e-6, 49e-6, 65e-6),
+        step_s=Range(1.23e-3, 0.92e-3, 1.53e-3),
+        tp_doubling_s=Range(0.63e-3, 0.43e-3, 0.84e-3),
+        seq_s=Range(45e-6, 36e-6, 53e-6),
         error_frac=0.14,
         source="argonne-lcf/LLM-Inference-Bench @4211f5d4, H100: Llama-2-7B and Llama-3-8B (vLLM 0.5.4 to 0.6.2)",
     ),
@@ -66,9 +66,9 @@ FACTORS = (
         era="V1 engine without asynchronous scheduling",
         first="0.8.0",
         until="0.14.0",
-        step_s=Range(0.47e-3, 0.07e-3, 0.87e-3),
+        step_s=Range(0.55e-3, 0.0, 1.11e-3),
         tp_doubling_s=Range(0.0, 0.0, 0.0),
-        seq_s=Range(50e-6, 29e-6, 72e-6),
+        seq_s=Range(44e-6, 13e-6, 75e-6),
         error_frac=0.05,
         source="ml-energy/leaderboard-v2 @c3af7f31, H100 rows of Qwen3-8B, Qwen3-14B and Llama-3.1-8B (vLLM 0.11.1)",
     ),
@@ -97,14 +97,14 @@ def _factor(deployment: Deployment, gpu: Gpu) -> ReleaseFactor | None:
 
 
 def at_release(values: Mapping[str, float], deployment: Deployment, gpu: Gpu) -> dict[str, float]:
-    """Return step coefficients for the deployment's release of vLLM: the fitted ones plus what its host adds.
+    """Return step coefficients for the deployment's release of vLLM: the fitted ones with its own host times.
 
-    values : coefficient values by name, with step_s and seq_s in seconds. Any engine but vLLM gets them unchanged.
+    values : coefficient values by name, host_step_s and seq_s in seconds. Any engine but vLLM gets them unchanged.
     """
     factor = _factor(deployment, gpu)
     found = dict(values)
     if factor is not None:
-        found["step_s"] += factor.step_s.value + factor.tp_doubling_s.value * math.log2(deployment.tp)
+        found["host_step_s"] = factor.step_s.value + factor.tp_doubling_s.value * math.log2(deployment.tp)
         found["seq_s"] += factor.seq_s.value
     return found
 
@@ -122,7 +122,7 @@ def release_text(deployment: Deployment, gpu: Gpu, fitted: str) -> str:
         return ""
     step_s = factor.step_s.value + factor.tp_doubling_s.value * math.log2(deployment.tp)
     return (
-        f"vLLM {deployment.engine_version} was not run by us: {fitted} plus {step_s * 1e3:.1f} ms a step and"
+        f"vLLM {deployment.engine_version} was not run by us: {fitted} with {step_s * 1e3:.1f} ms of host a step and"
         f" {factor.seq_s.value * 1e3:.2f} ms a running sequence that its GPU waits for ({factor.era}; published runs,"
         f" +-{100 * factor.error_frac:.0f} % more)"
     )
