@@ -157,7 +157,8 @@ def _check_power(record: Record, m: Record, n_gpus: int, add: Any) -> None:
         add("bad", f"power of {power['n_gpus']} GPU(s), the engine has {n_gpus}")
     if limit and power["mean"] > 1.05 * limit * n_gpus:
         # the limiter takes a fraction of a second to act, so a short burst may lie above
-        is_short = (m.get("duration_s") or 10) < LIMITER_S
+        window_s = m.get("duration_s") or (m.get("energy_j") or 10 * power["mean"]) / power["mean"]
+        is_short = window_s < LIMITER_S
         add(
             "note" if is_short else "bad", f"mean power {power['mean']:.0f} W above the limit of {limit * n_gpus:.0f} W"
         )

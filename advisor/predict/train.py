@@ -395,8 +395,7 @@ def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffici
             Note(text="with few parameters a rank, stage 3's bucket and live parameters can exceed its saving")
         )
     if cluster.n_nodes > 1:
-        text = "the network's share between nodes rests on published runs; our records are of one node"
-        notes.append(Note(level="warning", text=text))
+        notes.append(Note(level="warning", text="the network between nodes rests on published runs"))
     elif job.n_gpus > 2:
         notes.append(Note(text="communication was measured on two GPUs of one node"))
     return notes

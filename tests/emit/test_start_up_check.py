@@ -24,7 +24,12 @@ def starts() -> dict[str, RunRecord]:
     found: dict[str, RunRecord] = {}
     for file in sorted((ROOT / "data" / "runs").glob("vllm-*.jsonl")):
         for record in read_records(file):
-            if is_serving(record) and record.startup and record.startup.kv_cache_tokens:
+            if (
+                is_serving(record)
+                and record.startup
+                and record.startup.kv_cache_tokens
+                and record.startup.weights_bytes
+            ):
                 found.setdefault(record.run_id, record)
     return found
 

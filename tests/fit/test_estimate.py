@@ -17,7 +17,7 @@ from advisor.fit.objective import exact_traffic, measured, predicted, read_rows,
 from advisor.fit.parameters import PARAMETERS
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.run import load_data, read_manifest
-from advisor.schema.run_record import Measured, Percentiles
+from advisor.schema.run_record import Measured, Percentiles, RunRecord
 
 CATALOG = load_catalog()
 RUNS = Path(__file__).resolve().parents[2] / "data" / "runs"
@@ -189,7 +189,10 @@ def test_cells_that_the_manifest_leaves_out_are_not_fitted() -> None:
     manifest = read_manifest(RUNS / "manifest.toml")
     out = {cell for entry in manifest.values() if isinstance(entry, dict) for cell in entry.get("left_out", {})}
     assert out
-    fitted = {(c.record.model_extra or {}).get("cell_id") for c in load_data(RUNS, CATALOG).fitted}
-    assert not out & fitted
-    kept = {r.model_extra["cell_id"] for r in read_records(RUNS / "vllm-0.26.0_h100-4.jsonl") if r.model_extra}
-    assert out <= kept, "the record itself stays"
+
+    def name(record: RunRecord) -> str:
+        return f"{record.run_id.rpartition('__')[2]}/{(record.model_extra or {}).get('cell_id')}"
+
+    assert not out & {name(c.record) for c in load_data(RUNS, CATALOG).fitted}
+    files = [RUNS / f for f, entry in manifest.items() if isinstance(entry, dict)]
+    assert out <= {name(r) for file in files for r in read_records(file)}, "the records themselves stay"
