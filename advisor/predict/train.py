@@ -391,9 +391,7 @@ def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffici
             )
         )
     if job.zero_stage == 3 and sizes.n_params / job.dp < 5e8:
-        notes.append(
-            Note(text="with few parameters a rank, stage 3's bucket and live parameters can exceed its saving")
-        )
+        notes.append(Note(text="with few parameters a rank, stage 3's bucket can exceed its saving"))
     if cluster.n_nodes > 1:
         notes.append(Note(level="warning", text="the network between nodes rests on published runs"))
     elif job.n_gpus > 2:

@@ -19,7 +19,8 @@ JOB = {
     "warmup": False,
     "max_model_len": 256,
 }
-METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",gpu_memory_utilization="0.92",num_gpu_blocks="1000"} 1.0\n'
+CACHE = 'block_size="16",enable_prefix_caching="True",gpu_memory_utilization="0.92",num_gpu_blocks="1000"'
+METRICS = f"vllm:cache_config_info{{{CACHE}}} 1.0\n"
 
 
 class Tokens:
