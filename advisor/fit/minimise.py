@@ -13,6 +13,9 @@ DAMPINGS = (0.003, 0.03, 0.3, 3.0)
 LONGEST_STEP = 0.3
 """Largest move of one parameter in one step (natural log)."""
 
+ENOUGH = 0.95
+"""Share of the largest gain that a more damped step must reach to be taken instead."""
+
 MIN_GAIN = 2e-3
 """A step that lowers the cost by less than this share ends the search."""
 
@@ -57,8 +60,10 @@ def minimise(
             move = np.linalg.solve(normal + damping * np.diag(scale), gradient)
             tried.append(np.clip(x + np.clip(move, -LONGEST_STEP, LONGEST_STEP), low, high))
         found = residuals(tried)
-        best = min(range(len(tried)), key=lambda k: soft_l1(found[k]))
-        gain = cost - soft_l1(found[best])
+        gains = [cost - soft_l1(r) for r in found]
+        # what the data say nothing about stays where it is: of steps that gain about as much, the most damped one
+        best = max(k for k, gain in enumerate(gains) if gain >= ENOUGH * max(gains))
+        gain = gains[best]
         if gain > 0:
             x, r, cost = tried[best], found[best], cost - gain
         if progress:

@@ -330,7 +330,7 @@ def load_flips(question: Question, plans: Sequence[Plan], found: Found) -> list[
         low, high = (axis.say(at) for at in change.interval)
         text = f"{axis.where} about {axis.say(change.factor)} (90 %: {low.split()[0]} to {high})"
         if winner is not None:
-            text += f": then {plan_text(winner, with_gpu=len(question.pools) > 1)} wins (both replayed)"
+            text += f": then {plan_text(winner, with_gpu=len(question.pools) > 1)} does better (both replayed)"
         else:
             why = f"misses {' and '.join(change.misses)}" if change.misses else "has no tenth of its capacity left"
             text += f": this plan {why} (replayed), and no other one shown meets the targets (closed form)"

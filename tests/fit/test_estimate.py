@@ -52,17 +52,21 @@ def as_if_true(cells: list[Cell], theta: dict[str, float]) -> list[Cell]:
 
 def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
     truth = START | {"stream_eff_bf16": START["stream_eff_bf16"] * 0.9, "gemm_eff_bf16": START["gemm_eff_bf16"] * 0.92}
-    cells = as_if_true(measured_cells(), truth)
+    # of one model, streaming its weights and a constant a layer look alike: it takes models of two sizes
+    records = [r for r in read_records(RUNS / "vllm-0.26.0_h100-2.jsonl") if (r.load or {}).get("kind") == "closed"]
+    pair = [r for r in records if r.run_id.endswith(("14b-bf16", "1b-bf16"))]
+    cells = as_if_true(cells_of(pair, CATALOG, "a-host"), truth)
     costs: list[float] = []
-    fit = estimate(cells, max_steps=6, progress=lambda _, cost: costs.append(cost))
+    fit = estimate(cells, max_steps=8, progress=lambda _, cost: costs.append(cost))
     assert costs[-1] < 0.1 * costs[0]
     for name in ("stream_eff_bf16", "gemm_eff_bf16"):
         assert fit.theta[name] == pytest.approx(truth[name], rel=0.03), name
     by_name = {p.name: p for p in PARAMETERS}
-    for name in fit.names:
+    for name in set(fit.names) & set(by_name):
         assert by_name[name].low <= fit.theta[name] <= by_name[name].high
     for name in set(START) - set(fit.names):
-        assert fit.theta[name] == START[name], "what nothing determines stays where it was"
+        # but for the typical host's speed, which all host times share
+        assert fit.theta[name] == pytest.approx(START[name], rel=0.02), "what nothing determines stays where it was"
     found = as_coefficients(fit, cells, {}, {"tpot_s.p50": 0.05})
     assert set(found.coefficients) >= set(START)
     for name, c in found.coefficients.items():

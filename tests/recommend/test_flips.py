@@ -54,7 +54,10 @@ def test_the_answer_beyond_a_flip_is_the_plan_that_it_names(asked: dict[str, Any
             assert not there.meets_slo
         else:
             assert there.meets_slo
-            assert layout(there.deployment) == layout(winner.deployment)
+            # a smaller plan that this load would drown is not among those shown, and may do better still
+            assert layout(there.deployment) == layout(winner.deployment) or (
+                there.deployment.n_gpus < winner.deployment.n_gpus
+            )
         low, high = change.interval
         assert low < change.factor < high
 
