@@ -118,7 +118,7 @@ RUNS ?= $(wildcard data/runs/vllm-*.jsonl)
 
 .PHONY: peers
 peers: $(DEV) $(PEERS) ## compare our errors with another predictor's on the same measured runs
-	@$(BIN)/python benchmarks/peers_aiconfigurator.py --peer-python $(PEERS_VENV)/bin/python $(RUNS)
+	@$(BIN)/python benchmarks/peers_aiconfigurator.py --peer-python $(PEERS_VENV)/bin/python --out data/peers/aiconfigurator.json $(RUNS)
 
 UV_LOCK = uv pip compile --quiet --generate-hashes --no-header --annotation-style line --python-version 3.11
 

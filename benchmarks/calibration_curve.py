@@ -9,15 +9,13 @@ the host (other models) are predicted. Prints a table; asserts nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from scipy.optimize import least_squares
-
 from advisor.catalog import load_catalog
+from advisor.fit.adapt import solve
 from advisor.fit.estimate import estimate
-from advisor.fit.objective import predicted, run_cell, targets, values_for
+from advisor.fit.objective import values_for
+from advisor.fit.parameters import HOST_POWER_PRIOR_REL, HOST_SPEED_PRIOR_REL
 from advisor.fit.records import Cell
 from advisor.fit.run import load_data
 from advisor.fit.validate import Row, predict_cell, rows_of, table
@@ -72,18 +70,8 @@ def adapted(theta: dict[str, float], host: str, cells: Sequence[Cell], transfer:
     """Return the coefficients with the host's two factors fitted to some cells, its priors kept."""
     if not cells:
         return theta
-    names = (f"host@{host}", f"power@{host}")
-
-    def residuals(x: np.ndarray) -> list[float]:
-        trial = theta | {n: float(v) for n, v in zip(names, np.exp(x), strict=True)}
-        out = [float(x[0]) / 0.3, float(x[1]) / 0.1]
-        for cell in cells:
-            found = predicted(run_cell(cell, values_for(cell, trial, transfer)))
-            out += [math.log(found.get(t.metric, t.value) / t.value) / t.width for t in targets(cell)]
-        return out
-
-    solution = least_squares(residuals, [0.0, 0.0], loss="soft_l1", diff_step=5e-3, max_nfev=12, bounds=(-0.9, 0.9))
-    return theta | {n: float(v) for n, v in zip(names, np.exp(solution.x), strict=True)}
+    priors = {f"host@{host}": (1.0, HOST_SPEED_PRIOR_REL), f"power@{host}": (1.0, HOST_POWER_PRIOR_REL)}
+    return solve(cells, theta, priors, lambda cell, trial: values_for(cell, trial, transfer), max_steps=12).theta
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,6 +31,7 @@ GEMM = {"bf16": "bfloat16", "fp8": "fp8", "awq-int4": "int4_wo"}
 KV = {"bf16": "bfloat16", "fp8": "fp8"}
 SETTINGS = {"default": "aiconfigurator", "engine": "aiconfigurator with the engine's token budget"}
 GROUPS = (("1 client", 1, 1), ("2-16 clients", 2, 16), ("over 16 clients", 17, 10**6))
+URL = "https://github.com/ai-dynamo/aiconfigurator"
 Cell = dict[str, Any]
 
 
@@ -139,19 +141,6 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
-def table_row(name: str, errors: dict[str, list[float]]) -> str:
-    cells = []
-    for metric in METRICS:
-        found = errors[metric]
-        if found:
-            sizes = [abs(e) for e in found]
-            bias = sum(found) / len(found)
-            cells.append(f"{quantile(sizes, 0.5):.1%} / {quantile(sizes, 0.9):.1%} / {bias:+.1%} ({len(found)})")
-        else:
-            cells.append("no answer")
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
 def errors_of(predictions: list[Cell], records: list[Cell]) -> dict[str, list[float]]:
     errors: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for predicted, record in zip(predictions, records, strict=True):
@@ -177,36 +166,49 @@ def ours(records: list[Cell]) -> tuple[list[Cell], float]:
     return predictions, (perf_counter() - start) / max(1, len(records))
 
 
-def print_left_out() -> None:
-    """Our errors when each engine start is left out of the fit, as `advisor fit` recorded them, for the same loads."""
+def rows_of(predictors: dict[str, list[Cell]], records: list[Cell]) -> list[dict[str, Any]]:
+    """The table as data: predictor, loads, and each metric's error; our left-out rows, as `advisor fit` left them."""
+    rows = []
+    for name, predictions in predictors.items():
+        groups = [("all", list(range(len(records))))]
+        for label, low, high in GROUPS:
+            groups.append((label, [i for i, r in enumerate(records) if low <= r["load"]["concurrency"] <= high]))
+        for label, chosen in groups:
+            found = errors_of([predictions[i] for i in chosen], [records[i] for i in chosen])
+            errors = {metric: summary_of(values) for metric, values in found.items() if values}
+            rows.append({"predictor": name, "loads": label, "errors": errors})
     path = Path("data/fitted/accuracy.json")
-    if not path.is_file():
-        return
-    by_load = json.loads(path.read_text())["by_regime"]["load"]
+    by_load = json.loads(path.read_text())["by_regime"]["load"] if path.is_file() else {}
     for label, *_ in GROUPS:
-        found = by_load.get(f"closed, {label}", {})
-        cells = [
-            f"{e['median']:.1%} / {e['p90']:.1%} / {e['bias']:+.1%} ({e['n']})" if e else "no answer"
-            for e in map(found.get, METRICS)
-        ]
-        print(f"| advisor, each start left out of its fit, {label} | " + " | ".join(cells) + " |")
+        found = {m: e for m, e in by_load.get(f"closed, {label}", {}).items() if m in METRICS}
+        rows.append({"predictor": "advisor, each start left out of its fit", "loads": label, "errors": found})
+    return rows
 
 
-def print_table(predictors: dict[str, list[Cell]], records: list[Cell]) -> None:
+def summary_of(errors: list[float]) -> dict[str, float]:
+    sizes = [abs(e) for e in errors]
+    found = {"median": quantile(sizes, 0.5), "p90": quantile(sizes, 0.9), "bias": sum(errors) / len(errors)}
+    return {key: round(value, 4) for key, value in found.items()} | {"n": len(errors)}
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
     print("| predictor | " + " | ".join(METRICS) + " |")
     print("|---" * (len(METRICS) + 1) + "|")
-    for name, predictions in predictors.items():
-        print(table_row(f"{name}, all", errors_of(predictions, records)))
-        for label, low, high in GROUPS:
-            chosen = [i for i, r in enumerate(records) if low <= r["load"]["concurrency"] <= high]
-            found = errors_of([predictions[i] for i in chosen], [records[i] for i in chosen])
-            print(table_row(f"{name}, {label}", found))
+    for row in rows:
+        cells = [
+            f"{e['median']:.1%} / {e['p90']:.1%} / {e['bias']:+.1%} ({e['n']})" if e else "no answer"
+            for e in map(row["errors"].get, METRICS)
+        ]
+        print(f"| {row['predictor']}, {row['loads']} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", default=".venv-peers/bin/python")
+    parser.add_argument(
+        "--out", type=Path, help="also write the table here, for the app: data/peers/aiconfigurator.json"
+    )
     parser.add_argument("records", nargs="*", type=Path)
     options = parser.parse_args()
     if options.answer:
@@ -236,8 +238,14 @@ def main() -> None:
         f"advisor, every request replayed, {took_s * 1e3:.1f} ms (mean): 1/{theirs['took_s'] / took_s:.0f}"
     )
     print("\nrelative error: median and P90 of its size / mean with sign (cells)\n")
-    print_table(predictors, records)
-    print_left_out()
+    rows = rows_of(predictors, records)
+    print_table(rows)
+    if options.out is not None:
+        peer = f"aiconfigurator {theirs['versions']['aiconfigurator']}"
+        data = f"its newest data of H100 and H200 SXM, vLLM {theirs['versions']['vLLM data']}"
+        form = {"date": date.today().isoformat(), "peer": peer, "data": data, "url": URL}
+        form |= {"method": "docs/peers.md", "rows": rows}
+        options.out.write_text(json.dumps(form, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from advisor.predict.serving import replay
 from advisor.predict.simulate import STATISTICS, Simulation
 from advisor.recommend.ask import Question, ask, fit_context
 from advisor.recommend.explain import layout_text, workload_text
+from advisor.recommend.look import roofline_of
 from advisor.recommend.one import check_vllm, deployment_of
 from advisor.schema import SCHEMA_VERSION, ClosedLoad, ConstantLoad, GammaLoad, PoissonLoad, Request, Workload
-from advisor.units import format_rate, format_s, format_usd
+from advisor.schema.roofline import Roofline
+from advisor.units import format_count, format_rate, format_s, format_usd
 
 METRICS = ("ttft", "tpot", "itl", "e2e")
 N_SAMPLES = 300
@@ -123,10 +125,13 @@ def simulate(args: argparse.Namespace) -> int:
     if question.slo.targets:
         totals["slo_attainment_frac"] = float(simulation.attainment(question.slo).mean())
     timeline = _timeline(simulation, SHOWN_SAMPLES)
+    roof = roofline_of(question, deployment, run)
     if args.json:
-        form = {"deployment": deployment.model_dump(mode="json"), "latency": _statistics(simulation), "totals": totals}
+        form: dict[str, Any] = {"deployment": deployment.model_dump(mode="json"), "totals": totals}
+        form["latency"] = _statistics(simulation)
         points = [dict(zip(("time_s", "n_running", "n_waiting", "n_blocks"), p, strict=True)) for p in timeline]
-        print_json({"schema_version": SCHEMA_VERSION, "model": question.model.name} | form | {"timeline": points})
+        form |= {"timeline": points, "roofline": roof.model_dump(mode="json")}
+        print_json({"schema_version": SCHEMA_VERSION, "model": question.model.name} | form)
         return 0
     out(f"{question.model.name} on {question.pools[0].name}: vLLM, {layout_text(deployment)}")
     out("\n".join(wrapped(f"{workload_text(question)}; {n:,} requests replayed in {format_s(took_s)}", indent="")))
@@ -143,11 +148,30 @@ def simulate(args: argparse.Namespace) -> int:
         blocks = run.replica.limits.n_kv_blocks * deployment.dp
         rows = [(format_s(t), f"{a:,}", f"{b:,}", f"{c / max(blocks, 1):.1%}") for t, a, b, c in timeline]
         out("\n".join(table(("time", "running", "waiting", "KV used"), rows)))
+    out("\n".join(["", *_roofline_lines(roof)]))
     return 0
 
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _roofline_lines(found: Roofline) -> list[str]:
+    """Return where prefill, decode and the whole run lie under the card's roof."""
+    rows = [
+        (
+            p.name,
+            p.what,
+            f"{p.flops_per_byte:.3g}",
+            format_count(p.flops_per_s),
+            f"{p.flops_per_s / found.peak_flops_per_s:.0%}",
+            f"{p.flops_per_s / p.flops_per_byte / found.memory_bandwidth_bytes_per_s:.0%}",
+        )
+        for p in found.points
+    ]
+    head = ("roofline", "step", "FLOP/byte", "FLOP/s a GPU", "of peak", "of bandwidth")
+    ridge = f"The card's ridge is at {found.ridge_flops_per_byte:.0f} FLOP/byte: left of it memory is the limit."
+    return [*table(head, rows, left=2), *wrapped(ridge, indent="")]
 
 
 def capacity(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from advisor.catalog import load_catalog
+from advisor.cli.month import month_lines
 from advisor.cli.parse import request_fields
 from advisor.cli.text import breakdown_lines, bullet, format_interval, out, print_json, table
 from advisor.cli.training_options import fixed_fields
@@ -14,6 +15,7 @@ from advisor.errors import DomainError
 from advisor.recommend.ask import ask
 from advisor.recommend.day import Day, Offline, plan_day
 from advisor.recommend.explain import layout_text
+from advisor.recommend.month import month_of
 from advisor.recommend.training import recommend_training
 from advisor.schema import SCHEMA_VERSION, Cluster, Model, Request
 from advisor.schema.mixed import MixedPlan
@@ -143,8 +145,10 @@ def mixed(args: argparse.Namespace) -> int:
     )
     plan = plan_day(request, day, wanted)
     answer, need, jobs = plan.answer, plan.need, plan.jobs
+    bill = month_of(request, plan)
     if args.json:
         parts = {"need": need.model_dump(mode="json"), "jobs": [j.model_dump(mode="json") for j in jobs]}
+        parts["month"] = bill.model_dump(mode="json")
         print_json({"schema_version": SCHEMA_VERSION} | answer.model_dump(mode="json") | parts)
         return 0
     out(f"{plan.replica.model} on {request.gpus}: a replica is {layout_text(plan.replica)}")
@@ -160,4 +164,5 @@ def mixed(args: argparse.Namespace) -> int:
     cost = f"{format_usd(best.usd)}, " if best.usd else ""
     out(f"\n{cost}{format_j(best.energy_j)}, {best.idle_gpu_hours:.0f} idle GPU hours")
     out("\n".join(line for n in best.notes for line in bullet(f"{n.level}: {n.text}")))
+    out("\n".join(month_lines(bill)))
     return 0

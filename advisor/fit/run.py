@@ -134,6 +134,16 @@ def coverage(rows: Sequence[Row]) -> dict[str, float]:
     return out
 
 
+def cell_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the left-out cells, compact: where each belongs, and [measured, predicted] of every metric."""
+    cells: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        where = {"run_id": row.run_id, "cell": row.cell, "load": row.load, "lengths": row.lengths}
+        cell = cells.setdefault((row.run_id, row.cell), where | {"regime": row.regime, "values": {}})
+        cell["values"][row.metric] = [float(f"{row.measured:.6g}"), float(f"{row.predicted:.6g}")]
+    return list(cells.values())
+
+
 def fit_all(
     folder: Path,
     transfer_path: Path,
@@ -168,6 +178,7 @@ def fit_all(
         "by_regime": by_regime(rows),
         "error_q90": quantiles,
         "coverage_of_90_percent_intervals": coverage(rows),
+        "cells": cell_table(rows),
     }
     return coefficients, accuracy
 

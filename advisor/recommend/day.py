@@ -15,7 +15,7 @@ from advisor.schema.mixed import MixedAnswer, OfflineJob, OnlineNeed
 
 
 class Offline(Noun):
-    """Offline work that the user asks for; 0 tokens = none of that kind.
+    """Offline work that the user asks for; 0 tokens = none of that kind, and none at all is a day of serving alone.
 
     `train_gpus` 0 = a whole node; `train_model` empty = the served one; `lora_rank` 0 = all parameters.
     """
@@ -110,8 +110,6 @@ def plan_day(request: Request, day: Day, wanted: Offline) -> DayPlan:
     question = ask(request.model_copy(update={"rate": day.peak_requests_per_s, "concurrency": None}), load_catalog())
     if len(question.pools) > 1:
         raise DomainError(f"a day is planned on one pool, got {len(question.pools)}; give a single GPU spec")
-    if not (wanted.batch_tokens or wanted.train_tokens):
-        raise DomainError("a mixed day needs offline work: give batch_tokens, train_tokens or both")
     replica = replica_for(question)
     need, pool = _need(question, replica, day), question.pools[0]
     jobs = _jobs(question, replica, wanted)

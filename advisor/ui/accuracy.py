@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from advisor.catalog import load_catalog
-from advisor.catalog.files import data_root
+from advisor.catalog.files import data_root, read_json
 from advisor.errors import BadData, DomainError
 from advisor.fit.records import read_records
 from advisor.fit.validate import METRICS, Row, by_regime, summary, validate
 from advisor.schema import RunRecord
-from advisor.ui import charts, parts, state
-from advisor.ui.text import plain, sentence
+from advisor.ui import charts_trust, parts, pool, state
+from advisor.ui.text import plain
 from advisor.units import MIB
 
+ALL = "all of them"
 Errors = Mapping[str, Mapping[str, float]]
 """Metric to its median, P90, bias and count."""
 MAX_UPLOAD_BYTES = 5 * MIB
@@ -41,10 +42,21 @@ def run_files() -> dict[str, Path]:
     return {p.stem: p for p in sorted((data_root() / "runs").glob("vllm*.jsonl"))}
 
 
+def usual_file() -> str:
+    """Return the file that Trust shows first: of a card that the fit did not start from, which says most."""
+    return min(run_files(), key=lambda name: "h200" not in name)
+
+
 @st.cache_data(max_entries=32, show_spinner="Predicting every measured cell ...")
-def validate_file(name: str) -> list[Row]:
-    """Return predictions against measurements for one file of the package."""
-    return validate([run_files()[name]], load_catalog())
+def validate_file(name: str, _run: Callable[..., Any] = pool.run) -> list[Row]:
+    """Return predictions against measurements for one file of the package; `_run` says where the work is done."""
+    rows: list[Row] = _run(validate, [run_files()[name]])
+    return rows
+
+
+def peers() -> list[dict[str, Any]]:
+    """Return the error tables of other predictors on our measured runs, one a file of `data/peers/`."""
+    return [read_json(p) for p in sorted((data_root() / "peers").glob("*.json"))]
 
 
 def parse_upload(name: str, content: bytes) -> list[RunRecord]:
@@ -69,23 +81,64 @@ def parse_upload(name: str, content: bytes) -> list[RunRecord]:
 @st.cache_data(max_entries=8, show_spinner="Predicting every measured cell ...")
 def validate_upload(name: str, content: bytes) -> list[Row]:
     """Return predictions against measurements for an uploaded file."""
-    return validate(parse_upload(name, content), load_catalog())
-
-
-def grid(overall: Errors, regimes: Mapping[str, Mapping[str, Errors]], key: str, usual: str) -> str:
-    """Show the median error of each metric by regime; return the regime that the user chose."""
-    wanted = state.choice(f"{key}_by", "Group by", tuple(regimes), default=usual)
-    heat_map(
-        {"all of them": overall, **regimes[wanted]}, f"{key}-grid", f"Median relative error by {wanted} and metric"
-    )
-    return wanted
+    return pool.run(validate, parse_upload(name, content))
 
 
 def heat_map(groups: Mapping[str, Errors], key: str, alt: str) -> None:
     """Show the median error of groups, one row each, by metric."""
-    metrics = [m for m in METRICS if any(m in errors for errors in groups.values())]
+    metrics = metrics_of(groups)
     errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
-    parts.chart(charts.heat_map(list(groups), [TITLES[m] for m in metrics], errors), key, alt)
+    parts.chart(charts_trust.heat_map(list(groups), [TITLES[m] for m in metrics], errors), key, alt)
+
+
+def metrics_of(groups: Mapping[str, Errors]) -> list[str]:
+    """Return the metrics that any of the groups has, in their usual order."""
+    return [m for m in METRICS if any(m in errors for errors in groups.values())]
+
+
+def clickable(groups: Mapping[str, Errors], key: str, alt: str, first: int = 0) -> tuple[str, str]:
+    """Show the grid of groups by metric; return the (group, metric) of the cell that was clicked or chosen below it.
+
+    first : the group that is chosen before any click
+
+    A click sets the two lists, which the URL holds and a keyboard reaches.
+    """
+    names, metrics = list(groups), metrics_of(groups)
+    titles = [TITLES[m] for m in metrics]
+    row_key, metric_key = f"{key}_row", f"{key}_metric"
+
+    def clicked() -> None:
+        points = st.session_state[f"{key}-grid"].selection.points
+        if points:
+            i, j = points[0]["customdata"]
+            if i < len(names) and j < len(titles):
+                state.set_all({row_key: names[i], metric_key: titles[j]})
+
+    grid = st.container()
+    left, right = st.columns(2)
+    with left:
+        text = "Or click a cell of the grid."
+        name = state.choice(row_key, "Measured against predicted, for", names, default=names[first], help=text)
+    with right:
+        title = state.choice(metric_key, "Metric", titles, default=titles[0], help="Column of the grid.")
+    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in names]
+    counts = [[int(groups[g].get(m, {}).get("n", 0)) for m in metrics] for g in names]
+    chosen = (names.index(name), titles.index(title))
+    figure = charts_trust.heat_map(names, titles, errors, counts=counts, chosen=chosen)
+    with grid:
+        parts.chart(figure, f"{key}-grid", alt, on_select=clicked)
+    return name, metrics[titles.index(title)]
+
+
+def scatter(rows: list[Row], by: str, metric: str, key: str) -> None:
+    """Show predicted against measured values of one metric, one mark a cell, coloured by a regime."""
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for r in rows:
+        if r.metric == metric:
+            words = f"{r.run_id}: {r.load}; {r.lengths}"
+            points.setdefault(r.regime.get(by, "all"), []).append((r.measured, r.predicted, words))
+    figure = charts_trust.against(points, QUANTITY[metric], TITLES[metric])
+    parts.chart(figure, key, f"{TITLES[metric]}: predicted against measured, one mark a cell")
 
 
 def beside(found: Mapping[str, Any]) -> None:
@@ -99,21 +152,16 @@ def beside(found: Mapping[str, Any]) -> None:
 
 
 def show_rows(rows: list[Row], key: str) -> None:
-    """Show the error grid by regime, one metric in detail and the downloads."""
+    """Show the error grid by regime, one of its cells in detail and the downloads."""
     found, regimes = summary(rows), by_regime(rows)
     st.subheader("Median error by regime")
-    wanted = grid(found["overall"], regimes, key, "model" if "model" in regimes else next(iter(regimes)))
-    metrics = [m for m in METRICS if m in found["overall"]]
-    st.subheader("Predicted against measured")
-    title = state.choice(f"{key}_metric", "Metric", [TITLES[m] for m in metrics], default=TITLES[metrics[0]])
-    metric = next(m for m in metrics if TITLES[m] == title)
-    chosen = [r for r in rows if r.metric == metric]
-    points = {
-        group: [(r.measured, r.predicted, f"{r.load}; {r.lengths}") for r in chosen if r.regime.get(wanted) == group]
-        for group in regimes[wanted]
-    }
-    figure = charts.against(points, QUANTITY[metric], title)
-    parts.chart(figure, f"{key}-scatter", f"{title}: predicted against measured, one mark a cell")
+    usual = "model" if "model" in regimes else next(iter(regimes))
+    text = "What the rows of the grid have in common."
+    wanted = state.choice(f"{key}_by", "Group by", tuple(regimes), default=usual, help=text)
+    groups = {ALL: found["overall"], **regimes[wanted]}
+    group, metric = clickable(groups, key, f"Median relative error by {wanted} and metric")
+    chosen = rows if group == ALL else [r for r in rows if r.regime.get(wanted) == group]
+    scatter(chosen, wanted if group == ALL else "load", metric, f"{key}-scatter")
     table = [row_of(r) for r in rows]
     parts.downloads(
         {
@@ -124,18 +172,13 @@ def show_rows(rows: list[Row], key: str) -> None:
     )
 
 
-def held_out() -> None:
-    """Show the errors on engine starts that were left out of the fit, and how often the intervals held."""
-    report = load_catalog().accuracy()
-    if not report:
-        return
-    st.subheader("Errors on runs that the fit had not seen")
-    st.caption(sentence(f"{report['held_out']}. All our measured vLLM cells; relative errors."))
-    coverage = report.get("coverage_of_90_percent_intervals", {})
-    headline(report["overall"], coverage)
-    grid(report["overall"], {"engine start": report["by_run"], **report["by_regime"]}, "held", "engine start")
-    text = json.dumps(report, indent=1)
-    parts.downloads({"Held-out errors (JSON)": ("accuracy.json", "application/json", text)}, "held")
+def held_out_rows(report: Mapping[str, Any]) -> list[Row]:
+    """Return the left-out cells of an accuracy report as rows; empty for a report without them."""
+    return [
+        Row(c["run_id"], c["cell"], metric, measured, predicted, c["load"], c["lengths"], c["regime"])
+        for c in report.get("cells", ())
+        for metric, (measured, predicted) in c["values"].items()
+    ]
 
 
 def row_of(row: Row) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import streamlit as st
@@ -18,41 +17,40 @@ from advisor.emit import ARTEFACTS, FILE_NAMES, emit
 from advisor.emit.deepspeed_training import training_command, training_config, training_script
 from advisor.errors import AdvisorError, BadData, DomainError, printable
 from advisor.laws.schedule import Pass
-from advisor.predict.serving import predict_vllm, replay
 from advisor.predict.train import feasible_train, predict_schedule, predict_train
 from advisor.recommend.answer import recommend as find_plans
 from advisor.recommend.ask import ask
 from advisor.recommend.audit import audit as find_verdicts
 from advisor.recommend.day import Day, DayPlan, Offline, plan_day
 from advisor.recommend.form import recommendation_json
-from advisor.recommend.one import deployment_of, predict_one
+from advisor.recommend.look import Look, look_for, plan_for
+from advisor.recommend.month import month_of
+from advisor.recommend.power import Terms
+from advisor.recommend.power import power as find_power
 from advisor.recommend.training import recommend_training
 from advisor.schema import (
-    ClosedLoad,
     Cluster,
     CoefficientSet,
-    Deployment,
-    EngineFacts,
     Model,
     Plan,
-    Prediction,
     Recommendation,
     Request,
     Slo,
-    TraceLoad,
-    Workload,
     first_error,
 )
 from advisor.schema.claims import AuditReport, ClaimsFile
+from advisor.schema.month import Month
+from advisor.schema.power import PowerReport
 from advisor.schema.training import TrainAnswer, TrainJob, TrainPrediction
+from advisor.ui import pool, state
 from advisor.ui.text import plain
 from advisor.units import KIB, format_bytes
 
+Run = Callable[..., Any]
 ACCURACY = "accuracy"
 MAX_CLAIMS_BYTES = 128 * KIB
 LOAD_SHARES = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 """Points of a load curve, as shares of the rate at which the deployment saturates."""
-N_SAMPLES = 300
 MAX_ENTRIES = 256
 """Answers kept in memory for all sessions together; one is some tens of kB."""
 
@@ -62,6 +60,7 @@ def page(render: Callable[[], None]) -> Callable[[], None]:
 
     @wraps(render)
     def guarded() -> None:
+        state.enter(render.__module__)
         try:
             render()
         except AdvisorError as error:
@@ -72,7 +71,7 @@ def page(render: Callable[[], None]) -> Callable[[], None]:
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing plans ...")
 def _answer(request_json: str) -> Recommendation:
-    return find_plans(Request.model_validate_json(request_json))
+    return pool.run(find_plans, Request.model_validate_json(request_json))
 
 
 def recommend(request: Request) -> Recommendation:
@@ -81,9 +80,21 @@ def recommend(request: Request) -> Recommendation:
     return found
 
 
+@lru_cache(maxsize=MAX_ENTRIES)
+def _asked(request: Request) -> tuple[Slo, float | None]:
+    question = ask(request, load_catalog())
+    load = question.workload.load
+    return question.slo, None if load.kind == "closed" else load.arrivals_per_s
+
+
 def targets(request: Request) -> Slo:
     """Return the latency targets that an answer was judged by: the request's, or those assumed where it has none."""
-    return ask(request, load_catalog()).slo
+    return _asked(request)[0]
+
+
+def offered_rate(request: Request) -> float | None:
+    """Return the requests a second that arrive, None where clients wait for their answers instead."""
+    return _asked(request)[1]
 
 
 def card_limit(gpu: str) -> tuple[str, float]:
@@ -131,16 +142,16 @@ def train(model: Model, cluster: Cluster, job: TrainJob) -> tuple[TrainPredictio
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing training jobs ...")
 def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAnswer:
     job = TrainJob.model_validate_json(job_json)
-    return recommend_training(
-        Model.model_validate_json(model_json),
-        Cluster.model_validate_json(cluster_json),
-        load_catalog().coefficients("deepspeed"),
+    ask_all = partial(
+        recommend_training,
         global_batch=job.train_batch_size,
         sequence_length=job.sequence_length,
         lora_rank=job.lora_rank,
         stack=job.stack,
         total_tokens=job.total_tokens,
     )
+    model, cluster = Model.model_validate_json(model_json), Cluster.model_validate_json(cluster_json)
+    return pool.run(ask_all, model, cluster, load_catalog().coefficients("deepspeed"))
 
 
 def train_answer(model: Model, cluster: Cluster, job: TrainJob) -> TrainAnswer:
@@ -164,8 +175,11 @@ def training_files(job: TrainJob, model: Model, cluster: Cluster) -> tuple[dict[
 
 
 @st.cache_data(max_entries=64, show_spinner="Judging the claims ...")
-def audit(claims_toml: str, where: str) -> AuditReport:
-    """Return the verdicts on a publication's claims; raises BadData for text that is no claims file."""
+def audit(claims_toml: str, where: str, _run: Run = pool.run) -> AuditReport:
+    """Return the verdicts on a publication's claims; raises BadData for text that is no claims file.
+
+    _run : where the work is done
+    """
     if len(claims_toml.encode()) > MAX_CLAIMS_BYTES:
         raise BadData(where, f"a claims file has at most {MAX_CLAIMS_BYTES // KIB} KiB")
     try:
@@ -174,14 +188,8 @@ def audit(claims_toml: str, where: str) -> AuditReport:
         raise BadData(where, f"not TOML: {error}") from None
     except ValidationError as error:
         raise BadData(where, first_error(error)) from None
-    catalog = load_catalog()
-    fitted, table = catalog.coefficients("vllm"), catalog.engine("vllm")
-
-    def serve(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
-        facts = EngineFacts.from_table(table, deployment.engine_version)
-        return predict_vllm(model, cluster, deployment, workload, fitted, method="steady", facts=facts)
-
-    return find_verdicts(claims, catalog, serve)
+    report: AuditReport = _run(find_verdicts, claims, load_catalog())
+    return report
 
 
 def claims_files() -> dict[str, str]:
@@ -207,8 +215,7 @@ def answer_json(answer: Recommendation) -> str:
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
 def _predict(request_json: str, chosen_json: str) -> Plan:
-    question = ask(Request.model_validate_json(request_json), load_catalog())
-    return predict_one(question, deployment_of(question, json.loads(chosen_json)))
+    return pool.run(plan_for, Request.model_validate_json(request_json), json.loads(chosen_json))
 
 
 def predict(request: Request, chosen: dict[str, Any]) -> Plan:
@@ -216,57 +223,51 @@ def predict(request: Request, chosen: dict[str, Any]) -> Plan:
     return _predict(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
 
 
-def load_curve(request: Request, chosen: dict[str, Any]) -> tuple[float, list[tuple[float, Plan]]]:
-    """Return the largest rate that the deployment completes, and predictions at shares of it with their rates."""
-    open_loop = request.model_copy(update={"concurrency": None, "rate": 1.0})
-    most = predict(open_loop, chosen).prediction["saturation_requests_per_s"]
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
+def _load_curve(request_json: str, chosen_json: str, most: float) -> list[tuple[float, Plan]]:
+    open_loop, chosen = Request.model_validate_json(request_json), json.loads(chosen_json)
     rates = [most * share for share in LOAD_SHARES]
-    return most, [(rate, predict(open_loop.model_copy(update={"rate": rate}), chosen)) for rate in rates]
+    asked = [(open_loop.model_copy(update={"concurrency": None, "rate": rate}), chosen) for rate in rates]
+    return list(zip(rates, pool.run_all(plan_for, asked), strict=True))
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Samples of one replica: (time [s], running, waiting, KV blocks in use), and the blocks that it has."""
-
-    samples: tuple[tuple[float, int, int, int], ...]
-    n_kv_blocks: int
+def load_curve(request: Request, chosen: dict[str, Any], most: float) -> list[tuple[float, Plan]]:
+    """Return the plans of a deployment at shares of its saturation `most` [requests/s], with their rates."""
+    anywhere = request.model_copy(update={"concurrency": None, "rate": None})
+    return _load_curve(anywhere.model_dump_json(), json.dumps(chosen, sort_keys=True), most)
 
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
-def _timeline(request_json: str, chosen_json: str) -> Timeline:
-    question = ask(Request.model_validate_json(request_json), load_catalog())
-    deployment = deployment_of(question, json.loads(chosen_json))
-    if question.vllm is None:
-        raise DomainError("there are no fitted coefficients for vLLM; run `advisor fit` on run records first")
-    load, n = question.workload.load, deployment.dp
-    if isinstance(load, ClosedLoad):
-        load = load.model_copy(update={"concurrency": max(1, load.concurrency // n), "n_requests": None})
-    elif not isinstance(load, TraceLoad):
-        load = load.model_copy(update={"arrivals_per_s": load.arrivals_per_s / n})
-    run = replay(
-        question.model,
-        question.pools[0].cluster,
-        deployment.model_copy(update={"dp": 1}),
-        question.workload.model_copy(update={"load": load}),
-        question.vllm,
-        seed=question.request.seed,
-        facts=question.facts,
-        n_samples=N_SAMPLES,
-    )
-    return Timeline(run.simulation.timeline, run.replica.limits.n_kv_blocks)
+def _look(request_json: str, chosen_json: str) -> Look:
+    return pool.run(look_for, Request.model_validate_json(request_json), json.loads(chosen_json))
 
 
-def timeline(request: Request, chosen: dict[str, Any]) -> Timeline:
-    """Return what one replica's scheduler does over time, under its share of the request's load."""
-    return _timeline(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
+def look(request: Request, chosen: dict[str, Any]) -> Look:
+    """Return what one replica's scheduler does over time, and its roofline, under its share of the request's load."""
+    return _look(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
 
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Planning the day ...")
 def _day(request_json: str, day_json: str, offline_json: str) -> DayPlan:
     wanted = Offline.model_validate_json(offline_json)
-    return plan_day(Request.model_validate_json(request_json), Day.model_validate_json(day_json), wanted)
+    return pool.run(plan_day, Request.model_validate_json(request_json), Day.model_validate_json(day_json), wanted)
 
 
 def day_plan(request: Request, day: Day, wanted: Offline) -> DayPlan:
     """Return the hour-by-hour schedule of the request's GPUs."""
     return _day(request.model_dump_json(), day.model_dump_json(), wanted.model_dump_json())
+
+
+def month(request: Request, found: DayPlan, mode: str, terms: Terms) -> Month:
+    """Return the month of a day that repeats, in one of its ways to divide the GPUs."""
+    return month_of(request, found, terms, mode)
+
+
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Predicting power limits ...")
+def _power(request_json: str, chosen_json: str, terms: Terms) -> PowerReport:
+    return pool.run(find_power, Request.model_validate_json(request_json), json.loads(chosen_json), terms)
+
+
+def power(request: Request, chosen: dict[str, Any], terms: Terms) -> PowerReport:
+    """Return power, energy, emissions and money of one deployment at the request's load, and its power limits."""
+    return _power(request.model_dump_json(), json.dumps(chosen, sort_keys=True), terms)

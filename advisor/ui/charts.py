@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from advisor.schema import Breakdown, Deployment, Interval, Plan, Slo
+from advisor.ui.memory import remembered
 from advisor.ui.text import BACKENDS, label, part_name, plain_html, show, show_range
 
 COLOURS = ("#2A86C4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#B8A300", "#7A4FBF", "#8B5A2B")
@@ -40,7 +41,7 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
     unit = unit_of(name)
     made: dict[str, object] = {"title": {"text": f"{label(name)} [{unit}]" if unit else label(name)}}
     if is_log:
-        return made | {"type": "log", "tickvals": LOG_TICKS, "ticktext": [_tick(name, v) for v in LOG_TICKS]}
+        return made | {"type": "log", "tickvals": LOG_TICKS, "ticktext": [tick(name, v) for v in LOG_TICKS]}
     if name.endswith("_frac"):
         return made | {"tickformat": ".0%"}
     if unit.startswith("$"):
@@ -48,11 +49,14 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
     return made | {"tickformat": "~s", "ticksuffix": unit if unit in {"s", "B", "W", "J"} else ""}
 
 
-def _tick(name: str, value: float) -> str:
+def tick(name: str, value: float) -> str:
+    """Return an axis number of a quantity with its unit, without trailing zeros."""
     return re.sub(r"\.?0+(?=$| |/)", "", text) if "." in (text := show(name, value)) else text
 
 
-def _bound(figure: go.Figure, value: float, text: str, colour: str, *, is_x: bool = False) -> None:
+def bound(
+    figure: go.Figure, value: float, text: str, colour: str, *, is_x: bool = False, is_left: bool = False
+) -> None:
     """Draw a target across a logarithmic axis; plotly wants the logarithm for the words, the value for the line."""
     line = {"dash": "dash", "color": colour, "width": 1.5}
     if is_x:
@@ -60,11 +64,13 @@ def _bound(figure: go.Figure, value: float, text: str, colour: str, *, is_x: boo
         figure.add_annotation(x=math.log10(value), y=1, yref="paper", text=text, showarrow=False, yanchor="bottom")
     else:
         figure.add_hline(y=value, line=line)
-        at = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
+        side = "left" if is_left else "right"
+        at = {"x": 0 if is_left else 1, "xref": "paper", "xanchor": side, "yanchor": "bottom"}
         figure.add_annotation(y=math.log10(value), text=text, showarrow=False, **at)
 
 
-def _laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Figure:
+def laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Figure:
+    """Return the figure with the margins, the legend and the height that all charts share."""
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 16, "t": 36, "b": 10},
@@ -92,73 +98,7 @@ def plan_name(plan: Plan) -> str:
     return f"{BACKENDS.get(plan.backend, plan.backend)} · {layout(plan.deployment)}"
 
 
-def _whiskers(intervals: Sequence[Interval]) -> dict[str, object]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [i.high - i.value for i in intervals],
-        "arrayminus": [i.value - i.low for i in intervals],
-        "thickness": 1,
-        "width": 2,
-    }
-
-
-def pareto(plans: Sequence[Plan], x: str, y: str, slo: Slo) -> go.Figure:
-    """Return the cloud of plans, one colour and shape a backend, with 90 % intervals, the front and the targets.
-
-    x, y : names of quantities of the predictions, or 'usd_per_h'; plans that lack one are left out.
-    """
-
-    def at(plan: Plan, name: str) -> Interval | None:
-        if name == "usd_per_h":
-            return Interval(value=plan.usd_per_h, low=plan.usd_per_h, high=plan.usd_per_h)
-        return plan.prediction.quantities.get(name)
-
-    figure = go.Figure()
-    for backend, (colour, shape) in BACKEND_STYLE.items():
-        points = [
-            (p, a, b)
-            for p in plans
-            if p.backend == backend and (a := at(p, x)) is not None and (b := at(p, y)) is not None
-        ]
-        if not points:
-            continue
-        energy = "energy_j_per_output_token"
-        hover = [
-            f"<b>{plain_html(plan_name(p))}</b>"
-            f"<br>{label(x)} {show(x, a.value)} ({show_range(x, a)})"
-            f"<br>{label(y)} {show(y, b.value)} ({show_range(y, b)})"
-            + (f"<br>{label(energy)} {show(energy, e.value)}" if (e := p.prediction.quantities.get(energy)) else "")
-            + f"<br>{'keeps' if p.meets_slo else 'misses'} the targets"
-            for p, a, b in points
-        ]
-        figure.add_scatter(
-            x=[a.value for _, a, _ in points],
-            y=[b.value for _, _, b in points],
-            error_x=_whiskers([a for _, a, _ in points]),
-            error_y=_whiskers([b for _, _, b in points]),
-            mode="markers",
-            name=BACKENDS[backend],
-            marker={
-                "color": colour,
-                "symbol": [shape if p.meets_slo else f"{shape}-open" for p, _, _ in points],
-                "size": [13 if p.is_pareto else 9 for p, _, _ in points],
-                "line": {"width": 1.5, "color": colour},
-            },
-            opacity=0.9,
-            text=hover,
-            hovertemplate="%{text}<extra></extra>",
-        )
-    for target in slo.targets:
-        name = f"{target.name}_s"
-        bound = f"{target.metric.upper()} {target.statistic.upper()} at most {show('s', target.max_s)}"
-        if name in (x, y):
-            _bound(figure, target.max_s, bound, COLOURS[1], is_x=name == x)
-    figure.update_xaxes(axis(x, is_log=True))
-    figure.update_yaxes(axis(y, is_log=True))
-    return _laid_out(figure, height=460)
-
-
+@remembered
 def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None) -> go.Figure:
     """Return one horizontal bar a breakdown, stacked from its parts, so that a bar's end is the breakdown's total.
 
@@ -199,13 +139,23 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
         "font": {"size": 11},
     }
     height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * len(bars)
-    return _laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(
+    return laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(
         legend={"traceorder": "normal", **below}
     )
 
 
-def curves(points: Sequence[tuple[float, Mapping[str, Interval]]], names: Sequence[str], x: str, slo: Slo) -> go.Figure:
-    """Return quantities against a load, each with its 90 % band; targets of the same quantities are drawn as lines."""
+@remembered
+def curves(
+    points: Sequence[tuple[float, Mapping[str, Interval]]],
+    names: Sequence[str],
+    x: str,
+    slo: Slo,
+    now: float | None = None,
+) -> go.Figure:
+    """Return quantities against a load, each with its 90 % band; targets of the same quantities are drawn as lines.
+
+    now : the load that the page asks about, drawn as a vertical line
+    """
     figure = go.Figure()
     for i, name in enumerate(names):
         found = [(at, values[name]) for at, values in points if name in values]
@@ -235,12 +185,18 @@ def curves(points: Sequence[tuple[float, Mapping[str, Interval]]], names: Sequen
         for target in slo.targets:
             if f"{target.name}_s" == name:
                 text = f"{label(name)} target {show(name, target.max_s)}"
-                _bound(figure, target.max_s, text, colour)
+                bound(figure, target.max_s, text, colour, is_left=True)
+    if now is not None:
+        figure.add_vline(x=now, line={"dash": "dot", "color": GREY, "width": 1.5})
+        figure.add_annotation(
+            x=now, y=0, yref="paper", text="this load", showarrow=False, xanchor="left", yanchor="bottom"
+        )
     figure.update_xaxes(axis(x) | {"rangemode": "tozero"})
     figure.update_yaxes(axis(names[0], is_log=True) | {"title": {"text": f"latency [{unit_of(names[0])}]"}})
-    return _laid_out(figure)
+    return laid_out(figure)
 
 
+@remembered
 def over_time(times_s: Sequence[float], lines: Mapping[str, Sequence[float]], title: str) -> go.Figure:
     """Return step lines of counts over simulated time."""
     figure = go.Figure()
@@ -260,9 +216,10 @@ def over_time(times_s: Sequence[float], lines: Mapping[str, Sequence[float]], ti
         )
     figure.update_xaxes({"title": {"text": "time in the simulation [s]"}, "tickformat": "~s", "ticksuffix": "s"})
     figure.update_yaxes({"title": {"text": title}, "rangemode": "tozero", "tickformat": "~s"})
-    return _laid_out(figure, height=320)
+    return laid_out(figure, height=320)
 
 
+@remembered
 def hours(names: Sequence[str], gpus: Mapping[str, Sequence[int]], n_gpus: int) -> go.Figure:
     """Return who has how many GPUs in each hour, stacked up to the budget."""
     figure = go.Figure()
@@ -276,85 +233,15 @@ def hours(names: Sequence[str], gpus: Mapping[str, Sequence[int]], n_gpus: int) 
         )
     figure.update_xaxes({"title": {"text": "hour of the plan"}})
     figure.update_yaxes({"title": {"text": "GPUs"}, "range": [0, n_gpus]})
-    return _laid_out(figure, height=340, barmode="stack", bargap=0.05)
+    return laid_out(figure, height=340, barmode="stack", bargap=0.05)
 
 
-def slots(rows: Sequence[tuple[str, str, float, float]]) -> go.Figure:
-    """Return bars of (stage, kind, begin, end) in seconds on one line a stage: what a pipeline does when."""
-    figure = go.Figure()
-    colours = {"forward": COLOURS[0], "backward": COLOURS[4]}
-    for kind in dict.fromkeys(k for _, k, _, _ in rows):
-        mine = [r for r in rows if r[1] == kind]
-        figure.add_bar(
-            y=[stage for stage, _, _, _ in mine],
-            x=[end - begin for _, _, begin, end in mine],
-            base=[begin for _, _, begin, _ in mine],
-            orientation="h",
-            name=kind,
-            marker={"color": colours.get(kind, GREY), "line": {"width": 0.5, "color": "#FFFFFF"}},
-            hovertemplate=f"%{{y}}: {kind}, from %{{base:.3~s}}s<extra></extra>",
-        )
-    figure.update_xaxes({"title": {"text": "time [s]"}, "tickformat": "~s", "ticksuffix": "s"})
-    figure.update_yaxes(autorange="reversed")
-    n_stages = len({r[0] for r in rows})
-    return _laid_out(figure, height=150 + 30 * n_stages, barmode="overlay", bargap=0.15)
-
-
-def heat_map(rows: Sequence[str], columns: Sequence[str], errors: Sequence[Sequence[float | None]]) -> go.Figure:
-    """Return relative errors as a grid, pale to dark; the number stands in each cell."""
-    text = [["" if e is None else f"{e:.1%}" for e in row] for row in errors]
-    figure = go.Figure(
-        go.Heatmap(
-            z=[list(row) for row in errors],
-            x=list(columns),
-            y=[plain_html(r) for r in rows],
-            text=text,
-            texttemplate="%{text}",
-            colorscale="Cividis",
-            reversescale=True,
-            zmin=0,
-            zmax=0.3,
-            colorbar={"tickformat": ".0%", "title": {"text": "error"}},
-            hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
-            xgap=2,
-            ygap=2,
-        )
-    )
-    figure.update_xaxes(tickfont={"size": 11})
-    figure.update_yaxes(autorange="reversed")
-    return _laid_out(figure, height=120 + 34 * len(rows))
-
-
+@remembered
 def over_hours(at: Sequence[int], lines: Mapping[str, Sequence[float]], title: str) -> go.Figure:
     """Return step lines of values by hour."""
-    figure = over_time([float(h) for h in at], lines, title)
+    # a copy: what was drawn before is kept
+    figure = go.Figure(over_time([float(h) for h in at], lines, title))
     figure.update_xaxes({"title": {"text": "hour of the plan"}, "tickformat": "d", "ticksuffix": ""})
     figure.update_yaxes(tickformat="~g")
     figure.update_traces(hovertemplate=f"hour %{{x}}: %{{y:.3~g}} {plain_html(title)}<extra></extra>")
     return figure.update_layout(height=240, showlegend=len(lines) > 1)
-
-
-def against(groups: Mapping[str, Sequence[tuple[float, float, str]]], unit: str, title: str) -> go.Figure:
-    """Return predicted against measured values, (measured, predicted, words) a mark, with the line of equality."""
-    figure = go.Figure()
-    every = [v for points in groups.values() for m, p, _ in points for v in (m, p) if v > 0]
-    for i, (group, points) in enumerate(groups.items()):
-        figure.add_scatter(
-            x=[m for m, _, _ in points],
-            y=[p for _, p, _ in points],
-            mode="markers",
-            name=plain_html(group),
-            marker={"color": COLOURS[i % len(COLOURS)], "symbol": SHAPES[i % len(SHAPES)], "size": 8},
-            opacity=0.8,
-            text=[f"measured {show(unit, m)}, predicted {show(unit, p)}<br>{plain_html(w)}" for m, p, w in points],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    if every:
-        ends = [min(every), max(every)]
-        figure.add_scatter(
-            x=ends, y=ends, mode="lines", name="equal", line={"dash": "dash", "color": GREY}, hoverinfo="skip"
-        )
-    ticks = {"type": "log", "tickvals": LOG_TICKS, "ticktext": [_tick(unit, v) for v in LOG_TICKS]}
-    figure.update_xaxes({"title": {"text": f"{title}, measured"}} | ticks)
-    figure.update_yaxes({"title": {"text": f"{title}, predicted"}} | ticks)
-    return _laid_out(figure, height=440)

@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.recommend.day import Day, Offline
+from advisor.recommend.power import Terms
 from advisor.schema import Request, Slo
 from advisor.schema.training import TrainJob
 from advisor.units import MS
+
+KW = 1e3
+"""Watts of the unit that --rack-kw takes."""
 
 FLAGS = {
     "task": "--task",
@@ -67,6 +71,19 @@ def predict_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
     for field, value in chosen.items():
         words += [f"--{field.replace('_', '-')}", str(value)]
     return words
+
+
+def power_words(request: Request, chosen: Mapping[str, Any], terms: Terms) -> list[str]:
+    """Return the words of `advisor power` for a request, the settings of one deployment and the terms of the bill."""
+    words = ["advisor", "power", *predict_words(request, chosen)[2:]]
+    if terms.capex_usd_per_gpu is not None:
+        words += ["--capex-per-gpu", f"{terms.capex_usd_per_gpu:g}", "--years", f"{terms.years:g}"]
+    if terms.utilization_frac != 1.0:
+        words += ["--utilisation", f"{terms.utilization_frac:g}"]
+    if terms.hosted is not None:
+        words += ["--hosted-in", f"{terms.hosted.usd_per_million_in:g}"]
+        words += ["--hosted-out", f"{terms.hosted.usd_per_million_out:g}"]
+    return words + (["--rack-kw", f"{terms.rack_w / KW:g}"] if terms.rack_w is not None else [])
 
 
 def mixed_words(request: Request, day: Day, wanted: Offline) -> list[str]:

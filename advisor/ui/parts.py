@@ -76,9 +76,12 @@ def sentences(title: str, lines: Iterable[str]) -> None:
         st.markdown("\n".join(shown))
 
 
-def chart(figure: go.Figure, key: str, alt: str) -> None:
-    """Show a chart that follows the theme and exports PNG."""
-    st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
+    """Show a chart that follows the theme and exports PNG; `on_select` is called when a point is clicked."""
+    if on_select is None:
+        st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+    else:
+        st.plotly_chart(figure, key=key, config=CHART, alt=alt, on_select=on_select, selection_mode="points")
 
 
 def taken_apart(plan: Plan) -> None:
@@ -152,7 +155,11 @@ def plans_csv(plans: Sequence[Plan]) -> str:
     return to_csv(rows)
 
 
-def downloads(files: Mapping[str, tuple[str, str, str]], key: str) -> None:
+Content = str | Callable[[], str]
+"""Text of a file, or what makes it when somebody wants it."""
+
+
+def downloads(files: Mapping[str, tuple[str, str, Content]], key: str) -> None:
     """Show download buttons of (label -> file name, MIME type, content); a click does not run the page again."""
     with st.container(horizontal=True):
         for title, (name, mime, content) in files.items():

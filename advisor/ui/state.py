@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import streamlit as st
@@ -52,49 +52,93 @@ def seconds(stop: str) -> float | None:
     return float(number) * (MS if unit == "ms" else 1.0)
 
 
+_KEPT, _PAGE, _FRESH = "kept", "kept page", "kept fresh"
+"""Keys of the session: the last value of every widget, the page that is shown, whether it was switched to just now."""
+
+
+def enter(page: str) -> None:
+    """Note which page is shown; after a switch, widgets take the values that they had on the page before."""
+    before = st.session_state.get(_PAGE)
+    st.session_state[_FRESH] = before is not None and before != page
+    st.session_state[_PAGE] = page
+
+
+def _bring(key: str, default: object, read: Callable[[object], object] = lambda value: value) -> None:
+    """Give a widget the value that it had on the page before, in its state and in the URL; a link's own value wins.
+
+    read : turns the other page's value into this widget's, None where it has no such value
+    """
+    kept = st.session_state.get(_KEPT, {})
+    if not st.session_state.get(_FRESH) or key not in kept or key in st.query_params:
+        return
+    value = read(kept[key])
+    st.session_state[key] = value
+    if value != default and value is not None:
+        st.query_params[key] = [str(v) for v in value] if isinstance(value, list) else _written(value)
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _keep(key: str, value: object) -> None:
+    st.session_state.setdefault(_KEPT, {})[key] = value
+
+
+def set_all(values: Mapping[str, object]) -> None:
+    """Set widgets by their keys, from a callback: the next run shows them so and the URL follows."""
+    for key, value in values.items():
+        st.session_state[key] = value
+        _keep(key, value)
+
+
 def choice(key: str, title: str, options: Sequence[str], *, default: str, help: str = "", free: bool = False) -> str:
     """Return one of `options` from a list kept in the URL; with `free`, any text that the user types."""
+    _bring(key, default, lambda value: value if free or value in options else default)
     if free:
         # a typed value is not among the options when its link is opened, so it joins them
         asked = st.query_params.get(key, st.session_state.get(key))
         if isinstance(asked, str) and asked and asked not in options:
             options = [asked[:200], *options]
-        found = st.selectbox(
-            title,
-            options,
-            index=list(options).index(default),
-            key=key,
-            help=help or None,
-            accept_new_options=True,
-            bind="query-params",
-        )
-        return str(found or default)
-    return str(
-        st.selectbox(
-            title, options, index=list(options).index(default), key=key, help=help or None, bind="query-params"
-        )
+    elif st.session_state.get(key, default) not in options:
+        # the options follow other widgets: a plan's rank of the answer before may be no rank of this one
+        st.session_state[key] = default
+    found = st.selectbox(
+        title,
+        options,
+        index=list(options).index(default),
+        key=key,
+        help=help or None,
+        accept_new_options=free,
+        bind="query-params",
     )
+    _keep(key, found)
+    return str(found or default)
 
 
 def segments(key: str, title: str, options: Sequence[str], *, default: str, help: str = "") -> str:
     """Return one of a few options shown side by side, kept in the URL."""
+    _bring(key, default, lambda value: value if value in options else default)
     found = st.segmented_control(
         title, options, default=default, required=True, key=key, help=help or None, bind="query-params"
     )
+    _keep(key, found)
     return str(found or default)
 
 
 def whole(key: str, title: str, *, default: int, low: int = 1, high: int = 10**6, help: str = "") -> int:
     """Return a whole number kept in the URL."""
-    return int(
-        st.number_input(
-            title, min_value=low, max_value=high, value=default, step=1, key=key, help=help or None, bind="query-params"
-        )
+    _bring(key, default)
+    found = st.number_input(
+        title, min_value=low, max_value=high, value=default, step=1, key=key, help=help or None, bind="query-params"
     )
+    _keep(key, found)
+    return int(found)
 
 
 def maybe_whole(key: str, title: str, *, low: int = 1, high: int = 10**8, hint: str, help: str = "") -> int | None:
     """Return a whole number kept in the URL, or None where the field is empty."""
+    _bring(key, None, lambda value: int(value) if str(value).isdigit() else None)  # type: ignore[call-overload]
     found = st.number_input(
         title,
         min_value=low,
@@ -106,18 +150,21 @@ def maybe_whole(key: str, title: str, *, low: int = 1, high: int = 10**8, hint: 
         help=help or None,
         bind="query-params",
     )
+    _keep(key, found)
     return None if found is None else int(found)
 
 
 def number(key: str, title: str, *, default: float, low: float, high: float, help: str = "") -> float:
     """Return a number kept in the URL."""
-    return float(
-        st.number_input(title, low, high, default, key=key, format="%g", help=help or None, bind="query-params")
-    )
+    _bring(key, default)
+    found = st.number_input(title, low, high, default, key=key, format="%g", help=help or None, bind="query-params")
+    _keep(key, found)
+    return float(found)
 
 
 def maybe_number(key: str, title: str, *, high: float, low: float = 0.0, hint: str, help: str = "") -> float | None:
     """Return a positive number kept in the URL, or None where the field is empty or 0."""
+    _bring(key, None)
     found = st.number_input(
         title,
         min_value=low,
@@ -129,22 +176,41 @@ def maybe_number(key: str, title: str, *, high: float, low: float = 0.0, hint: s
         help=help or None,
         bind="query-params",
     )
+    _keep(key, found)
     return float(found) if found else None
 
 
 def stop(key: str, title: str, options: Sequence[str], *, default: str, help: str = "") -> str:
     """Return one stop of a slider kept in the URL."""
-    return str(st.select_slider(title, options, value=default, key=key, help=help or None, bind="query-params"))
+    _bring(key, default, lambda value: value if value in options else default)
+    found = st.select_slider(title, options, value=default, key=key, help=help or None, bind="query-params")
+    _keep(key, found)
+    return str(found)
+
+
+def maybe_stop(key: str, title: str, numbers: Sequence[int], *, hint: str, help: str = "") -> int | None:
+    """Return a number from a slider kept in the URL, None at its stop `hint`; a link's own number joins the stops."""
+    _bring(key, hint, lambda value: hint if value is None else str(value))
+    asked = str(st.query_params.get(key, st.session_state.get(key, "")))
+    every = sorted({*numbers, *([int(asked)] if asked.isdigit() and 0 < int(asked) <= 10**8 else [])})
+    found = stop(key, title, [hint, *(str(n) for n in every)], default=hint, help=help)
+    return None if found == hint else int(found)
 
 
 def several(key: str, title: str, options: Sequence[str], *, help: str = "", hint: str = "any") -> tuple[str, ...]:
     """Return the chosen ones of some options, kept in the URL; none chosen means all."""
-    return tuple(st.multiselect(title, options, key=key, help=help or None, placeholder=hint, bind="query-params"))
+    _bring(key, [])
+    found = st.multiselect(title, options, key=key, help=help or None, placeholder=hint, bind="query-params")
+    _keep(key, list(found))
+    return tuple(found)
 
 
 def tick(key: str, title: str, *, default: bool = False, help: str = "") -> bool:
     """Return a yes or no kept in the URL."""
-    return bool(st.toggle(title, value=default, key=key, help=help or None, bind="query-params"))
+    _bring(key, default)
+    found = st.toggle(title, value=default, key=key, help=help or None, bind="query-params")
+    _keep(key, found)
+    return bool(found)
 
 
 def catalogue_name(text: str, kind: str) -> str:

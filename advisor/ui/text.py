@@ -47,11 +47,21 @@ HELP = {
     "model": "A catalogue name, a hub id or a short name such as 70b, 8b, qwen3-32b, mixtral. You may type your own.",
     "preset": "Typical lengths and arrivals: chat and code follow public traces; the note under the answer says which.",
     "pue": "Power usage effectiveness: power of the whole site over power of the machines.",
+    "lengths": "A token is about three quarters of an English word.",
+    "price_kind": "Spot is cheap and can be taken away at any time; own: give your price below.",
+    "grid": "Mean emissions of a country's electricity, life cycle, 2025; a contract or an hour can differ a lot.",
+    "roofline": "No GPU computes faster than its peak, nor faster than its memory feeds it; the roof is both limits.",
+    "intensity": "Operations that a step does for each byte that it moves to or from the GPU's memory.",
+    "prefill": "Computing a prompt: many tokens at once, so arithmetic is the limit.",
+    "decode": "Computing a token of each running request: few tokens for all the weights read, so memory is the limit.",
+    "power_limit": "A board can be told to draw less (nvidia-smi -pl): its clock falls, and work that waits for memory"
+    " slows little.",
     "objective": "What the best plan minimises among those that keep the latency targets.",
 }
 
 TERMS = {k: k.upper() for k in ("ttft", "tpot", "e2e", "slo", "tp", "pp", "dp", "mfu", "mbu", "pue")}
 TERMS |= {"zero": "ZeRO", "kv": "KV cache", "pareto": "Pareto front", "interval": "90 % interval"}
+TERMS |= {"power_limit": "Power limit", "intensity": "Operational intensity", "price_kind": "Price"}
 """How the terms of HELP are written."""
 
 LABELS = {
@@ -151,10 +161,12 @@ def show(name: str, value: float) -> str:
         return format_s(value)
     if name.endswith("_frac"):
         return format_frac(value)
-    if name.endswith("_w") or name == "W":
+    if name.endswith(("_w", "_w_per_gpu")) or name == "W":
         return format_w(value)
     if "_j" in name or name == "J":
         return format_j(value)
+    if name == "requests_in_flight":
+        return f"{format_count(value)} requests"
     if "kgco2e" in name:
         return f"{format_count(value)} kg CO2e"
     return f"{format_count(value)} tokens" if name.endswith("_tokens") else format_count(value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from advisor.catalog import load_catalog
+from advisor.catalog import Catalog, load_catalog
 from advisor.schema import (
     Breakdown,
     Deployment,
@@ -30,7 +32,7 @@ def around(value: float, share: float = 0.1) -> Interval:
     return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
 
 
-def a_plan(
+def make_plan(
     rank: int, backend: str, *, tpot_s: float, usd: float, tp: int = 4, note: str = "", gpu: str = "a100-sxm-80gb"
 ) -> Plan:
     gb = 1e9
@@ -85,12 +87,18 @@ def a_plan(
     )
 
 
+@pytest.fixture
+def a_plan() -> Callable[..., Plan]:
+    """Makes a plan: `a_plan(rank, backend, tpot_s=, usd=)`."""
+    return make_plan
+
+
 def an_answer(request: Request) -> Recommendation:
     gpu = load_catalog().clusters(request.gpus).clusters[0].gpu.name
     plans = (
-        a_plan(1, "vllm", tpot_s=0.031, usd=3.45, note=HOSTILE, gpu=gpu),
-        a_plan(2, "vllm", tpot_s=0.024, usd=4.1, tp=8, gpu=gpu),
-        a_plan(3, "deepspeed-autotp", tpot_s=0.09, usd=11.0, tp=8, gpu=gpu),
+        make_plan(1, "vllm", tpot_s=0.031, usd=3.45, note=HOSTILE, gpu=gpu),
+        make_plan(2, "vllm", tpot_s=0.024, usd=4.1, tp=8, gpu=gpu),
+        make_plan(3, "deepspeed-autotp", tpot_s=0.09, usd=11.0, tp=8, gpu=gpu),
     )
     return Recommendation(
         request=request.model_dump(mode="json"),
@@ -118,6 +126,29 @@ def an_answer(request: Request) -> Recommendation:
 def no_answer(request: Request) -> Recommendation:
     full = an_answer(request)
     return full.model_copy(update={"best": None, "plans": (), "best_by_backend": {}})
+
+
+_SEEN: dict[bytes, Any] = {}
+
+
+def once(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, worked out once for the same arguments: AppTest forgets streamlit's caches at every run."""
+
+    def found(*args: Any) -> Any:
+        key = pickle.dumps((call.__qualname__, [a for a in args if not isinstance(a, Catalog)]))
+        if key not in _SEEN:
+            _SEEN[key] = call(*args)
+        return _SEEN[key]
+
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from advisor.ui import accuracy, call
+
+    for module, name in ((call, "find_verdicts"), (call, "plan_day"), (call, "find_power"), (accuracy, "validate")):
+        monkeypatch.setattr(module, name, once(getattr(module, name)))
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from advisor.cli.commands import build_parser
+from advisor.schema import CoefficientSet
 from advisor.ui.navigation import PAGES
 
 pytestmark = pytest.mark.browser
@@ -111,7 +113,8 @@ def metric(page: Any, name: str) -> str:
     return str(box.locator("[data-testid=stMetricValue]").inner_text())
 
 
-def test_every_page_opens_by_a_click_and_shows_no_error(visit: Callable[..., Any]) -> None:
+def test_every_page_opens_by_a_click_shows_no_error_and_a_command_that_parses(visit: Callable[..., Any]) -> None:
+    parser = build_parser()
     page = visit(width=1600)
     for title in PAGES:
         page.get_by_role("link", name=title, exact=True).first.click()
@@ -120,6 +123,11 @@ def test_every_page_opens_by_a_click_and_shows_no_error(visit: Callable[..., Any
         assert page.locator("[data-testid=stException]").count() == 0, title
         assert page.locator("[data-testid=stAlertContentError]").count() == 0, title
         assert page.locator("h1").count() == 1
+        lines = page.locator("[data-testid=stCode]").last.inner_text().strip().splitlines()
+        commands = [line for line in lines if line.startswith("advisor ")]
+        assert commands or title == "Calibrate", title
+        for line in commands:
+            assert parser.parse_args(shlex.split(line)[1:]).command in line
 
 
 def test_a_moved_slider_is_in_the_url_and_the_link_opens_the_same_view(visit: Callable[..., Any]) -> None:
@@ -165,19 +173,66 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Any], scheme: 
     assert (red + green + blue < 150) == (scheme == "dark")
 
 
+def test_the_scenario_follows_to_the_next_page_and_the_address_with_it(visit: Callable[..., Any]) -> None:
+    page = visit("/?model=8b&gpus=2xH100&prompt=900&tpot_p99=100+ms", width=1600)
+    page.get_by_role("link", name="Explore", exact=True).first.click()
+    page.wait_for_url(re.compile("/explore"))
+    settle(page)
+    for part in ("model=8b", "gpus=2xH100", "prompt=900", "tpot_p99=100"):
+        assert part in page.url, page.url
+    command = page.locator("[data-testid=stCode]").last.inner_text()
+    assert "--model 8b --gpus 2xH100" in command
+    assert "--prompt-tokens 900" in command
+    assert (
+        page.locator("[data-testid=stPlotlyChart]", has_text="decode").count() >= 1
+    )  # the roofline's points are named
+    slider = page.locator("[data-testid=stSlider]", has_text="Prompt").get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(re.compile("prompt=1024"))
+    settle(page)
+    page.get_by_role("link", name="Recommend", exact=True).first.click()
+    page.wait_for_function("() => location.search.includes('prompt=1024')", timeout=WAIT_MS)
+    settle(page)
+    assert "--prompt-tokens 1024" in page.locator("[data-testid=stCode]").last.inner_text()
+
+
+def test_a_click_on_the_error_grid_chooses_its_cell(visit: Callable[..., Any]) -> None:
+    page = visit("/trust", width=1400)
+    grid = page.locator("[data-testid=stPlotlyChart]").first
+    grid.scroll_into_view_if_needed()
+    # the drag layer covers the plot; cells lie on a regular grid: second row, third column of six
+    box = grid.locator(".nsewdrag").first.bounding_box()
+    n_rows = grid.locator(".yaxislayer-above .ytick, .ytick").count()
+    page.mouse.click(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / n_rows)
+    page.wait_for_url(re.compile("held_metric=TPOT"), timeout=WAIT_MS)
+    settle(page)
+    assert page.locator("[data-testid=stAlertContentError]").count() == 0
+
+
 def test_hostile_text_in_a_link_stays_text(visit: Callable[..., Any]) -> None:
     page = visit("/?model=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&gpus=8xA100")
     assert page.locator("[data-testid=stAlert]").first.inner_text().startswith("unknown model '<img src=x")
     assert page.locator("[data-testid=stMain] img").count() == 0
 
 
-def test_run_records_can_be_uploaded_and_a_broken_file_is_a_sentence(visit: Callable[..., Any], root: Path) -> None:
+def test_run_records_can_be_uploaded_and_refitted_and_a_broken_file_is_a_sentence(
+    visit: Callable[..., Any], root: Path
+) -> None:
     page = visit("/calibrate")
     lines = (root / "data" / "runs" / "vllm-0.26.0_h100.jsonl").read_bytes().splitlines(keepends=True)
     upload = page.locator("input[type=file]")
     upload.set_input_files({"name": "mine.jsonl", "mimeType": "text/plain", "buffer": b"".join(lines[:3])})
     page.get_by_text("TTFT P50, median error").first.wait_for(timeout=WAIT_MS)
     settle(page)
+    page.get_by_role("button", name="Refit").click()
+    page.get_by_text("What changed").first.wait_for(timeout=WAIT_MS)
+    settle(page)
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="The fit (vllm.json)").click()
+    fitted = CoefficientSet.model_validate_json(Path(waiting.value.path()).read_text())
+    assert fitted.report is not None
+    assert "quick refit on 3 cells" in fitted.report.notes[0]
     upload = visit("/calibrate").locator("input[type=file]")
     upload.set_input_files({"name": "broken.jsonl", "mimeType": "text/plain", "buffer": lines[0][:200]})
     alert = upload.page.locator("[data-testid=stAlert]").first

@@ -275,21 +275,3 @@ def test_calibrate_waits_for_a_file(open_page: Open) -> None:
     test = open_page("calibrate")
     assert not test.exception
     assert not test.metric
-
-
-def test_train_draws_every_pass_of_the_pipeline_that_the_law_gives() -> None:
-    from advisor.catalog import load_catalog
-    from advisor.schema.training import TrainJob
-    from advisor.ui import call, charts
-
-    catalog = load_catalog()
-    model, cluster = catalog.model("llama-3.1-8b")[0], catalog.clusters("8xH100").clusters[0]
-    job = TrainJob(model=model.name, zero_stage=1, pp=4, dp=2, gradient_accumulation_steps=8, is_checkpointed=True)
-    passes = call.pipeline(model, cluster, job)
-    rows = [(f"stage {p.stage}", "forward" if p.is_forward else "backward", p.begin_s, p.end_s) for p in passes]
-    drawn = charts.slots(rows)
-    assert sum(len(trace.x) for trace in drawn.data) == 2 * 4 * 8
-    step = call.train(model, cluster, job)[0]
-    compute = next(b for b in step.breakdowns if b.unit == "s").parts[:2]
-    end = max(base + width for trace in drawn.data for base, width in zip(trace.base, trace.x, strict=True))
-    assert end == pytest.approx(sum(p.value for p in compute), rel=0.05)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import streamlit as st
 
+from advisor.catalog import load_catalog
+from advisor.errors import DomainError
 from advisor.schema import Interval
 from advisor.schema.claims import AuditReport, Finding
-from advisor.ui import call, parts, state
+from advisor.ui import call, inputs, parts, state
 from advisor.ui.command import shell
-from advisor.ui.text import plain, sentence, show
+from advisor.ui.text import BACKENDS, HELP, plain, sentence, show
+from advisor.units import GB, MS
 
 MARKS = {
     "consistent": ":green-badge[:material/check: consistent]",
@@ -18,7 +23,21 @@ MARKS = {
     "stale": ":orange-badge[:material/history: stale]",
     "undecided": ":gray-badge[:material/remove: undecided]",
 }
-PASTE = "paste my own"
+PASTE, ONE, ANY, EVERY = "paste my own", "one figure", "not said", "all claims"
+FIGURES: dict[str, tuple[str, float]] = {
+    "Requests per second": ("requests_per_s", 1.0),
+    "Output tokens per second": ("output_tokens_per_s", 1.0),
+    "TTFT P50 [ms]": ("ttft_p50_s", MS),
+    "TTFT P99 [ms]": ("ttft_p99_s", MS),
+    "TPOT P50 [ms]": ("tpot_p50_s", MS),
+    "TPOT P99 [ms]": ("tpot_p99_s", MS),
+    "E2E P99 [ms]": ("e2e_p99_s", MS),
+    "P99 latency, of what is not said [ms]": ("latency_p99_s", MS),
+    "Memory of one GPU [GB]": ("memory_bytes_per_gpu", GB),
+    "Board power, all GPUs [W]": ("board_power_w", 1.0),
+    "Board power, one GPU [W]": ("board_power_w_per_gpu", 1.0),
+}
+"""What can be claimed in one figure: its quantity and its unit in SI."""
 TEMPLATE = """title = "My claims"
 
 [setup]
@@ -40,7 +59,8 @@ def render() -> None:
     st.title("Published claims, checked")
     files = call.claims_files()
     with st.sidebar:
-        chosen = state.choice("claims", "Claims", (*files, PASTE), default=next(iter(files)))
+        text = "A publication that comes with the package, one figure of your own, or a claims file as text."
+        chosen = state.choice("claims", "Claims", (*files, ONE, PASTE), default=next(iter(files)), help=text)
     if chosen == PASTE:
         text = st.text_area(
             "Claims as TOML, in SI units",
@@ -50,20 +70,60 @@ def render() -> None:
             key="claims_text",
             help="Fields and quantities are those of the files that come with the package; nothing of it is run.",
         )
+        st.caption("Pasted text is the one thing that the link to this page does not hold.")
         report = call.audit(text, "the pasted text")
+    elif chosen == ONE:
+        text = _one_figure()
+        report = call.audit(text, "your figure")
     else:
-        report = call.audit(files[chosen], chosen)
+        text = files[chosen]
+        report = call.audit(text, chosen)
     _report(report)
     rows = [_row(f) for f in report.findings]
     parts.downloads(
         {
             "Verdicts (JSON)": ("audit.json", "application/json", report.model_dump_json(indent=1)),
             "Verdicts (CSV)": ("audit.csv", "text/csv", parts.to_csv(rows)),
+            "The claims (TOML)": ("claims.toml", "application/toml", text),
         },
         "audit",
     )
-    name = f"data/claims/{chosen}.toml" if chosen != PASTE else "claims.toml"
+    name = f"data/claims/{chosen}.toml" if chosen in files else "claims.toml"
     parts.equal_command(shell(["advisor", "audit", name]))
+
+
+def _one_figure() -> str:
+    """Return a claims file with the one figure that the fields describe."""
+    with st.sidebar:
+        model, spec = inputs.model_name(), inputs.gpu_spec()
+        text = "What the figure was measured with, where the claim says it."
+        engine = state.choice("claim_engine", "Engine", (ANY, *BACKENDS.values()), default="vLLM", help=text)
+        weights = state.choice("claim_weights", "Weights", inputs.WEIGHTS, default="bf16", help=text)
+        lengths = {
+            f"{key}_tokens": state.maybe_whole(key, f"{title} [tokens]", hint="not said", help=HELP["lengths"])
+            for key, title in inputs.LENGTHS.items()
+        }
+    left, right = st.columns(2)
+    with left:
+        title = state.choice(
+            "figure", "What was claimed", tuple(FIGURES), default=next(iter(FIGURES)), help="The kind."
+        )
+    quantity, unit = FIGURES[title]
+    with right:
+        value = state.number("value", "How much", default=40.0, low=1e-6, high=1e12, help="In the unit of the kind.")
+    parsed = load_catalog().clusters(spec)
+    if len(parsed.clusters) > 1:
+        raise DomainError("one figure is of one kind of GPU; give a single GPU spec such as 8xA100")
+    cluster = parsed.clusters[0]
+    found = load_catalog().model(model)[0]
+    setup = {"model": found.name, "gpu": cluster.gpu.name, "n_gpus": cluster.n_gpus, "weight_dtype": weights}
+    if engine != ANY:
+        setup["backend"] = next(key for key, name in BACKENDS.items() if name == engine)
+    setup |= {key: n for key, n in lengths.items() if n is not None}
+    figure = {"id": "figure", "text": f"{title}: {value:g}", "quantity": quantity, "value": value * unit}
+    lines = [f"{key} = {json.dumps(v)}" for key, v in figure.items()]
+    about = [f"{key} = {json.dumps(v)}" for key, v in setup.items()]
+    return "\n".join(['title = "One figure"', "", "[setup]", *about, "", "[[figures]]", *lines, ""])
 
 
 def _report(report: AuditReport) -> None:
@@ -72,10 +132,18 @@ def _report(report: AuditReport) -> None:
     with st.container(horizontal=True):
         for verdict in verdicts:
             st.markdown(f"{MARKS[verdict]} {report.count(verdict)}", width="content")  # type: ignore[arg-type]
-    wanted = state.several("verdicts", "Show only", verdicts, hint="all verdicts")
-    for found in report.findings:
-        if wanted and found.verdict not in wanted:
-            continue
+    shown = report.findings
+    if len(shown) > 1:
+        left, right = st.columns(2)
+        with left:
+            wanted = state.several("verdicts", "Verdicts", verdicts, hint="all verdicts", help="Show only these.")
+        with right:
+            ids = {f"{f.id}: {f.text}"[:120]: f.id for f in shown}
+            one = state.choice("claim", "Claim", (EVERY, *ids), default=EVERY, help="Show one claim only.")
+        shown = tuple(f for f in shown if (not wanted or f.verdict in wanted) and ids.get(one, f.id) == f.id)
+        if not shown:
+            st.info("No claim has this verdict; choose other verdicts or all claims.")
+    for found in shown:
         with st.container(border=True):
             st.markdown(f"{MARKS[found.verdict]} **{plain(found.text)}**")
             st.markdown(sentence(found.why))

@@ -1,72 +1,199 @@
-"""Capacity: how many GPUs a day's traffic needs, hour by hour, and what offline work fits beside it."""
+"""Capacity: the GPUs that a day's traffic needs, what a month of it costs, draws and emits, the best power limit."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import streamlit as st
 
 from advisor.catalog import load_catalog
+from advisor.predict.bill import HostedPrice
 from advisor.recommend.day import Day, DayPlan, Offline
-from advisor.schema.mixed import MixedPlan
-from advisor.ui import call, charts, inputs, parts, state
-from advisor.ui.command import mixed_words, shell
+from advisor.recommend.hybrid import replicas_needed
+from advisor.recommend.power import Terms
+from advisor.schema import Request
+from advisor.schema.mixed import HOURS, MixedPlan
+from advisor.ui import bills, call, charts, inputs, parts, state
+from advisor.ui.command import mixed_words, power_words, shell
 from advisor.ui.text import plain, show
 
-BATCH, TRAINING, BOTH = "batch", "training", "both"
+NONE, BATCH, TRAINING, BOTH = "none", "batch", "training", "both"
 SHARE, SPLIT = "shared by the hour", "split for the day"
+DAY, MONEY, POWER = "The day", "Money", "Power and energy"
+FIELDS = ("tp", "pp", "weight_dtype", "kv_dtype", "max_num_seqs", "max_num_batched_tokens")
 
 
 def render() -> None:
     """Show the page."""
-    st.title("One GPU budget over a day")
-    request = inputs.scenario(has_load=False)
+    st.title("A day's traffic: GPUs, money, power")
+    view = state.segments("view", "Show", (DAY, MONEY, POWER), default=DAY, help="Three views of the same day.")
+    request = inputs.scenario(has_load=False, is_money_open=view != DAY)
     day, wanted = _inputs()
     request = request.model_copy(update={"rate": day.peak_requests_per_s})
+    terms = _terms(view)
     found = call.day_plan(request, day, wanted)
-    chosen = found.answer.plan(found.answer.best)
     st.markdown(
         f"One replica is **{plain(charts.layout(found.replica))}** and carries"
         f" **{plain(show('requests_per_s', found.need.capacity_requests_per_s))}** within the latency targets."
     )
-    parts.sentences("What to do", found.answer.why)
-    _headline(chosen, found)
-    _hours(found)
-    parts.notes(chosen.notes)
-    rows = [h.model_dump(exclude={"job_gpus", "job_tokens"}) | h.job_gpus for h in chosen.hours]
-    parts.downloads(
-        {
-            "Schedule (JSON)": ("schedule.json", "application/json", found.model_dump_json(indent=1)),
-            "Hours (CSV)": ("hours.csv", "text/csv", parts.to_csv(rows)),
-        },
-        "capacity",
-    )
-    parts.equal_command(shell(mixed_words(request, day, wanted)))
-    parts.glossary("ttft", "tpot", "tp", "dp", "slo")
+    commands = [shell(mixed_words(request, day, wanted))]
+    if view == DAY:
+        _day(found, request)
+    else:
+        chosen = at_peak(found)
+        report = call.power(request, chosen, terms)
+        if view == MONEY:
+            mode = _mode(found)
+            bills.money(call.month(request, found, mode.mode, terms), mode, report, terms)
+        else:
+            mode = found.answer.plan(found.answer.best)
+            bills.power(call.month(request, found, mode.mode, terms), mode, report, request)
+        commands.append(shell(power_words(request, chosen, terms)))
+    parts.equal_command("\n".join(commands))
+    parts.glossary("ttft", "tpot", "tp", "dp", "slo", "pue", "grid", "power_limit", "price_kind", "interval")
 
 
 def _inputs() -> tuple[Day, Offline]:
     """Return the day's traffic and the offline work of the side bar."""
     with st.sidebar:
         st.markdown("**The day**")
-        peak = state.number("peak", "Peak [requests/s]", default=2.0, low=0.001, high=1e6)
-        night = state.number("night", "Lowest hour [share of the peak]", default=0.2, low=0.0, high=1.0)
-        hour = state.whole("peak_hour", "Busiest hour [0 to 23]", default=14, low=0, high=23)
+        peak = state.number(
+            "peak", "Peak [requests/s]", default=2.0, low=0.001, high=1e6, help="Arrivals in the busiest hour."
+        )
+        night = state.number(
+            "night",
+            "Lowest hour [share of the peak]",
+            default=0.2,
+            low=0.0,
+            high=1.0,
+            help="The day between the lowest and the busiest hour is a smooth wave.",
+        )
+        hour = state.whole("peak_hour", "Busiest hour [0 to 23]", default=14, low=0, high=23, help="Of the day.")
         headroom = state.number(
             "headroom", "Headroom [share]", default=0.2, low=0.0, high=0.9, help="Capacity kept free for bursts."
         )
-        kind = state.segments("offline", "Offline work", (BATCH, TRAINING, BOTH), default=BATCH)
+        kind = state.segments(
+            "offline",
+            "Offline work",
+            (NONE, BATCH, TRAINING, BOTH),
+            default=BATCH,
+            help="Work without users that wait, done on the GPUs that the day leaves free.",
+        )
         fields: dict[str, object] = {}
-        if kind != TRAINING:
-            fields["batch_tokens"] = state.whole("batch_tokens", "Batch [tokens]", default=50_000_000, high=10**15)
-            fields["batch_deadline"] = state.whole("batch_deadline", "Batch done by hour", default=24, high=24 * 31)
-        if kind != BATCH:
-            fields["train_tokens"] = state.whole("train_tokens", "Train on [tokens]", default=100_000_000, high=10**15)
-            fields["train_deadline"] = state.whole("train_deadline", "Training done by hour", default=24, high=24 * 31)
-            fields["train_gpus"] = state.whole("train_gpus", "GPUs of the training job", default=4, high=1024)
+        if kind in (BATCH, BOTH):
+            fields["batch_tokens"] = state.whole(
+                "batch_tokens", "Batch [tokens]", default=50_000_000, high=10**15, help="Prompt and output tokens."
+            )
+            fields["batch_deadline"] = state.whole(
+                "batch_deadline", "Batch done by hour", default=24, high=24 * 31, help="Counted from hour 0."
+            )
+        if kind in (TRAINING, BOTH):
+            fields["train_tokens"] = state.whole(
+                "train_tokens", "Train on [tokens]", default=100_000_000, high=10**15, help="Of the whole job."
+            )
+            fields["train_deadline"] = state.whole(
+                "train_deadline", "Training done by hour", default=24, high=24 * 31, help="Counted from hour 0."
+            )
+            fields["train_gpus"] = state.whole(
+                "train_gpus", "GPUs of the training job", default=4, high=1024, help="All within one node."
+            )
             models = list(load_catalog().models())
-            typed = state.choice("job_model", "Model to train", models, default="llama-3.1-8b", free=True)
+            typed = state.choice(
+                "job_model", "Model to train", models, default="llama-3.1-8b", free=True, help="Trained with DeepSpeed."
+            )
             fields["train_model"] = state.catalogue_name(typed, "model")
     day = Day(peak_requests_per_s=peak, night_frac=night, peak_hour=float(hour), headroom_frac=headroom)
     return day, Offline.model_validate(fields)
+
+
+def _terms(view: str) -> Terms:
+    """Return what the user pays and compares with; raises DomainError with a sentence."""
+    if view == DAY:
+        return Terms()
+    fields: dict[str, Any] = {}
+    if view == POWER:
+        kw = state.maybe_number(
+            "rack", "Power of one rack [kW]", high=1e4, hint="not asked", help="How many nodes it feeds."
+        )
+        return Terms(rack_w=kw * 1e3 if kw is not None else None)
+    with st.expander("Own hardware, or a hosted API to compare with"):
+        one, two, three = st.columns(3)
+        with one:
+            fields["capex_usd_per_gpu"] = state.maybe_number(
+                "capex", "Own GPU [$]", high=1e6, hint="rented", help="With its share of the node and network."
+            )
+            fields["years"] = state.number(
+                "years", "Years of use", default=4.0, low=0.1, high=50.0, help="Until it is replaced."
+            )
+        with two:
+            fields["utilization_frac"] = state.number(
+                "use",
+                "Hours with this load [share]",
+                default=1.0,
+                low=0.001,
+                high=1.0,
+                help="Share of the paid hours in which the peak's load is on, for the costs a token.",
+            )
+        with three:
+            hosted_in = state.maybe_number(
+                "hosted_in", "Hosted API, input [$/1M tokens]", high=1e4, hint="none", help="Give both prices."
+            )
+            hosted_out = state.maybe_number(
+                "hosted_out", "Hosted API, output [$/1M tokens]", high=1e4, hint="none", help="Give both prices."
+            )
+    if hosted_in is not None and hosted_out is not None:
+        fields["hosted"] = HostedPrice(hosted_in, hosted_out)
+    elif hosted_in is not None or hosted_out is not None:
+        st.info("A hosted API has two prices: give the one for input and the one for output tokens.")
+    return Terms(**fields)
+
+
+def at_peak(found: DayPlan) -> dict[str, Any]:
+    """Return the deployment of the busiest hour: as many replicas as it needs, or as the GPUs hold."""
+    plan, need = found.answer.plans[0], found.need
+    wanted = max(replicas_needed(need, hour) for hour in range(HOURS))
+    most = max(1, plan.n_gpus // need.gpus_per_replica)
+    return {key: getattr(found.replica, key) for key in FIELDS} | {"dp": max(1, min(wanted, most))}
+
+
+def _mode(found: DayPlan) -> MixedPlan:
+    titles = {"share": SHARE, "split": SPLIT}
+    shown = state.segments(
+        "mode",
+        "How the GPUs are divided",
+        (SHARE, SPLIT),
+        default=titles[found.answer.best],
+        help="Shared: replicas follow the load, offline work takes what they free. Split: the peak's replicas stay up.",
+    )
+    return found.answer.plan("share" if shown == SHARE else "split")
+
+
+def _day(found: DayPlan, request: Request) -> None:
+    plan = _mode(found)
+    _headline(plan, found)
+    gpus = {"serving": [h.serving_gpus for h in plan.hours]}
+    gpus |= {job.name: [h.job_gpus.get(job.name, 0) for h in plan.hours] for job in found.jobs}
+    gpus["idle"] = [h.idle_gpus for h in plan.hours]
+    parts.chart(charts.hours([str(h.hour) for h in plan.hours], gpus, plan.n_gpus), "hours", "GPUs by use and hour")
+    hours = [h.hour for h in plan.hours]
+    st.subheader("Load of the day")
+    load = {
+        "arriving": [found.need.requests_per_s[h % HOURS] for h in hours],
+        "what the replicas carry": [h.n_replicas * found.need.capacity_requests_per_s for h in plan.hours],
+    }
+    parts.chart(charts.over_hours(hours, load, "requests/s"), "day", "Requests per second by hour, and the capacity")
+    parts.notes(plan.notes)
+    parts.sentences("The two ways to divide the GPUs", found.answer.why)
+    rows = [h.model_dump(exclude={"job_gpus", "job_tokens"}) | h.job_gpus for h in plan.hours]
+    month = call.month(request, found, plan.mode, Terms())
+    parts.downloads(
+        {
+            "Schedule (JSON)": ("schedule.json", "application/json", found.model_dump_json(indent=1)),
+            "Hours (CSV)": ("hours.csv", "text/csv", parts.to_csv(rows)),
+            "Month (JSON)": ("month.json", "application/json", month.model_dump_json(indent=1)),
+        },
+        "capacity",
+    )
 
 
 def _headline(plan: MixedPlan, found: DayPlan) -> None:
@@ -81,24 +208,3 @@ def _headline(plan: MixedPlan, found: DayPlan) -> None:
     )
     columns[2].metric("Energy at the boards", show("energy_j", plan.energy_j), border=True, height="stretch")
     columns[3].metric("Idle", f"{plan.idle_gpu_hours:,.0f} GPU hours", border=True, height="stretch")
-
-
-def _hours(found: DayPlan) -> None:
-    titles = {"share": SHARE, "split": SPLIT}
-    best = titles[found.answer.best]
-    shown = state.segments(
-        "mode",
-        "How the GPUs are divided",
-        (SHARE, SPLIT),
-        default=best,
-        help="Shared: replicas follow the load, offline work takes what they free. Split: the peak's replicas stay up.",
-    )
-    plan = found.answer.plan("share" if shown == SHARE else "split")
-    gpus = {"serving": [h.serving_gpus for h in plan.hours]}
-    gpus |= {job.name: [h.job_gpus.get(job.name, 0) for h in plan.hours] for job in found.jobs}
-    gpus["idle"] = [h.idle_gpus for h in plan.hours]
-    parts.chart(charts.hours([str(h.hour) for h in plan.hours], gpus, plan.n_gpus), "hours", "GPUs by use and hour")
-    load = {"arriving": [found.need.requests_per_s[h.hour % 24] for h in plan.hours]}
-    st.subheader("Load of the day")
-    hours = [h.hour for h in plan.hours]
-    parts.chart(charts.over_hours(hours, load, "requests/s"), "day", "Requests per second by hour")

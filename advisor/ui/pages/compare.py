@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+import shlex
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
 from advisor.schema import Interval, Plan, Recommendation
-from advisor.ui import call, charts, inputs, parts
+from advisor.ui import call, charts, inputs, parts, state
 from advisor.ui.command import compare_words, recommend_words, shell
 from advisor.ui.text import BACKENDS, label, part_name, plain, show, show_range
 
@@ -47,13 +51,13 @@ def render() -> None:
         _reasons(answer, missing)
         _numbers(found)
         _memory(found)
-        _settings(found)
+        _diff(answer, found)
         parts.sentences("Why", answer.why)
         parts.sentences("What would change the answer", answer.flips)
     parts.downloads(
         {
-            "Answer (JSON)": ("comparison.json", "application/json", call.answer_json(answer)),
-            "Plans (CSV)": ("comparison.csv", "text/csv", parts.plans_csv(found)),
+            "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, answer)),
+            "Plans (CSV)": ("comparison.csv", "text/csv", partial(parts.plans_csv, found)),
         },
         "compare",
     )
@@ -125,14 +129,54 @@ def _memory(found: list[Plan]) -> None:
             parts.chart(charts.stacked(steps), f"step-{plan.backend}", "Parts of a decode step")
 
 
-def _settings(found: list[Plan]) -> None:
-    if len(found) < 2:
+def _diff(answer: Recommendation, found: list[Plan]) -> None:
+    """Show two plans of the answer, any two, as the difference of their configurations."""
+    st.subheader("Two plans' configurations")
+    plans = {f"{p.rank}. {charts.plan_name(p)}": p for p in answer.plans}
+    names = list(plans)
+    if len(names) < 2:
+        st.caption("There is one plan only.")
         return
-    st.subheader("What differs between the two configurations")
-    fields = [p.deployment.model_dump(mode="json") for p in found]
+    first = next(n for n, p in plans.items() if p.rank == found[0].rank)
+    other = next((n for n, p in plans.items() if len(found) > 1 and p.rank == found[1].rank), "")
+    second = other or next(n for n in names if n != first)
+    left, right = st.columns(2)
+    with left:
+        a = plans[state.choice("a", "Plan A", names, default=first, help="Any plan of the answer.")]
+    with right:
+        b = plans[state.choice("b", "Plan B", names, default=second, help="Any plan of the answer.")]
+    if a.rank == b.rank:
+        st.info("Plans A and B are the same; choose another one.")
+        return
+    fields = [p.deployment.model_dump(mode="json") for p in (a, b)]
     rows = [
-        {"setting": key} | {BACKENDS[p.backend]: str(f[key]) for p, f in zip(found, fields, strict=True)}
+        {"setting": key.replace("_", " "), "plan A": _text(fields[0][key]), "plan B": _text(fields[1][key])}
         for key in fields[0]
-        if len({str(f[key]) for f in fields}) > 1
+        if fields[0][key] != fields[1][key]
     ]
     parts.table(rows, {}, "settings")
+    diff = config_diff(a, b)
+    st.code(diff, language="diff", wrap_lines=True)
+    parts.downloads({"Difference": ("plans.diff", "text/x-diff", diff)}, "diff")
+
+
+def config_diff(a: Plan, b: Plan) -> str:
+    """Return the launch commands and settings of two plans as a unified diff, one flag or setting a line."""
+    texts: list[list[str]] = []
+    for plan in (a, b):
+        words = shlex.split(plan.command)
+        lines: list[str] = []
+        for word in words:
+            is_value = lines and lines[-1].startswith("  --") and " " not in lines[-1].strip() and word[:2] != "--"
+            if is_value:
+                lines[-1] += f" {shlex.quote(word)}"
+            else:
+                lines.append(f"  {shlex.quote(word)}" if lines else shlex.quote(word))
+        settings = json.dumps(plan.deployment.model_dump(mode="json"), indent=1).splitlines()
+        texts.append([*lines, "", *settings])
+    first, second = (f"plan {p.rank}: {charts.plan_name(p)}" for p in (a, b))
+    return "\n".join(difflib.unified_diff(texts[0], texts[1], first, second, n=1, lineterm=""))
+
+
+def _text(value: Any) -> str:
+    return "yes" if value is True else "no" if value is False else "" if value is None else str(value)

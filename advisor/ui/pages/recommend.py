@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from advisor.schema import Plan, Recommendation, Rejected, Request
-from advisor.ui import accuracy, call, charts, inputs, parts, state
+from advisor.ui import accuracy, call, charts, charts_plans, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import recommend_words, shell
 from advisor.ui.text import BACKENDS, label, plain, show
@@ -20,12 +22,14 @@ HEADLINE = (
 )
 MAX_REASONS = 12
 COSTS = ("usd_per_million_output_tokens", "usd_per_h", "energy_j_per_output_token", "board_power_w")
+THIRDS, ENGINE = ("energy_j_per_output_token", "board_power_w", "output_tokens_per_s"), "engine"
 LATENCIES = ("tpot_p99_s", "ttft_p99_s", "e2e_p99_s", "tpot_p50_s", "ttft_p50_s", "e2e_p50_s")
 
 
 def render() -> None:
     """Show the page."""
     st.title("What to run on the GPUs you have")
+    inputs.examples()
     request = inputs.scenario()
     answer = call.recommend(request)
     if answer.best is None:
@@ -37,8 +41,8 @@ def render() -> None:
     _rejected(answer.rejected)
     parts.downloads(
         {
-            "Answer (JSON)": ("recommendation.json", "application/json", call.answer_json(answer)),
-            "Plans (CSV)": ("plans.csv", "text/csv", parts.plans_csv(answer.plans)),
+            "Answer (JSON)": ("recommendation.json", "application/json", partial(call.answer_json, answer)),
+            "Plans (CSV)": ("plans.csv", "text/csv", partial(parts.plans_csv, answer.plans)),
         },
         "recommend",
     )
@@ -74,24 +78,29 @@ def _best(answer: Recommendation, best: Plan, request: Request) -> None:
 
 
 def _cloud(answer: Recommendation, request: Request) -> None:
-    st.subheader("Cost against latency")
+    st.subheader("Cost against latency, and energy")
     known = {name for p in answer.plans for name in p.prediction.quantities} | {"usd_per_h"}
-    left, right = st.columns(2)
     costs, latencies = [n for n in COSTS if n in known], [n for n in LATENCIES if n in known]
     if not latencies:
         return
+    left, middle, right = st.columns(3)
     with left:
-        x = state.named("x", "Across", costs, label)
+        x = state.named("x", "Across", costs, label, help="Of the horizontal axis.")
+    with middle:
+        y = state.named("y", "Up", latencies, label, help="Of the vertical axis.")
     with right:
-        y = state.named("y", "Up", latencies, label)
+        thirds = [n for n in THIRDS if n in known] + [ENGINE]
+        text = "A third axis; low is blue, high is orange."
+        third = state.named("third", "Colour", thirds, lambda n: "Engine" if n == ENGINE else label(n), help=text)
     parts.chart(
-        charts.pareto(answer.plans, x, y, call.targets(request)),
+        charts_plans.pareto(answer.plans, x, y, call.targets(request), "" if third == ENGINE else third),
         "pareto",
-        f"Plans by {label(x)} and {label(y)}; colour and shape tell the engine",
+        f"Plans by {label(x)} and {label(y)}; shape tells the engine, colour {third.replace('_', ' ')}",
     )
     st.caption(
-        "Large marks are on the Pareto front: no other plan beats them in cost, median latency and energy at once. Open"
-        " marks miss a target, whiskers are 90 % intervals, targets are dashed lines."
+        "The shape tells the engine; grey: the colour's quantity is not known. Large marks are on the Pareto front: no"
+        " other plan beats them in cost, median latency and energy at once. Open marks miss a target, whiskers are 90 %"
+        " intervals, dashed lines are the targets of the sliders."
     )
 
 
@@ -104,7 +113,7 @@ def _ranked(answer: Recommendation) -> None:
     accuracy.beside(answer.accuracy)
     ranks = [str(p.rank) for p in answer.plans]
     st.subheader("A plan taken apart")
-    chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0])
+    chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0], help="1 is the best.")
     plan = next(p for p in answer.plans if str(p.rank) == chosen)
     st.markdown(title_of(plan))
     parts.taken_apart(plan)

@@ -13,7 +13,7 @@ from advisor.catalog import load_catalog
 from advisor.errors import AdvisorError, DomainError
 from advisor.schema import Breakdown, Cluster, Model, Note, first_error
 from advisor.schema.training import TrainJob, TrainPlan, TrainPrediction
-from advisor.ui import call, charts, inputs, parts, state
+from advisor.ui import call, charts, charts_plans, inputs, parts, state
 from advisor.ui.command import shell, train_words
 from advisor.ui.text import HELP, label, part_name, plain, show
 
@@ -21,6 +21,7 @@ HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubbl
 MAX_DRAWN = 16
 """Microbatches of a pipeline that are drawn; more are too thin to see."""
 Stages = dict[int, tuple[TrainPrediction, tuple[str, str] | None]]
+"""ZeRO stage to its prediction and (reason, what would fit) where its memory does not suffice."""
 STAGES = {
     "0": "0: nothing sharded",
     "1": "1: optimizer states",
@@ -47,10 +48,14 @@ def render() -> None:
         spec = inputs.gpu_spec()
     model, model_notes = load_catalog().model(name)
     parsed = load_catalog().clusters(spec)
+    if len(parsed.clusters) > 1:
+        raise DomainError(f"a training job runs on one pool, got {len(parsed.clusters)}; give a single GPU spec")
     cluster = parsed.clusters[0]
     job = _job(model, cluster)
     stages, refused = _stages(model, cluster, job)
     chosen, misfit = stages.get(job.zero_stage, (None, None))
+    if chosen is None:
+        st.error(plain(f"DeepSpeed refuses this job: {refused[job.zero_stage]}. The stages below run."))
     if misfit:
         st.error(plain(f"This job does not run: {misfit[0]}. What would: {misfit[1]}."))
     if chosen:
@@ -60,8 +65,7 @@ def render() -> None:
     _bars(stages, refused, cluster)
     if chosen:
         _step(chosen)
-        if job.pp > 1:
-            _pipeline(model, cluster, job)
+        _pipeline(model, cluster, job)
         parts.notes((*model_notes, *parsed.notes, *chosen.notes))
         _files(chosen, job, model, cluster)
     _best(model, cluster, job)
@@ -74,9 +78,18 @@ def _job(model: Model, cluster: Cluster) -> TrainJob:
     with st.sidebar:
         stage = state.choice("stage", "ZeRO stage", tuple(STAGES.values()), default=STAGES["2"], help=HELP["zero"])
         fields: dict[str, Any] = {"zero_stage": int(stage[0])}
-        fields["micro_batch_size"] = state.whole("micro", "Micro batch [sequences/GPU]", default=1, high=4096)
-        fields["gradient_accumulation_steps"] = state.whole("accumulate", "Accumulation [micro-steps]", default=8)
-        fields["sequence_length"] = state.whole("sequence", "Sequence [tokens]", default=2048, high=10**7)
+        fields["micro_batch_size"] = state.whole(
+            "micro", "Micro batch [sequences/GPU]", default=1, high=4096, help="Sequences that a GPU computes at once."
+        )
+        fields["gradient_accumulation_steps"] = state.whole(
+            "accumulate",
+            "Accumulation [micro-steps]",
+            default=8,
+            help="Micro batches whose gradients are summed before the optimizer steps.",
+        )
+        fields["sequence_length"] = state.whole(
+            "sequence", "Sequence [tokens]", default=2048, high=10**7, help=HELP["lengths"]
+        )
         left, right = st.columns(2)
         with left:
             fields["tp"] = state.whole("train_tp", "TP [GPUs]", default=1, high=1024, help=HELP["tp"])
@@ -87,14 +100,25 @@ def _job(model: Model, cluster: Cluster) -> TrainJob:
         )
         with st.expander("Offload, LoRA, software"):
             places = ("none", "cpu", "nvme")
-            fields["offload_optimizer"] = state.choice("offload", "Offload optimizer to", places, default="none")
-            fields["offload_param"] = state.choice("offload_param", "Offload parameters to", places, default="none")
-            fields["lora_rank"] = state.whole("lora", "LoRA rank (0 = train all)", default=0, low=0, high=65536)
+            text = "Frees GPU memory for the price of moving it over the host's bus in every step."
+            fields["offload_optimizer"] = state.choice(
+                "offload", "Offload optimizer to", places, default="none", help=text
+            )
+            fields["offload_param"] = state.choice(
+                "offload_param", "Offload parameters to", places, default="none", help=f"ZeRO stage 3 only. {text}"
+            )
+            text = "Trains small adapters of this rank beside frozen weights."
+            fields["lora_rank"] = state.whole(
+                "lora", "LoRA rank (0 = train all)", default=0, low=0, high=65536, help=text
+            )
             stacks = ("transformers", "fused", "megatron")
-            fields["stack"] = state.choice("stack", "Model code", stacks, default="transformers")
-            fields["dtype"] = state.choice("dtype", "Arithmetic", ("bf16", "fp16"), default="bf16")
+            text = "Plain Hugging Face code, the same with fused kernels, or Megatron: they reach different speeds."
+            fields["stack"] = state.choice("stack", "Model code", stacks, default="transformers", help=text)
+            text = "Number format of weights and gradients; the optimizer keeps fp32 beside it."
+            fields["dtype"] = state.choice("dtype", "Arithmetic", ("bf16", "fp16"), default="bf16", help=text)
+            text = "Tokens of the whole run, for its duration, energy and cost."
             fields["total_tokens"] = (
-                state.maybe_whole("tokens", "Train on [tokens]", high=10**15, hint="not asked") or 0
+                state.maybe_whole("tokens", "Train on [tokens]", high=10**15, hint="not asked", help=text) or 0
             )
     ranks = fields["tp"] * fields["pp"]
     if cluster.n_gpus % ranks:
@@ -105,24 +129,25 @@ def _job(model: Model, cluster: Cluster) -> TrainJob:
         raise DomainError(first_error(error)) from None
 
 
-def _stages(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Stages, list[Note]]:
+def _stages(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Stages, dict[int, str]]:
     """Return the same job under each ZeRO stage, and why some stages are refused."""
-    found, refused = {}, []
+    found: Stages = {}
+    refused: dict[int, str] = {}
     for stage in range(4):
         try:
             found[stage] = call.train(model, cluster, job.model_copy(update={"zero_stage": stage}))
         except AdvisorError as error:
-            refused.append(Note(text=f"Stage {stage}: {error}"))
+            refused[stage] = str(error)
     return found, refused
 
 
-def _bars(stages: Stages, refused: list[Note], cluster: Cluster) -> None:
+def _bars(stages: Stages, refused: dict[int, str], cluster: Cluster) -> None:
     st.subheader("Memory of one GPU under each ZeRO stage, at the peak of a step")
     bars = {f"ZeRO-{stage}": memory(p) for stage, (p, _) in stages.items()}
     if bars:
         limit = call.card_limit(cluster.gpu.name)
         parts.chart(charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card")
-    parts.notes(refused)
+    parts.notes(Note(text=f"Stage {stage}: {why}") for stage, why in refused.items())
 
 
 def memory(prediction: TrainPrediction) -> Breakdown:
@@ -137,15 +162,23 @@ def _step(prediction: TrainPrediction) -> None:
 
 
 def _pipeline(model: Model, cluster: Cluster, job: TrainJob) -> None:
-    st.subheader("The pipeline over time")
+    st.subheader("The pipeline over time", help=HELP["bubble"])
+    if job.pp == 1:
+        st.caption("One stage: nothing waits for another one. Set PP to 2 or more in the side bar to see the bubbles.")
+        return
     shown = job.model_copy(update={"gradient_accumulation_steps": min(job.gradient_accumulation_steps, MAX_DRAWN)})
     rows = [
         (f"stage {one.stage}", "forward" if one.is_forward else "backward", one.begin_s, one.end_s)
         for one in call.pipeline(model, cluster, shown)
     ]
-    parts.chart(charts.slots(rows), "pipeline", "Forward and backward passes of each stage; gaps are bubbles")
+    text = "Forward and backward passes of each stage over time; hatched gaps are bubbles"
+    parts.chart(charts_plans.slots(rows), "pipeline", text)
     cut = f" Only {MAX_DRAWN} of {job.gradient_accumulation_steps} are drawn." if shown != job else ""
-    st.caption(f"Each block is one microbatch; gaps are bubbles, which more micro-steps make rarer.{cut}")
+    st.caption(
+        f"Each block is one microbatch; hatched is waiting. The busiest stage waits"
+        f" {show('_frac', 1 - charts_plans.busiest_frac(rows))} of what is drawn, the others longer. More micro-steps"
+        f" make the bubbles rarer.{cut}"
+    )
 
 
 def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cluster) -> None:

@@ -1,0 +1,175 @@
+"""Charts hold the numbers that they were given; what was drawn before is not drawn again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor.catalog import load_catalog
+from advisor.fit.run import cell_table
+from advisor.fit.validate import Row, table
+from advisor.schema import Interval, Request, Slo, Target
+from advisor.schema.training import TrainJob
+from advisor.ui import accuracy, call, charts, charts_plans, charts_trust, memory
+from advisor.ui.pages.compare import config_diff
+from advisor.ui.pages.trust import KEPT, OWN, PUBLISHED, origin
+
+SLO = Slo(targets=(Target(metric="tpot", statistic="p99", max_s=0.05),))
+
+
+def points(figure: Any) -> list[tuple[float, float]]:
+    """Coordinates of all marks that are data, the legend's own left out."""
+    return [(x, y) for t in figure.data if t.x[0] is not None for x, y in zip(t.x, t.y, strict=True)]
+
+
+def test_the_cloud_holds_every_plan_and_its_interval(a_plan: Callable[..., Any]) -> None:
+    plans = [a_plan(1, "vllm", tpot_s=0.03, usd=3.0), a_plan(2, "deepspeed-autotp", tpot_s=0.09, usd=11.0)]
+    figure = charts_plans.pareto(plans, "usd_per_million_output_tokens", "tpot_p99_s", SLO, charts_plans.ENERGY)
+    assert points(figure) == [(3.0, 0.03), (11.0, 0.09)]
+    first = figure.data[0]
+    assert first.error_y.array[0] == pytest.approx(0.003)
+    assert first.marker.color[0] == pytest.approx(math.log10(1.99))
+    assert figure.layout.shapes[0].y0 == 0.05  # the target's line
+    assert {t.name for t in figure.data if t.x[0] is None} == {"vLLM", "DeepSpeed AutoTP"}
+
+
+def test_a_plan_without_the_third_quantity_is_grey_not_missing(a_plan: Callable[..., Any]) -> None:
+    plan = a_plan(1, "vllm", tpot_s=0.03, usd=3.0)
+    known = {k: v for k, v in plan.prediction.quantities.items() if k != charts_plans.ENERGY}
+    bare = plan.model_copy(update={"prediction": plan.prediction.model_copy(update={"quantities": known})})
+    figure = charts_plans.pareto([plan, bare], "usd_per_h", "tpot_p99_s", Slo(), charts_plans.ENERGY)
+    assert len(points(figure)) == 2
+    assert [t.marker.color for t in figure.data if t.marker.color == charts.GREY]
+
+
+def test_the_pipeline_is_drawn_pass_by_pass_and_its_bubbles_are_the_laws() -> None:
+    catalog = load_catalog()
+    model, cluster = catalog.model("llama-3.1-8b")[0], catalog.clusters("8xH100").clusters[0]
+    job = TrainJob(model=model.name, zero_stage=1, pp=4, dp=2, gradient_accumulation_steps=8, is_checkpointed=True)
+    passes = call.pipeline(model, cluster, job)
+    rows = [(f"stage {p.stage}", "forward" if p.is_forward else "backward", p.begin_s, p.end_s) for p in passes]
+    drawn = charts_plans.slots(rows)
+    computed = [t for t in drawn.data if t.name != "bubble"]
+    assert sum(len(t.x) for t in computed) == 2 * 4 * 8
+    step = call.train(model, cluster, job)[0]
+    compute = next(b for b in step.breakdowns if b.unit == "s").parts[:2]
+    end = max(base + width for t in computed for base, width in zip(t.base, t.x, strict=True))
+    assert end == pytest.approx(sum(p.value for p in compute), rel=0.05)
+    waits = charts_plans.bubbles(rows)
+    busy = sum(end - begin for _, _, begin, end in rows)
+    idle = sum(end - begin for _, _, begin, end in waits)
+    assert busy + idle == pytest.approx(4 * end)
+    # the law counts the bubble of the busiest stage, the one that no other stage can make up for
+    assert 1 - charts_plans.busiest_frac(rows) == pytest.approx(step["bubble_frac"], rel=1e-6)
+    # a balanced 1F1B schedule waits p - 1 of m + p - 1 slots (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1):
+    # stages without the LM head wait longer, the one with it shorter
+    assert 1 - charts_plans.busiest_frac(rows) < 3 / 11 < idle / (4 * end)
+
+
+def test_bubbles_of_a_schedule_drawn_by_hand() -> None:
+    rows = [("stage 0", "forward", 0.0, 1.0), ("stage 1", "forward", 1.0, 2.0), ("stage 1", "backward", 2.0, 4.0)]
+    rows.append(("stage 0", "backward", 4.0, 6.0))
+    assert charts_plans.bubbles(rows) == [
+        ("stage 0", "bubble", 1.0, 4.0),
+        ("stage 1", "bubble", 0.0, 1.0),
+        ("stage 1", "bubble", 4.0, 6.0),
+    ]
+    assert charts_plans.bubbles([]) == []
+
+
+def test_the_grid_says_where_it_was_clicked_and_frames_the_cell() -> None:
+    figure = charts_trust.heat_map(["a", "b"], ["TTFT P50", "KV blocks"], [[0.1, None], [0.2, 0.3]], chosen=(1, 0))
+    assert figure.data[0].z[1][1] == 0.3
+    assert [tuple(c) for c in figure.data[1].customdata] == [(0, 0), (1, 0), (1, 1)]
+    frame = figure.layout.shapes[0]
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (-0.5, 0.5, 0.5, 1.5)
+
+
+def test_names_of_rows_are_shortened_and_cannot_bring_markup() -> None:
+    assert charts_trust.short_row("vllm-0.26.0__h100-sxm-80gb__8b-awq") == "8b-awq<br>h100"
+    assert charts_trust.short_row("qwen3-32b · h200-sxm-141gb") == "qwen3-32b<br>h200"
+    assert "<b>" not in charts_trust.short_row("<b>x</b>__a__<i>y</i>")
+
+
+def test_left_out_cells_survive_the_report() -> None:
+    where = {"model": "m", "gpu": "g", "load": "closed, 1 client", "lengths": "fixed"}
+    rows = [
+        Row("run", 0, "ttft_s.p50", 0.1, 0.11, "kind=closed", "kind=fixed", where),
+        Row("run", 0, "requests_per_s", 4.0, 3.0, "kind=closed", "kind=fixed", where),
+        Row("run", 1, "ttft_s.p50", 0.2, 0.1, "kind=poisson", "kind=fixed", where),
+    ]
+    cells = cell_table(rows)
+    assert len(cells) == 2
+    assert accuracy.held_out_rows({"cells": cells}) == rows
+    assert table(accuracy.held_out_rows({"cells": cells})) == table(rows)
+    assert accuracy.held_out_rows({}) == []
+
+
+def test_the_peers_table_of_the_docs_is_the_data(root: Path) -> None:
+    (found,) = accuracy.peers()
+    lines = (root / found["method"]).read_text(encoding="utf-8").splitlines()
+    for row in found["rows"]:
+        cells = [
+            f"{e['median']:.1%} / {e['p90']:.1%} / {e['bias']:+.1%} ({e['n']})"
+            for e in (row["errors"][m] for m in ("ttft_s.p50", "tpot_s.p50", "requests_per_s"))
+        ]
+        assert f"| {row['predictor']}, {row['loads']} | " + " | ".join(cells) + " |" in lines
+    assert f"| date | {found['date']} |" in lines
+
+
+def test_every_coefficient_has_one_of_three_origins() -> None:
+    for name in call.fitted_names():
+        fitted = call.coefficients(name)
+        runs = fitted.report.run_ids if fitted.report else ()
+        assert {origin(c.source, runs) for c in fitted.coefficients.values()} <= {OWN, PUBLISHED, KEPT}
+    vllm = call.coefficients("vllm")
+    assert origin(vllm.coefficients["gemm_eff_bf16"].source, ()) == OWN
+    assert origin(call.coefficients("power").coefficients["link_j_per_byte"].source, ()) == PUBLISHED
+
+
+def test_two_plans_differ_flag_by_flag(a_plan: Callable[..., Any]) -> None:
+    a, b = a_plan(1, "vllm", tpot_s=0.03, usd=3.0, tp=4), a_plan(2, "vllm", tpot_s=0.02, usd=4.0, tp=8)
+    lines = config_diff(a, b).splitlines()
+    assert "-  --tensor-parallel-size 4" in lines
+    assert "+  --tensor-parallel-size 8" in lines
+    assert '- "tp": 4,' in lines
+    assert '+ "tp": 8,' in lines
+    assert not [line for line in lines if line.startswith("-") and "gpu" in line]
+    assert config_diff(a, a) == ""
+
+
+def test_a_chart_is_drawn_once_for_the_same_numbers() -> None:
+    drawn = []
+
+    @memory.remembered
+    def draw(values: list[float], colour: str = "red") -> list[float]:
+        drawn.append(colour)
+        return list(values)
+
+    assert draw([1.0]) is draw([1.0])
+    assert draw([1.0]) is not draw([1.5])
+    draw([1.0], colour="blue")
+    assert drawn == ["red", "red", "blue"]
+
+
+def test_a_chart_of_hours_does_not_change_the_one_of_seconds() -> None:
+    lines = {"x": [1.0, 2.0]}
+    before = charts.over_time([0.0, 1.0], lines, "W").to_json()
+    charts.over_hours([0, 1], lines, "W")
+    assert charts.over_time([0.0, 1.0], lines, "W").to_json() == before
+
+
+def test_curves_draw_targets_and_this_load() -> None:
+    one = Interval(value=0.02, low=0.01, high=0.03)
+    figure = charts.curves([(1.0, {"tpot_p99_s": one})], ("tpot_p99_s",), "offered_requests_per_s", SLO, now=0.5)
+    assert {s.y0 for s in figure.layout.shapes} >= {0.05}
+    assert {s.x0 for s in figure.layout.shapes} >= {0.5}
+
+
+def test_offered_rate_is_the_requests_own() -> None:
+    assert call.offered_rate(Request(model="8b", gpus="1xH100", rate=3.5)) == 3.5
+    assert call.offered_rate(Request(model="8b", gpus="1xH100", concurrency=4)) is None
