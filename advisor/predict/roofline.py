@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.laws.roofline import causal_pairs
+from advisor.predict.breakdown import queue_grows
 from advisor.predict.engine_state import Work
 from advisor.predict.replica import Replica
+from advisor.predict.serving import busy_span_s
 from advisor.predict.simulate import Simulation
 from advisor.predict.spend import activity_of, kind_of
 from advisor.predict.step import StepCost
@@ -64,7 +66,7 @@ def roofline(
         "all steps of the replay, waiting included",
         replica.stages,
         work,
-        simulation.duration_s,
+        busy_span_s(simulation, workload, queue_grows(simulation)),
         dtype,
         n_replicas=len(simulation.work),
     )

@@ -1,7 +1,5 @@
 """What a day's plan costs, draws and emits in a month, at every provider whose price is known."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from advisor.schema.base import Name, NonNegativeFloat, Noun, PositiveFloat, PositiveInt

@@ -1,7 +1,5 @@
 """A card's roofline and where the phases of serving lie under it."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from advisor.schema.base import Name, NonNegativeFloat, Noun, PositiveFloat
