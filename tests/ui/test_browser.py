@@ -123,7 +123,10 @@ def test_every_page_opens_by_a_click_shows_no_error_and_a_command_that_parses(vi
         assert page.locator("[data-testid=stException]").count() == 0, title
         assert page.locator("[data-testid=stAlertContentError]").count() == 0, title
         assert page.locator("h1").count() == 1
-        lines = page.locator("[data-testid=stCode]").last.inner_text().strip().splitlines()
+        shown = page.locator("[data-testid=stCode]", has_text="advisor ").last
+        if title != "Calibrate":
+            shown.wait_for(state="attached", timeout=WAIT_MS)
+        lines = shown.inner_text().strip().splitlines() if shown.count() else []
         commands = [line for line in lines if line.startswith("advisor ")]
         assert commands or title == "Calibrate", title
         for line in commands:
