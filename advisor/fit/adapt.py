@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError, printable
 from advisor.fit.estimate import Z90, Estimate, fitted_names
-from advisor.fit.objective import predicted, run_cell, targets
-from advisor.fit.parameters import BY_NAME, HOST_POWER_PRIOR_REL, HOST_SPEED_PRIOR_REL, HOST_TIMES
+from advisor.fit.objective import cell_residuals, on_host, targets
+from advisor.fit.parameters import BY_NAME, HOST_POWER_PRIOR_REL, HOST_SPEED_PRIOR_REL, HOST_TIMES, bounds_of
 from advisor.fit.records import Cell, cells_of
 from advisor.fit.validate import Row, validate
 from advisor.predict.transfer import SCALED_BY, transfer_rel, transferred
@@ -90,7 +90,7 @@ def solve(
     from scipy.optimize import least_squares
 
     names = tuple(priors)
-    bounds = np.log([(BY_NAME[n].low, BY_NAME[n].high) if n in BY_NAME else (0.4, 2.5) for n in names]).T
+    bounds = np.log([bounds_of(n) for n in names]).T
     centres = np.log([centre for centre, _ in priors.values()])
     widths = np.array([max(rel, LOWEST_WIDTH) for _, rel in priors.values()])
     x0 = np.clip(np.log([start[n] for n in names]), bounds[0] + 1e-6, bounds[1] - 1e-6)
@@ -102,10 +102,7 @@ def solve(
     def residuals(x: Floats) -> Floats:
         nonlocal n_calls
         theta = theta_of(x)
-        out = []
-        for cell in cells:
-            found = predicted(run_cell(cell, values(cell, theta)))
-            out += [math.log(found.get(t.metric, t.value) / t.value) / t.width for t in targets(cell)]
+        out = [r for cell in cells for r in cell_residuals(cell, values(cell, theta))]
         n_calls += 1
         if progress:
             progress(n_calls)
@@ -198,15 +195,7 @@ def without(fit: Estimate, left_out: set[int]) -> dict[str, float]:
 
     The priors stay, so that what no other cell tells goes back towards the shipped value.
     """
-    n_data = len(fit.owners)
-    kept = np.array([i not in left_out for i in fit.owners] + [True] * (len(fit.residuals) - n_data))
-    weights = (1.0 + fit.residuals**2) ** -0.25
-    step = np.linalg.lstsq((fit.jacobian * weights[:, None])[kept], -(fit.residuals * weights)[kept], rcond=1e-10)[0]
-    theta = dict(fit.theta)
-    for name, move in zip(fit.names, np.clip(step, -1.0, 1.0), strict=True):
-        low, high = (BY_NAME[name].low, BY_NAME[name].high) if name in BY_NAME else (0.4, 2.5)
-        theta[name] = float(np.clip(theta[name] * math.exp(move), low, high))
-    return theta
+    return fit.moved(fit.kept(left_out), np.ones(len(fit.names), dtype=bool), rcond=1e-10)
 
 
 def as_set(
@@ -251,10 +240,7 @@ def _values(gpu: Gpu, theta: Mapping[str, float], shipped: CoefficientSet) -> di
     base = transferred(shipped, gpu)
     values = {name: base[name] * theta[name] / shipped.coefficients[name].value for name in BY_NAME}
     values |= {name: min(values[name], 1.0) for name in OF_CARD if "_eff" in name}
-    values["joules_per_flop"] *= theta[POWER]
-    for name in HOST_TIMES:
-        values[name] *= theta[SPEED]
-    return values
+    return on_host(values, theta[SPEED], theta[POWER])
 
 
 def _priors(cells: Sequence[Cell], shipped: CoefficientSet, gpu: Gpu, scope: Scope) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from advisor.errors import DomainError
 from advisor.fit.minimise import minimise
-from advisor.fit.objective import REFERENCE_GPU, is_http, predicted, run_cell, targets, values_for
+from advisor.fit.objective import REFERENCE_GPU, cell_residuals, is_http, targets, values_for
 from advisor.fit.parameters import (
     BY_NAME,
     FALLBACKS,
@@ -21,6 +21,7 @@ from advisor.fit.parameters import (
     HOST_SPEED_PRIOR_REL,
     HOST_TIMES,
     PARAMETERS,
+    bounds_of,
 )
 from advisor.fit.records import Cell
 from advisor.schema import Coefficient, CoefficientSet, FitReport
@@ -50,12 +51,8 @@ def _start_worker(cells: list[Cell], transfer: Mapping[str, Mapping[str, float]]
 
 def _residuals(job: tuple[Sequence[int], Mapping[str, float]]) -> Floats:
     indices, theta = job
-    out = []
-    for i in indices:
-        cell = _CELLS[i]
-        found = predicted(run_cell(cell, values_for(cell, theta, _TRANSFER)))
-        out += [math.log(found.get(t.metric, t.value) / t.value) / t.width for t in targets(cell)]
-    return np.asarray(out)
+    cells = (_CELLS[i] for i in indices)
+    return np.asarray([r for cell in cells for r in cell_residuals(cell, values_for(cell, theta, _TRANSFER))])
 
 
 @contextmanager
@@ -82,23 +79,33 @@ class Estimate:
         One Gauss-Newton step from the full fit on the remaining rows (robust weights kept), within the bounds; what no
         remaining row tells takes its value of `FALLBACKS`, so that nothing of the left-out cells stays.
         """
-        kept = np.array([i not in left_out for i in self.owners] + [True] * (len(self.residuals) - len(self.owners)))
+        kept = self.kept(left_out)
         told = np.array([True] * len(self.names))
         data = self.jacobian[: len(self.owners)][kept[: len(self.owners)]]
         whole = np.abs(self.jacobian[: len(self.owners)]).sum(axis=0)
         told &= np.abs(data).sum(axis=0) > 1e-3 * np.maximum(whole, 1e-12)
-        weights = (1.0 + self.residuals**2) ** -0.25
-        rows = (self.jacobian * weights[:, None])[kept][:, told]
-        aims = -(self.residuals * weights)[kept]
-        step = np.linalg.lstsq(rows, aims, rcond=1e-8)[0]
-        theta = dict(self.theta)
-        for name, move in zip(np.array(self.names)[told], step, strict=True):
-            low, high = (BY_NAME[name].low, BY_NAME[name].high) if name in BY_NAME else (0.4, 2.5)
-            theta[name] = float(np.clip(theta[name] * math.exp(float(np.clip(move, -1.0, 1.0))), low, high))
+        theta = self.moved(kept, told, rcond=1e-8)
         for name in np.array(self.names)[~told]:
             fallback = FALLBACKS.get(name, 1.0)
             theta[name] = theta[fallback] if isinstance(fallback, str) else fallback
         return of_typical_host(theta)
+
+    def moved(self, kept: NDArray[np.bool_], told: NDArray[np.bool_], rcond: float) -> dict[str, float]:
+        """Return the coefficients after one Gauss-Newton step on some residuals, within the bounds.
+
+        kept : residuals that count, robust weights as in the fit; told : coefficients that move
+        """
+        weights = (1.0 + self.residuals**2) ** -0.25
+        rows = (self.jacobian * weights[:, None])[kept][:, told]
+        step = np.linalg.lstsq(rows, -(self.residuals * weights)[kept], rcond=rcond)[0]
+        theta = dict(self.theta)
+        for name, move in zip(np.array(self.names)[told].tolist(), np.clip(step, -1.0, 1.0), strict=True):
+            theta[name] = float(np.clip(theta[name] * math.exp(float(move)), *bounds_of(name)))
+        return theta
+
+    def kept(self, left_out: set[int]) -> NDArray[np.bool_]:
+        """Return which residuals stay without some cells: those of the others, and the priors'."""
+        return np.array([i not in left_out for i in self.owners] + [True] * (len(self.residuals) - len(self.owners)))
 
     def relative_widths(self) -> dict[str, float]:
         """Return the half-width of each coefficient's 90 % interval as a share of it (Jacobian, robust scale)."""
@@ -195,8 +202,7 @@ def estimate(
             f"measure at least {2 * len(names)} numbers (about {math.ceil(len(names) / 2.5)} cells)"
         )
     base = {p.name: p.start for p in PARAMETERS} | {n: 1.0 for n in names if "@" in n} | dict(start or {})
-    bounds = [(BY_NAME[n].low, BY_NAME[n].high) if n in BY_NAME else (0.4, 2.5) for n in names]
-    low, high = np.log(np.array(bounds)).T
+    low, high = np.log([bounds_of(n) for n in names]).T
     x0 = np.clip(np.log([base[n] for n in names]), low + 1e-6, high - 1e-6)
     priors = [(i, math.log(centre), rel) for i, n in enumerate(names) if (centre := _centre(n)) and (rel := _prior(n))]
 
@@ -263,7 +269,7 @@ def as_coefficients(
     for name, value in fit.theta.items():
         parameter = BY_NAME.get(name)
         width = min(widths.get(name, 0.0), MAX_WIDTH)
-        bounds = (parameter.low, parameter.high) if parameter else (0.4, 2.5)
+        bounds = bounds_of(name)
         is_fitted = name in fit.names
         coefficients[name] = Coefficient(
             value=value,

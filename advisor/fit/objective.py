@@ -113,11 +113,20 @@ def values_for(cell: Cell, theta: Mapping[str, float], transfer: Mapping[str, Ma
     """Return the coefficient values of a cell: GPU factors, then its host's speed and energy factors."""
     values = {name: theta[name] for name in BY_NAME}
     factors = transfer.get(cell.gpu.name, {}) if cell.gpu.name != REFERENCE_GPU else {}
-    values["joules_per_flop"] *= float(factors.get("joules", 1.0)) * theta.get(f"power@{cell.host}", 1.0)
-    speed = theta.get(f"host@{cell.host}", 1.0)
-    for name in HOST_TIMES:
-        values[name] *= speed
-    return values
+    values["joules_per_flop"] *= float(factors.get("joules", 1.0))
+    return on_host(values, theta.get(f"host@{cell.host}", 1.0), theta.get(f"power@{cell.host}", 1.0))
+
+
+def on_host(values: Mapping[str, float], speed: float, power: float) -> dict[str, float]:
+    """Return coefficient values with the CPU times of a host and the energy an operation of its cards scaled."""
+    scaled = {name: values[name] * speed for name in HOST_TIMES}
+    return {**values, **scaled, "joules_per_flop": values["joules_per_flop"] * power}
+
+
+def cell_residuals(cell: Cell, values: Mapping[str, float]) -> list[float]:
+    """Return ln(predicted / measured) of what the fit aims at in a cell, each over the error that counts as one."""
+    found = predicted(run_cell(cell, values))
+    return [math.log(found.get(t.metric, t.value) / t.value) / t.width for t in targets(cell)]
 
 
 def exact_traffic(cell: Cell, rows: Mapping[tuple[str, str], list[list[float]]]) -> Cell:

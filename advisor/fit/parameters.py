@@ -139,6 +139,16 @@ HOST_TIMES = (
 )
 """Coefficients that a slower or faster host scales together."""
 
+HOST_BOUNDS = (0.4, 2.5)
+"""Bounds of a host's factors."""
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """Return the bounds of a coefficient, or of a host's factor ('host@NAME', 'power@NAME')."""
+    parameter = BY_NAME.get(name)
+    return (parameter.low, parameter.high) if parameter else HOST_BOUNDS
+
+
 HOST_SPEED_PRIOR_REL = 0.3
 HOST_POWER_PRIOR_REL = 0.1
 """Widths of the two nuisance factors of each host but the reference: CPU time and energy an operation."""

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from advisor.catalog import Catalog
+from advisor.predict.release import with_host_times
 from advisor.predict.replica import replica_of
 from advisor.predict.simulate import simulate
 from advisor.predict.traffic import draw
 from advisor.predict.transfer import transferred
-from advisor.schema import ClosedLoad, Deployment, EngineFacts, FixedLengths, Workload
+from advisor.schema import ClosedLoad, Deployment, EngineFacts, FixedLengths, Gpu, Workload
 
 Floats = NDArray[np.float64]
 Raw = dict[str, Any]
@@ -38,6 +39,11 @@ STEP_START, TP_START, SEQ_START = 1e-3, 5e-4, 5e-5
 def read_rows(public: Raw, name: str) -> list[Raw]:
     """Return a table of data/golden/vllm_releases_public.json as one dict a row."""
     return [dict(zip(public[f"{name}_fields"], row, strict=True)) for row in public[name]]
+
+
+def _values(catalog: Catalog, gpu: Gpu, tp: int, host: Mapping[str, float]) -> dict[str, float]:
+    """Return step coefficients on a card with a release's host times (step_s, tp_doubling_s, seq_s)."""
+    return with_host_times(transferred(catalog.coefficients("vllm"), gpu), tp, **host)
 
 
 def batch_s(
@@ -64,9 +70,7 @@ def batch_s(
         engine_version=SYNC_RELEASE,
         gpu_memory_utilization=0.9 - lost / gpu.device_memory_bytes,
     )
-    values = transferred(catalog.coefficients("vllm"), gpu)
-    values["host_step_s"] = host["step_s"] + host["tp_doubling_s"] * math.log2(row["tp"])
-    values["seq_s"] += host["seq_s"]
+    values = _values(catalog, gpu, row["tp"], host)
     facts = EngineFacts.from_table(catalog.engine("vllm"), SYNC_RELEASE)
     workload = Workload(
         name="one batch",
@@ -85,9 +89,7 @@ def token_gap_s(catalog: Catalog, row: Raw, host: Mapping[str, float]) -> float:
     deployment = Deployment(
         model=model.name, gpu=gpu.name, tp=row["tp"], max_model_len=8192, engine_version=SYNC_RELEASE
     )
-    values = transferred(catalog.coefficients("vllm"), gpu)
-    values["host_step_s"] = host["step_s"] + host["tp_doubling_s"] * math.log2(row["tp"])
-    values["seq_s"] += host["seq_s"]
+    values = _values(catalog, gpu, row["tp"], host)
     stage = replica_of(model, gpu, deployment, values).stages[0]
     context = n * (PROMPT_TOKENS + row["output_tokens"] / 2)
     return float(stage.seconds(0.0, 0.0, n, context, n) + stage.host_s(0.0, n, n))

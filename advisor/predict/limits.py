@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from advisor.predict.serving import Run, busy_span_s
-from advisor.predict.simulate import Client, Simulation, simulate
+from advisor.predict.serving import Run, busy_span_s, replay_replica
+from advisor.predict.simulate import Simulation
 from advisor.predict.spend import Activity, LimitCurve, activity_of, power_limit_curve
 from advisor.predict.step import StepCost
-from advisor.predict.traffic import draw
 from advisor.schema import ClosedLoad, CoefficientSet, Deployment, Gpu, Workload
 
 PROBE_CLOCK_FRAC = 0.8
@@ -137,19 +136,4 @@ def _replay_faster(run: Run, deployment: Deployment, speed: float, seed: int) ->
     duration = getattr(load, "duration_s", None)
     closer = {"arrivals_per_s": rate / speed} | ({"duration_s": duration * speed} if duration else {})
     workload: Workload = run.workload.model_copy(update={"load": load.model_copy(update=closer)})
-    traffic = draw(
-        workload,
-        seed,
-        prefix_caching=deployment.prefix_caching,
-        block_tokens=deployment.kv_block_tokens,
-        is_even=True,
-    )
-    client: Client = run.replica.client
-    return simulate(
-        list(run.replica.stages),
-        run.replica.limits,
-        traffic,
-        client,
-        dp=deployment.dp,
-        send_s=run.replica.send_s,
-    )
+    return replay_replica(run.replica, deployment, workload, seed)

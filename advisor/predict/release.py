@@ -102,11 +102,22 @@ def at_release(values: Mapping[str, float], deployment: Deployment, gpu: Gpu) ->
     values : coefficient values by name, host_step_s and seq_s in seconds. Any engine but vLLM gets them unchanged.
     """
     factor = _factor(deployment, gpu)
-    found = dict(values)
-    if factor is not None:
-        found["host_step_s"] = factor.step_s.value + factor.tp_doubling_s.value * math.log2(deployment.tp)
-        found["seq_s"] += factor.seq_s.value
-    return found
+    if factor is None:
+        return dict(values)
+    times = (factor.step_s.value, factor.tp_doubling_s.value, factor.seq_s.value)
+    return with_host_times(values, deployment.tp, *times)
+
+
+def with_host_times(
+    values: Mapping[str, float], tp: int, step_s: float, tp_doubling_s: float, seq_s: float
+) -> dict[str, float]:
+    """Return step coefficients with the host time of a step replaced and that of a running sequence added [s]."""
+    return {**values, "host_step_s": host_step_s(tp, step_s, tp_doubling_s), "seq_s": values["seq_s"] + seq_s}
+
+
+def host_step_s(tp: int, step_s: float, tp_doubling_s: float) -> float:
+    """Return the host time of a step at a tensor-parallel degree [s]."""
+    return step_s + tp_doubling_s * math.log2(tp)
 
 
 def release_rel(deployment: Deployment, gpu: Gpu) -> float:
@@ -120,7 +131,7 @@ def release_text(deployment: Deployment, gpu: Gpu, fitted: str) -> str:
     factor = _factor(deployment, gpu)
     if factor is None:
         return ""
-    step_s = factor.step_s.value + factor.tp_doubling_s.value * math.log2(deployment.tp)
+    step_s = host_step_s(deployment.tp, factor.step_s.value, factor.tp_doubling_s.value)
     return (
         f"vLLM {deployment.engine_version} was not run by us: {fitted} with {step_s * 1e3:.1f} ms of host a step and"
         f" {factor.seq_s.value * 1e3:.2f} ms a running sequence that its GPU waits for ({factor.era}; published runs,"

@@ -94,6 +94,20 @@ def replay(
     values = at_release(transferred(coefficients, cluster.gpu), deployment, cluster.gpu)
     replica = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix)
     workload = sized(workload, e2e_s)
+    simulation = replay_replica(replica, deployment, workload, seed, n_samples=n_samples, progress=progress)
+    return Run(replica, simulation, workload, values)
+
+
+def replay_replica(
+    replica: Replica,
+    deployment: Deployment,
+    workload: Workload,
+    seed: int,
+    *,
+    n_samples: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Simulation:
+    """Return what `deployment`, of such replicas, does with the requests that `seed` draws from a workload."""
     traffic = draw(
         workload,
         seed,
@@ -101,7 +115,7 @@ def replay(
         block_tokens=deployment.kv_block_tokens,
         is_even=True,
     )
-    simulation = simulate(
+    return simulate(
         list(replica.stages),
         replica.limits,
         traffic,
@@ -111,7 +125,6 @@ def replay(
         n_samples=n_samples,
         progress=progress,
     )
-    return Run(replica, simulation, workload, values)
 
 
 def predict_vllm(

@@ -245,11 +245,6 @@ class StepCost:
         is_large = n_tokens > self.graph_tokens
         return is_mixed * self.host_graph_s + (is_large * 1.0) * (self.host_eager_s - is_mixed * self.host_graph_s)
 
-    def decode_s(self, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
-        """Return the time of a pure decode step, host-bound where the GPU is faster than its launch [s]."""
-        gpu = self.seconds(0.0 * n_decode, 0.0 * n_decode, n_decode, n_context, n_sampled)
-        return larger_of(gpu, self.host_s(0.0 * n_decode, n_decode, n_sampled))
-
     def flops(self, n_tokens: Real, n_pairs: Real, n_sampled: Real) -> tuple[Real, Real]:
         """Return the useful operations of matrices and of attention, for activity and MFU."""
         matrix = n_tokens * (self.flops_per_token + self.expert_flops_per_token) + n_sampled * self.head_flops_per_seq
