@@ -77,6 +77,7 @@ def validate(args: argparse.Namespace) -> int:
     head = ("engine start", "metric", "median", "P90", "bias", "n")
     out("\n".join(table(head, _error_rows({**form["runs"], "overall": form["overall"]}), left=2)))
     out("Relative errors of predictions; median and P90 of their size, bias with sign. Nothing was refitted.")
+    out("Power is compared in cells of a second or more.")
     return 0
 
 

@@ -138,13 +138,14 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "pp": lambda c: c.deployment.pp > 1,
     "prefix": lambda c: c.workload.prefix.shared_prefix_tokens > 0,
     "http": is_http,
+    "eager": lambda c: c.deployment.enforce_eager,
 }
 OF_KIND = {
     "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
     "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe", "moe_stream_factor": "moe",
     "host_moe_layer_s": "moe", "kv_fp8_factor": "kv_fp8", "link_eff": "group", "all_reduce_s": "group",
     "host_tp_factor": "group", "core_s": "processes", "send_s": "pp", "shared_kv_frac": "prefix",
-    "http_s": "http", "http_token_s": "http",
+    "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""
 
@@ -201,7 +202,9 @@ def estimate(
             f"{len(cells)} cells give {n_targets} numbers for {len(names)} coefficients; "
             f"measure at least {2 * len(names)} numbers (about {math.ceil(len(names) / 2.5)} cells)"
         )
-    base = {p.name: p.start for p in PARAMETERS} | {n: 1.0 for n in names if "@" in n} | dict(start or {})
+    base = {p.name: p.start for p in PARAMETERS} | {n: 1.0 for n in names if "@" in n}
+    # what is not fitted keeps its source's value, whatever an earlier fit scaled it to
+    base |= {n: v for n, v in (start or {}).items() if n in names}
     low, high = np.log([bounds_of(n) for n in names]).T
     x0 = np.clip(np.log([base[n] for n in names]), low + 1e-6, high - 1e-6)
     priors = [(i, math.log(centre), rel) for i, n in enumerate(names) if (centre := _centre(n)) and (rel := _prior(n))]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 DAMPINGS = (0.003, 0.03, 0.3, 3.0)
+STRONGER = (30.0, 300.0)
+"""Dampings that are tried when none of the others lowers the cost: short steps down the gradient."""
 LONGEST_STEP = 0.3
 """Largest move of one parameter in one step (natural log)."""
 
@@ -55,17 +57,20 @@ def minimise(
         rows, aims = slope * weights[:, None], -r * weights
         normal, gradient = rows.T @ rows, rows.T @ aims
         scale = np.maximum(np.diag(normal), 1e-3 * np.diag(normal).max())
-        tried = []
-        for damping in DAMPINGS:
-            move = np.linalg.solve(normal + damping * np.diag(scale), gradient)
-            tried.append(np.clip(x + np.clip(move, -LONGEST_STEP, LONGEST_STEP), low, high))
-        found = residuals(tried)
-        gains = [cost - soft_l1(r) for r in found]
-        # what the data say nothing about stays where it is: of steps that gain about as much, the most damped one
-        best = max(k for k, gain in enumerate(gains) if gain >= ENOUGH * max(gains))
-        gain = gains[best]
-        if gain > 0:
-            x, r, cost = tried[best], found[best], cost - gain
+        gain = 0.0
+        for dampings in (DAMPINGS, STRONGER):
+            tried = []
+            for damping in dampings:
+                move = np.linalg.solve(normal + damping * np.diag(scale), gradient)
+                tried.append(np.clip(x + np.clip(move, -LONGEST_STEP, LONGEST_STEP), low, high))
+            found = residuals(tried)
+            gains = [cost - soft_l1(r) for r in found]
+            if max(gains) > 0:
+                # what the data say nothing about stays where it is: of steps that gain about as much, the most damped
+                best = max(k for k, gain in enumerate(gains) if gain >= ENOUGH * max(gains))
+                gain = gains[best]
+                x, r, cost = tried[best], found[best], cost - gain
+                break
         if progress:
             progress(step, cost)
         if gain < MIN_GAIN * cost:

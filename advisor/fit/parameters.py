@@ -76,7 +76,15 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P(
         "host_graph_layer_s", 2.2e-4, 2e-5, 6e-4, "s", "host time a layer of a step with prompts, CUDA graphs by pieces"
     ),
-    _P("host_eager_layer_s", 7.1e-4, 1e-4, 2e-3, "s", "host time a layer of a step larger than any CUDA graph"),
+    _P(
+        "host_large_layer_s",
+        8e-4,
+        1e-4,
+        3e-3,
+        "s",
+        "host time a layer of a step larger than any CUDA graph, compiled code",
+    ),
+    _P("host_eager_layer_s", 5.5e-4, 1e-4, 2e-3, "s", "host time a layer without CUDA graphs and compiled code"),
     _P("host_moe_layer_s", 9e-4, 1e-5, 3e-3, "s", "further host time of an expert layer in such a step"),
     _P("host_tp_factor", 1.16, 0.5, 4.0, "1", "the same with tensor parallelism, over one GPU"),
     _P(
@@ -90,13 +98,13 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     _P("graph_wait_frac", 0.5, 0.01, 1.0, "1", "share of a running decode graph that a prompt step's launch waits for"),
     _P("host_seq_s", 1.8e-5, 1e-7, 1e-4, "s", "host time a running sequence and step"),
-    _P("submit_s", 2.1e-3, 1e-4, 2e-2, "s", "client to engine core"),
-    _P("return_s", 2.1e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
+    _P("submit_s", 1.3e-3, 1e-4, 2e-2, "s", "client to engine core"),
+    _P("return_s", 1.3e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
     _P("http_s", 1e-3, 1e-5, 2e-2, "s", "what an HTTP server adds to the way of a request"),
     _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "its front end's time a prompt token, one request after the other"),
     _P("serial_s", 6e-4, 1e-5, 2e-3, "s", "client's time between two requests that it sends at once"),
     _P("wake_s", 1e-3, 1e-5, 1e-2, "s", "from a first request to the first schedule of an engine that was idle"),
-    _P("core_s", 1.1e-3, 1e-4, 2e-2, "s", "engine core's time a step when workers launch (TP or PP)"),
+    _P("core_s", 1.1e-3, 1e-6, 2e-2, "s", "engine core's time a step when workers launch (TP or PP)"),
     _P("send_s", 4.3e-4, 1e-6, 2e-3, "s", "hand-over between pipeline stages"),
 )
 BY_NAME = {p.name: p for p in PARAMETERS}
@@ -111,6 +119,7 @@ FALLBACKS: dict[str, float | str] = {
     "moe_gemm_factor": 1.0,
     "moe_stream_factor": 1.0,
     "host_moe_layer_s": 1e-5,
+    "host_eager_layer_s": "host_large_layer_s",
     "shared_kv_frac": 1.0,
     "kv_fp8_factor": 0.92,
     "link_eff": 0.7,
@@ -127,6 +136,7 @@ aiconfigurator database (fp8 GEMM 0.55 of peak, fp8 cache 0.92 of bf16's rate, a
 HOST_TIMES = (
     "host_step_s",
     "host_graph_layer_s",
+    "host_large_layer_s",
     "host_eager_layer_s",
     "host_moe_layer_s",
     "host_seq_s",

@@ -17,6 +17,7 @@ from advisor.errors import BadData
 from advisor.fit.estimate import Estimate, as_coefficients, estimate
 from advisor.fit.objective import exact_traffic, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
+from advisor.fit.repeats import noise_floor
 from advisor.fit.validate import METRICS, PLAIN, Row, by_regime, predict_cell, rows_of, table
 from advisor.schema import CoefficientSet, EngineFacts
 
@@ -99,15 +100,15 @@ def cross_validate(data: Data, catalog: Catalog, full: Estimate, transfer: Trans
 
 
 def is_sparse(row: Row) -> bool:
-    """Return whether a row's kind has one engine start only: left out, nothing is left that tells of it."""
+    """Return whether few engine starts are of a row's kind: left out, little is left that tells of it."""
     return "cache" in row.regime["weights"] or row.regime["mode"] != PLAIN
 
 
 def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, float]:
     """Return the quantile of |ln(predicted / measured)| by metric: half-widths of conformal intervals.
 
-    Kinds that a single start stands for (fp8 cache, no CUDA graphs, shared prefixes, an HTTP server) have keys of their
-    own with the suffix '@sparse': left out, they are predicted from nothing.
+    Kinds that two or three starts stand for (fp8 cache, no CUDA graphs, shared prefixes, an HTTP server) have keys of
+    their own with the suffix '@sparse': left out, they are predicted from little.
     """
     found: dict[str, list[float]] = {}
     for row in rows:
@@ -178,6 +179,7 @@ def fit_all(
         "by_regime": by_regime(rows),
         "error_q90": quantiles,
         "coverage_of_90_percent_intervals": coverage(rows),
+        "noise_floor": noise_floor(data.judged),
         "cells": cell_table(rows),
     }
     return coefficients, accuracy

@@ -12,6 +12,7 @@ import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
+from advisor.fit.meter import has_power
 from advisor.fit.objective import is_http, measured, predicted, run_cell
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.predict.footprint import footprint
@@ -126,7 +127,10 @@ def rows_of(
     facts: EngineFacts | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """Return a row for each metric that a cell measured; KV blocks once an engine start."""
+    """Return a row for each metric that a cell measured; KV blocks once an engine start.
+
+    Board power counts where the meter could see it (`meter.has_power`): a prompt of 50 ms is over too soon.
+    """
     rows: list[Row] = []
     seen: set[str] = set()
     for number, cell in enumerate(cells):
@@ -143,7 +147,7 @@ def rows_of(
             if metric in found and metric in METRICS:
                 add(metric, value, found[metric])
         watts = record.measured.board_power_w
-        if watts is not None and watts.mean > 0 and "board_power_w.mean" in found:
+        if watts is not None and has_power(record) and "board_power_w.mean" in found:
             add("board_power_w.mean", watts.mean, found["board_power_w.mean"])
         startup = record.startup
         if startup is not None and startup.n_kv_blocks and record.run_id not in seen:

@@ -69,6 +69,21 @@ def test_leaps_do_not_stop_the_search_far_from_the_least() -> None:
     assert solve(f, [0.0], h=2e-2)[0] == pytest.approx(2.0, abs=0.01)
 
 
+def test_a_slope_that_points_the_wrong_way_ends_the_search_where_it_started() -> None:
+    """When a leap turns the derivative round, every damped step is worse: none is taken, and nothing fails."""
+    bound = np.array([10.0])
+    start, residual = minimise(
+        lambda points: [1.0 + np.abs(x) for x in points],
+        lambda x, at: np.array([[-1.0]]),
+        np.array([0.0]),
+        -bound,
+        bound,
+        max_steps=5,
+    )
+    assert start[0] == 0.0
+    assert residual[0] == 1.0
+
+
 def test_the_cost_is_quadratic_for_small_and_linear_for_large_residuals() -> None:
     assert soft_l1(np.array([1e-3])) == pytest.approx(0.5e-6, rel=1e-3)
     assert soft_l1(np.array([1e6])) == pytest.approx(1e6, rel=1e-3)

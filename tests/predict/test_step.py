@@ -204,6 +204,28 @@ def test_graph_batches_are_the_engines_list(seqs: int) -> None:
         assert int(graph_batch(n, seqs)) == wanted, (n, seqs)
 
 
+def test_fp8_kernels_of_hopper_compute_pairs_of_tiles() -> None:
+    """From 257 tokens on both tiles of a second cluster run; up to 128 tokens there are kernels of smaller tiles."""
+    hopper = cost(weight_dtype="fp8")
+    linear = [float(hopper.token_terms(n)[0]) for n in (256, 257, 300, 512, 513)]
+    assert linear[1] == pytest.approx(linear[2]) == pytest.approx(linear[3])
+    assert linear[1] > 1.3 * linear[0]
+    assert linear[4] > 1.2 * linear[3]
+    assert hopper.token_terms(64)[0] < linear[0]
+    whole = hopper.token_terms(np.array([64.0, 128.0, 300.0]))[0]
+    assert whole == pytest.approx([float(hopper.token_terms(n)[0]) for n in (64, 128, 300)])
+    bf16 = cost()
+    assert bf16.token_terms(300)[0] < 0.95 * bf16.token_terms(512)[0]
+
+
+def test_a_step_larger_than_any_graph_launches_compiled_code_or_plain_kernels() -> None:
+    values = VALUES | {"host_large_layer_s": 2e-3, "host_eager_layer_s": 1e-3}
+    plans = (Deployment(model=DENSE, gpu=GPU.name, enforce_eager=eager) for eager in (False, True))
+    graphs, eager = (step_cost(shapes(DENSE), GPU, plan, values) for plan in plans)
+    assert graphs.layer_launch_s(1024, True) == pytest.approx(2.0 * eager.layer_launch_s(1024, True))
+    assert graphs.layer_launch_s(8, False) == 0.0 < eager.layer_launch_s(8, False)
+
+
 def test_fp8_halves_the_bytes_and_int4_nearly_quarters_them() -> None:
     bf16, fp8, int4 = (cost(weight_dtype=d).weight_bytes for d in ("bf16", "fp8", "awq-int4"))
     assert fp8 == bf16 / 2
