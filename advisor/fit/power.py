@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from advisor.errors import DomainError
+from advisor.fit.meter import MIN_AVERAGED_DURATION_S, has_power
 from advisor.predict.engine_state import Work
 from advisor.predict.spend import Activity, activity_of, demand_parts, memory_core_frac, power_parts
 from advisor.predict.step import StepCost
@@ -31,6 +32,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "memory_exponent": (0.3, 1.0),
     "cache_j_per_byte": (2e-12, 500e-12),
     "cap_sharpness": (2.0, 30.0),
+    "awake_frac": (0.005, 0.3),
 }
 START = {
     "bf16_j_per_flop": 1e-12,
@@ -40,6 +42,7 @@ START = {
     "memory_exponent": 0.65,
     "cache_j_per_byte": 60e-12,
     "cap_sharpness": 10.0,
+    "awake_frac": 0.06,
 }
 MEANING = {
     "bf16_j_per_flop": "energy of a bf16/fp16 operation at the nominal clock",
@@ -49,11 +52,9 @@ MEANING = {
     "memory_exponent": "exponent of the bandwidth share",
     "cache_j_per_byte": "what a byte of KV cache costs on top of that in decode attention",
     "cap_sharpness": "exponent of the rounded corner at the board limit",
+    "awake_frac": "what a card with its clocks up and no kernel draws above idle, as a share of limit less idle",
 }
 FIXED = {"link_j_per_byte": 2 * 8 * 5.5e-12}
-MIN_DURATION_S = 1.0
-MIN_AVERAGED_DURATION_S = 2.0
-"""Cells whose meter averages over a second (no `is_instant`) must be longer, or the cell before is in the mean."""
 
 PUBLIC_ERROR = 0.05
 """Relative error that a published power is taken to have: other meters, windows and software."""
@@ -87,10 +88,9 @@ def power_cell(record: RunRecord, gpu: Gpu, replay: Replay) -> PowerCell | None:
     """Return the cell of a record, None where its power reading cannot be used (none, or too short)."""
     measured = record.measured
     power, duration_s = measured.board_power_w, measured.duration_s
-    is_instant = bool(power and getattr(power, "is_instant", False))
-    shortest = MIN_DURATION_S if is_instant else MIN_AVERAGED_DURATION_S
-    if power is None or duration_s is None or duration_s < shortest:
+    if power is None or duration_s is None or not has_power(record):
         return None
+    is_instant = bool(getattr(power, "is_instant", False))
     n_gpus = record.n_gpus
     watts = (measured.energy_j / duration_s if measured.energy_j else power.mean) / n_gpus
     idle_w = (record.idle_power_w or gpu.idle_power_w * n_gpus) / n_gpus
@@ -238,7 +238,7 @@ def names_for(cells: Sequence[PowerCell]) -> tuple[list[str], dict[str, float]]:
     """Return the coefficients that these cells determine, and start values; one memory share more a further card."""
     kinds = {kind for c in cells for kind, rate in c.activity.flops_per_s.items() if rate and kind != "attention"}
     names = [f"{kind}_j_per_flop" for kind in ("bf16", "fp8", "int4") if kind in kinds]
-    names += ["memory_j_per_byte", "memory_exponent", "cache_j_per_byte", "cap_sharpness"]
+    names += ["memory_j_per_byte", "memory_exponent", "cache_j_per_byte", "cap_sharpness", "awake_frac"]
     start = dict(START)
     cards = sorted({c.gpu.name for c in cells})
     for card in cards[1:]:
@@ -325,7 +325,7 @@ def clock_exponent(cells: Sequence[PowerCell], values: Mapping[str, float]) -> t
         found = demand_parts(cell.activity, cell.gpu, values)
         core = memory_core_frac(values, cell.gpu)
         memory = float(found["memory"]) + float(found["link"])
-        rest = cell.gpu.idle_power_w + memory * (1.0 - core)
+        rest = cell.gpu.idle_power_w + float(found["awake"]) + memory * (1.0 - core)
         parts.append((float(found["compute"]) + memory * core, rest, cell.watts, cell.clock_frac))
     core_w, rest_w, watts, phi = np.array(parts).T
 

@@ -161,8 +161,14 @@ def power_cells(cells: Sequence[Cell], serving: CoefficientSet, facts: EngineFac
 
 
 FAMILIES = {
-    "ampere": ("bf16_j_per_flop", "memory_j_per_byte", "memory_j_per_byte__a100-sxm-40gb", "cache_j_per_byte"),
-    "blackwell": ("bf16_j_per_flop", "memory_j_per_byte", "cache_j_per_byte"),
+    "ampere": (
+        "bf16_j_per_flop",
+        "memory_j_per_byte",
+        "memory_j_per_byte__a100-sxm-40gb",
+        "cache_j_per_byte",
+        "awake_frac",
+    ),
+    "blackwell": ("bf16_j_per_flop", "memory_j_per_byte", "cache_j_per_byte", "awake_frac"),
 }
 """Architectures that public rows determine, and which of their coefficients."""
 

@@ -126,7 +126,7 @@ def _runs(gpu: Gpu, kind: str) -> bool:
 
 
 def demand_parts(activity: Activity, gpu: Gpu, coefficients: Coefficients) -> dict[str, Real]:
-    """Return what compute, memory and link would draw at the nominal clock [W per GPU]."""
+    """Return what compute, memory, link and the clock itself would draw at the nominal clock [W per GPU]."""
     values = values_of(coefficients)
     compute: Real = 0.0
     for kind, rate in activity.flops_per_s.items():
@@ -139,7 +139,9 @@ def demand_parts(activity: Activity, gpu: Gpu, coefficients: Coefficients) -> di
     # between steps memory rests: what is concave in the bandwidth is linear in the time
     busy = np.clip(activity.busy_frac, np.maximum(used, 1e-6), 1.0)
     memory = busy * memory_power_w(used / busy, full_w, power_coefficient(values, "memory_exponent", gpu))
+    awake_w = power_coefficient(values, "awake_frac", gpu) * (gpu.board_power_w - gpu.idle_power_w)
     return {
+        "awake": awake_w * np.asarray(activity.bytes_per_s > 0.0, dtype=np.float64),
         "compute": compute,
         # decode attention computes on every byte it loads, mostly on padding: one query row fills a tile of 16 to 64
         "memory": memory + cached * power_coefficient(values, "cache_j_per_byte", gpu),
@@ -150,7 +152,7 @@ def demand_parts(activity: Activity, gpu: Gpu, coefficients: Coefficients) -> di
 def power_parts(
     activity: Activity, gpu: Gpu, coefficients: Coefficients, *, limit_w: float | None = None
 ) -> dict[str, Real]:
-    """Return idle, compute, memory, link and total board power of one GPU [W]; the first four sum to the last.
+    """Return idle, awake, compute, memory, link and total board power of one GPU [W]; the first five sum to the last.
 
     limit_w : power limit, the board's own by default; near it all dynamic parts shrink by the same factor
 
@@ -159,12 +161,12 @@ def power_parts(
     limit = _limit(gpu, limit_w)
     values = values_of(coefficients)
     demand = demand_parts(activity, gpu, values)
-    whole = demand["compute"] + demand["memory"] + demand["link"]
+    whole = demand["awake"] + demand["compute"] + demand["memory"] + demand["link"]
     total = board_power_w(whole, gpu.idle_power_w, limit, power_coefficient(values, "cap_sharpness", gpu))
     kept = (total - gpu.idle_power_w) / np.maximum(whole, 1e-12)
     parts: dict[str, Real] = {"idle": gpu.idle_power_w + 0.0 * total}
     parts |= {name: value * kept for name, value in demand.items()}
-    parts["total"] = parts["idle"] + parts["compute"] + parts["memory"] + parts["link"]
+    parts["total"] = parts["idle"] + parts["awake"] + parts["compute"] + parts["memory"] + parts["link"]
     return parts
 
 
@@ -187,6 +189,7 @@ def board_power(
     )
     why = {
         "idle": "boards with a driver and no work",
+        "awake": "clocks at their top while there is work, also between kernels",
         "compute": "matrix and attention arithmetic",
         "memory": "weights, KV cache and activations to and from device memory",
         "link": "messages between GPUs",
@@ -238,7 +241,7 @@ def power_limit_curve(
     compute_w, memory_w = float(parts["compute"]), float(parts["memory"] + parts["link"])
     clock, speed, power = power_limited_run(
         np.append(limits, gpu.board_power_w),
-        idle_w=gpu.idle_power_w,
+        idle_w=gpu.idle_power_w + float(parts["awake"]),
         compute_w=compute_w,
         memory_w=memory_w,
         memory_exponent=power_coefficient(coefficients, "memory_exponent", gpu),

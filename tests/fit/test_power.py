@@ -34,6 +34,7 @@ TRUTH = {
     "memory_exponent": 0.7,
     "cache_j_per_byte": 70e-12,
     "cap_sharpness": 10.0,
+    "awake_frac": 0.06,
     "link_j_per_byte": 8.8e-11,
 }
 EXPONENT = 1.8
@@ -76,7 +77,7 @@ def test_the_only_start_of_a_kind_has_no_left_out_error() -> None:
 
 
 def test_too_few_cells_or_starts_are_refused_with_the_numbers_needed() -> None:
-    with pytest.raises(DomainError, match="at least 21 cells of 3 starts"):
+    with pytest.raises(DomainError, match="at least 24 cells of 3 starts"):
         fit_power(cells(n=2))
     with pytest.raises(DomainError, match="2 engine starts"):
         fit_power([c for c in cells(n=40) if c.run_id in ("run-0", "run-1")])
@@ -109,7 +110,7 @@ def test_the_clock_exponent_comes_back_from_throttled_cells() -> None:
         phi = float(rng.uniform(0.72, 1.0))
         parts = demand_parts(cell.activity, H100, TRUTH)
         core = float(parts["memory"]) * memory_core_frac(TRUTH, H100)
-        watts = H100.idle_power_w + float(parts["memory"]) - core
+        watts = H100.idle_power_w + float(parts["awake"]) + float(parts["memory"]) - core
         watts += (float(parts["compute"]) + core) * phi ** (EXPONENT - 1)
         found.append(PowerCell(cell.run_id, H100, cell.kind, cell.activity, watts, 8.0, clock_frac=phi))
     value, deviation = clock_exponent(found, TRUTH)

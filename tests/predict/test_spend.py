@@ -93,6 +93,16 @@ def test_an_idle_gpu_draws_idle_power() -> None:
     assert {p.name: p.value for p in parts.parts}["compute"] == 0.0
 
 
+def test_a_card_with_work_draws_more_than_idle_also_between_kernels() -> None:
+    """Runs 8b-eager, 14b-eager and 3b-eager: a host that is too slow leaves the card waiting at its top clock."""
+    nothing, little = (demand_parts(Activity({}, moved), H100, POWER)["awake"] for moved in (0.0, 1.0))
+    assert nothing == 0.0
+    assert 0.02 < float(little) / (H100.board_power_w - H100.idle_power_w) < 0.15
+    assert np.allclose(
+        demand_parts(Activity({}, np.array([0.0, 1.0, 1e12])), H100, POWER)["awake"], [0, little, little]
+    )
+
+
 @given(st.floats(0.05, 1), st.floats(0.05, 0.9))
 def test_a_gpu_that_rests_half_the_time_draws_half_the_memory_power(busy: float, used: float) -> None:
     full = Activity({}, used * H100.memory_bandwidth_bytes_per_s)

@@ -1,0 +1,61 @@
+"""How much two starts of one engine differ: the floor under the error of any prediction."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from advisor.fit.meter import has_power
+from advisor.fit.objective import is_http, measured
+from advisor.fit.records import Cell
+
+METRICS = ("ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "requests_per_s", "board_power_w.mean")
+
+
+def _key(cell: Cell) -> tuple[object, ...]:
+    """Return what two cells share when the same was asked of two starts: model, plan, lengths, clients."""
+    config = json.dumps(cell.record.hf_config, sort_keys=True)
+    return config, cell.deployment.model_copy(update={"max_model_len": 0}), cell.workload.lengths, cell.workload.load
+
+
+def _figures(cell: Cell) -> dict[str, float]:
+    found = measured(cell)
+    power = cell.record.measured.board_power_w
+    if power is not None and has_power(cell.record):
+        found["board_power_w.mean"] = power.mean
+    return found
+
+
+def noise_floor(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return how far two starts are apart in the same closed cell, by metric: median and P90 of |ln ratio|, n pairs.
+
+    Each pair is what a user would see who measures on one host and deploys on another: `hosts` counts the pairs of
+    different hosts. Random loads are left out, as their requests differ from draw to draw.
+    """
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.workload.load.kind == "closed" and not is_http(cell):
+            groups.setdefault(_key(cell), []).append(cell)
+    apart: dict[str, list[float]] = {}
+    runs: set[str] = set()
+    n_hosts = 0
+    for group in groups.values():
+        for a, b in combinations(group, 2):
+            if a.run_id == b.run_id:
+                continue
+            runs |= {a.run_id, b.run_id}
+            n_hosts += a.host != b.host
+            mine, theirs = _figures(a), _figures(b)
+            for metric in METRICS:
+                if metric in mine and metric in theirs:
+                    apart.setdefault(metric, []).append(abs(math.log(mine[metric] / theirs[metric])))
+    table = {
+        metric: {"median": float(np.median(d)), "p90": float(np.quantile(d, 0.9)), "n": len(d)}
+        for metric, d in ((m, apart[m]) for m in METRICS if m in apart)
+    }
+    return {"metrics": table, "runs": sorted(runs), "pairs_of_different_hosts": n_hosts}
