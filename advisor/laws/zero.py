@@ -20,7 +20,10 @@ LIVE_PARAMS = 1.05e9
 
 @dataclass(frozen=True)
 class ZeroState:
-    """Bytes of model state on one GPU at four moments of a step, activations left out, and on the host."""
+    """Bytes of model state on one GPU at four moments of a step, activations left out, and on the host.
+
+    accumulated_bytes : of the gradients, those of earlier micro-steps that a later forward pass finds there.
+    """
 
     weights_bytes: float
     optimizer_bytes: float
@@ -30,6 +33,7 @@ class ZeroState:
     backward_bucket_bytes: float
     step_extra_bytes: float
     host_bytes: float
+    accumulated_bytes: float = 0.0
 
     @property
     def between_steps_bytes(self) -> float:
@@ -113,9 +117,12 @@ def zero_state(
     states = (MASTER_BYTES + MOMENT_BYTES) * trainable
     overlap = stage == 3 if has_overlap is None else has_overlap
     if stage == 0:
-        return ZeroState(HALF_BYTES * n_params, states, HALF_BYTES * trainable, 0.0, 0.0, 0.0, 8.0 * trainable, 0.0)
+        grads = HALF_BYTES * trainable
+        return ZeroState(HALF_BYTES * n_params, states, grads, 0.0, 0.0, 0.0, 8.0 * trainable, 0.0, grads)
     if stage in (1, 2):
-        held = (1.0 if stage == 1 else shard * (2.0 if n_accumulation > 1 else 1.0)) * HALF_BYTES * trainable
+        earlier = (1.0 if stage == 1 else shard) * HALF_BYTES * trainable
+        # stage 2 adds each micro-step's partition to the sum of those before it: two of them at its end
+        held = earlier * (2.0 if stage == 2 and n_accumulation > 1 else 1.0)
         buckets = bucket * (2.0 if overlap else 1.0)
         if offload_optimizer:
             host = (18.0 + (2.0 if n_accumulation > 1 else 0.0)) * trainable * shard
@@ -124,7 +131,8 @@ def zero_state(
         copies = 6.0 * trainable * shard
         # stage 1 frees the full gradients as it takes its partition of them
         taken = HALF_BYTES * trainable * (1 - shard) if stage == 1 else 0.0
-        return ZeroState(HALF_BYTES * n_params, states * shard, held, 0.0, 0.0, buckets, max(0.0, copies - taken), 0.0)
+        extra = max(0.0, copies - taken)
+        return ZeroState(HALF_BYTES * n_params, states * shard, held, 0.0, 0.0, buckets, extra, 0.0, earlier)
     live_params = min(n_params, LIVE_PARAMS + largest_module_params)
     live = HALF_BYTES * live_params if n_ranks > 1 or offload_param else 0.0
     secondary = HALF_BYTES * n_params / hpz_ranks if hpz_ranks else 0.0

@@ -19,6 +19,7 @@ from advisor.laws.training import (
 from advisor.laws.zero import Traffic, sent_bytes
 from advisor.predict.deepspeed_step import Rates, half_peak_flops_per_s, rates_of
 from advisor.predict.train_memory import Sizes, check_job, memory_of, outside_bytes, phase_peaks, sizes_of, state_of
+from advisor.predict.train_power import board_power_w
 from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Note, Part
 from advisor.schema.training import TrainJob, TrainPrediction
 from advisor.units import format_bytes
@@ -274,7 +275,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
         "host_bytes_per_node": near(host, 0.15),
         "sent_bytes_per_gpu": near(sent, 0.0),
     }
-    power = [_board_w(cluster, job, step, r) for r in (rates, fast, slow)]
+    power = [board_power_w(cluster.gpu, job, step, r) for r in (rates, fast, slow)]
     quantities["board_power_w"] = Interval(value=power[0], low=min(power), high=max(power))
     quantities["energy_j_per_token"] = Interval(
         value=power[0] * step_s.value / tokens,
@@ -291,15 +292,6 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     return TrainPrediction(
         quantities=quantities, breakdowns=(memory, breakdown), notes=tuple(_notes(cluster, job, sizes, coefficients))
     )
-
-
-def _board_w(cluster: Cluster, job: TrainJob, step: dict[str, float], rates: Rates) -> float:
-    """Return mean board power of all GPUs: one share of the limit while kernels run, a small one while they wait."""
-    gpu, total = cluster.gpu, sum(step.values())
-    kernels = step["forward_backward"] + (step["optimizer"] if job.offload_optimizer == "none" else 0.0)
-    busy = min(1.0, kernels / total)
-    share = busy * rates["train_power_busy_frac"] + (1 - busy) * rates["train_power_wait_frac"]
-    return job.n_gpus * (gpu.idle_power_w + min(1.0, share) * (gpu.board_power_w - gpu.idle_power_w))
 
 
 def feasible_train(

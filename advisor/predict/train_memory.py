@@ -156,7 +156,7 @@ def stage_peaks(job: TrainJob, sizes: Sizes, stage: int) -> dict[str, float]:
     at_loss = state.forward_bytes + act["kept"] + act["loss_peak"]
     at_end = state.forward_bytes + state.gradient_bytes + state.backward_bucket_bytes + 2 * act["layer"]
     if job.gradient_accumulation_steps > 1 or job.pp > 1:
-        at_loss += state.gradient_bytes
+        at_loss += state.accumulated_bytes
     return {
         "before": state.between_steps_bytes,
         "fwd_peak": state.forward_bytes + act["kept"] + min(logits, act["loss_peak"]),

@@ -45,9 +45,21 @@ LLAMA_7B = CATALOG.model("llama-2-7b")[0]
 def test_phase_peaks_are_within_three_percent_of_the_records(record: dict[str, Any]) -> None:
     model, job = model_of(record), job_of(record)
     ours, seen = phase_peaks(job, sizes_of(model, job)), record["measured"]["phase_bytes"]
-    assert max(ours.values()) == pytest.approx(max(v for v in seen.values()), rel=0.03)
+    assert max(ours.values()) == pytest.approx(record["measured"]["peak_allocated_bytes"], rel=0.01)
     assert ours["fwd_peak"] == pytest.approx(seen["forward_peak"], rel=0.03)
-    assert ours["bwd_peak"] == pytest.approx(seen["backward_peak"], rel=0.03)
+    if job.gradient_accumulation_steps == 1:  # the phases are those of a step's first micro-step
+        assert ours["bwd_peak"] == pytest.approx(seen["backward_peak"], rel=0.03)
+
+
+def test_stage_2_holds_one_gradient_partition_while_a_later_micro_step_runs() -> None:
+    # measured on two H100, 1.3B, 4 x 2048 tokens: 32,446,689,280 bytes in one micro-step, 33,801,449,472 in four, so
+    # one partition of the gradients more, 2 P / N = 1.345 GB, not the two that are there when a micro-step ends
+    record = next(r for r in TRAINED if r["n_gpus"] == 2 and r["zero_stage"] == 1)
+    model, job = model_of(record), job_of(record).model_copy(update={"zero_stage": 2})
+    four = job.model_copy(update={"gradient_accumulation_steps": 4})
+    one_peak, four_peak = (max(phase_peaks(j, sizes_of(model, j)).values()) for j in (job, four))
+    assert one_peak == pytest.approx(32_446_689_280, rel=0.005)
+    assert four_peak == pytest.approx(33_801_449_472, rel=0.005)
 
 
 @pytest.mark.parametrize("record", TRAINED, ids=name_of)
@@ -76,7 +88,7 @@ def test_the_median_step_error_on_our_records_is_below_six_percent() -> None:
 
 def test_two_gpus_are_predicted_within_five_percent_where_only_the_link_was_fitted() -> None:
     two = [r for r in TRAINED if r["n_gpus"] == 2]
-    assert {r["zero_stage"] for r in two} == {0, 1, 3}
+    assert {r["zero_stage"] for r in two} >= {0, 1, 3}
     for r in two:
         p = predict_train(model_of(r), H100, job_of(r), COEFFICIENTS)
         assert p["step_s"] == pytest.approx(r["measured"]["step_s"], rel=0.05)
