@@ -45,9 +45,19 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.HelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest choice, not only all of them."""
+        known = [str(choice) for choice in action.choices or ()]
+        if action.choices is None or value in action.choices:
+            return
+        near = get_close_matches(str(value).lower(), known, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        what = "command" if action.metavar == "COMMAND" else "value"
+        raise argparse.ArgumentError(action, f"unknown {what} '{printable(value)}'; {hint}")
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage text and exiting."""
-        text = message.removeprefix("argument ")
+        text = message.removeprefix("argument ").removeprefix("COMMAND: ")
         if text.endswith(": expected one argument"):
             flag = text.split(":")[0].split("/")[0]
             text = f"{flag} needs a value; one that begins with '-' is written {flag}=VALUE"
@@ -92,6 +102,27 @@ def number(text: str) -> float:
     if value != value or value in (float("inf"), float("-inf")):
         raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a finite number")
     return value
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    value = count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number of at least 1")
+    return value
+
+
+def within(low: float, high: float, *, below: bool = False) -> Callable[[str], float]:
+    """Return a type for a number in [low, high]; with `below`, less than `high`."""
+
+    def read(text: str) -> float:
+        value = number(text)
+        if not low <= value <= high or (below and value == high):
+            rest = f"below {high:g}" if below else f"at most {high:g}"
+            raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a number of at least {low:g} and {rest}")
+        return value
+
+    return read
 
 
 def names(kind: str, known: Sequence[str], aliases: dict[str, tuple[str, ...]] | None = None) -> Callable[[str], Any]:

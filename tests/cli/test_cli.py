@@ -200,6 +200,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing claims": (["audit", "nowhere.toml"], "no such file"),
     "missing records": (["validate", "nowhere.jsonl"], "nowhere.jsonl"),
     "capacity without targets": (["capacity", "--model", "8b", "--gpus", "1xH100", "--slo", "none"], "--slo"),
+    "command": (["recomend", "--model", "8b", "--gpus", "1xH100"], "did you mean recommend"),
+    "choice": (["recommend", "--model", "8b", "--gpus", "1xH100", "--task", "tran"], "did you mean train"),
+    "too many plans": (["recommend", "--model", "8b", "--gpus", "1xH100", "--plans", "5000"], "--plans"),
+    "hour of day": (["mixed", "--model", "8b", "--gpus", "1xH100", "--rate", "1", "--peak-hour", "25"], "--peak-hour"),
+    "tokens": (["mixed", "--model", "8b", "--gpus", "1xH100", "--rate", "1", "--batch-tokens", "-5"], "--batch-tokens"),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }
 
