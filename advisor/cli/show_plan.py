@@ -44,6 +44,15 @@ LABELS = {
 
 
 WHOLE_LABELS = {
+    "step_s": "time of a step",
+    "duration_s": "time of all tokens",
+    "tokens_per_s": "tokens trained a second",
+    "bubble_frac": "pipeline bubble",
+    "allocated_bytes_per_gpu": "peak that torch allocates a GPU",
+    "host_bytes_per_node": "host memory a node",
+    "drive_bytes_per_node": "on drives a node",
+    "sent_bytes_per_gpu": "sent by a GPU in a step",
+    "energy_j_per_token": "energy per token",
     "kgco2e_per_h": "kgCO2e an hour",
     "kgco2e_per_million_output_tokens": "kgCO2e of a million output tokens",
     "usd_per_h": "cost an hour",
@@ -53,6 +62,8 @@ WHOLE_LABELS = {
 
 def label(name: str) -> str:
     """Return a quantity's name for people, without its unit."""
+    if name in WHOLE_LABELS:
+        return WHOLE_LABELS[name]
     words = name.split("_")
     if words[0] in LABELS:
         return f"{LABELS[words[0]]}, {words[1]}"
@@ -62,7 +73,7 @@ def label(name: str) -> str:
         if name.endswith(suffix):
             per = {"_bytes_per_gpu": " a GPU", "_per_s": " a second"}.get(suffix, "")
             return name.removesuffix(suffix).replace("_", " ") + per
-    return WHOLE_LABELS.get(name, name.replace("_", " ").replace(" j ", " "))
+    return name.replace("_", " ").replace(" j ", " ")
 
 
 def backend_text(backend: str) -> str:

@@ -78,6 +78,8 @@ def state_of(job: TrainJob, sizes: Sizes, stage: int | None = None) -> ZeroState
         largest_module_params=sizes.largest_module,
         n_accumulation=job.gradient_accumulation_steps,
         hpz_ranks=job.hpz_ranks,
+        is_optimizer_on_nvme=job.offload_optimizer == "nvme",
+        is_param_on_nvme=job.offload_param == "nvme",
     )
 
 
@@ -127,6 +129,13 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
         raise DomainError(f"tp x pp x dp is {job.n_gpus} GPUs, the cluster has {cluster.n_gpus}")
     if "nvme" in (job.offload_param, job.offload_optimizer) and cluster.nvme_bytes_per_s <= 0:
         raise DomainError("offload to nvme without NVMe drives (nvme_bytes_per_s is 0); use cpu")
+    if job.dtype not in cluster.gpu.peak_flops_per_s:
+        other = {"bf16": "fp16", "fp16": "bf16"}[job.dtype]
+        raise DomainError(f"{cluster.gpu.label} has no {job.dtype} arithmetic; use dtype {other}")
+    if job.lora_rank > model.d_model:
+        raise DomainError(
+            f"lora_rank {job.lora_rank:,} exceeds the model's width; use at most {model.d_model:,}, such as 16"
+        )
     if job.offload_optimizer == "nvme" and job.zero_stage != 3:
         raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use zero_stage 3")
 

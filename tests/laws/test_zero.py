@@ -83,6 +83,19 @@ def test_offload_moves_eighteen_bytes_a_parameter_to_the_host() -> None:
     assert both.weights_bytes == both.optimizer_bytes == 0
 
 
+def test_nvme_takes_the_states_off_the_host_but_for_gradients_and_buffers() -> None:
+    # 70B on 8 ranks: 8.75e9 parameters a rank; 16 + 2 bytes each rest on drives. The host holds the 16-bit gradients
+    # (17.5 GB), four fp32 buffers of a 1e9 sub-group (16 GB), five of 1e8 parameters (1 GB) and max_in_cpu 1e9 (2 GB)
+    state = zero_state(
+        70e9, 8, 3, offload_optimizer=True, offload_param=True, is_optimizer_on_nvme=True, is_param_on_nvme=True
+    )
+    assert state.drive_bytes == 18 * 8.75e9
+    assert state.host_bytes == 17.5e9 + 16e9 + 1e9 + 2e9
+    cpu = zero_state(70e9, 8, 3, offload_optimizer=True, offload_param=True)
+    assert (cpu.drive_bytes, cpu.host_bytes) == (0.0, 20 * 8.75e9)
+    assert state.step_peak_bytes == cpu.step_peak_bytes
+
+
 def test_lora_keeps_states_for_the_adapters_only() -> None:
     full, lora = zero_state(7e9, 1, 2), zero_state(7e9, 1, 2, n_trainable=20e6)
     assert lora.weights_bytes == full.weights_bytes

@@ -190,6 +190,7 @@ REFUSED = [
     ({"zero_stage": 2, "has_quantized_weights": True}, "works with stage 3"),
     ({"zero_stage": 1, "hpz_ranks": 2}, "works with stage 3"),
     ({"zero_stage": 3, "dp": 8, "hpz_ranks": 3}, "does not divide dp 8; use 2"),
+    ({"lora_rank": 65536}, "exceeds the model's width; use at most 4,096"),
 ]
 
 
@@ -219,6 +220,33 @@ def test_offload_without_host_memory_is_refused() -> None:
     job = TrainJob(model="llama-2-7b", zero_stage=3, offload_optimizer="cpu", offload_param="cpu", is_checkpointed=True)
     reason, _ = feasible_train(LLAMA_7B, poor, job, COEFFICIENTS)  # type: ignore[misc]
     assert "host memory" in reason
+
+
+def test_a_card_without_bf16_trains_in_fp16() -> None:
+    v100 = Cluster(gpu=CATALOG.gpu("v100-sxm-32gb"), gpus_per_node=8)
+    job = TrainJob(model="llama-2-7b", zero_stage=3, dp=8, is_checkpointed=True)
+    reason, nearest = feasible_train(LLAMA_7B, v100, job, COEFFICIENTS)  # type: ignore[misc]
+    assert "no bf16 arithmetic" in reason
+    assert nearest == "use dtype fp16"
+    assert feasible_train(LLAMA_7B, v100, job.model_copy(update={"dtype": "fp16"}), COEFFICIENTS) is None
+
+
+def test_drives_need_room_and_leave_the_host_alone() -> None:
+    places = {"offload_optimizer": "nvme", "offload_param": "nvme", "is_checkpointed": True, "zero_stage": 3, "dp": 8}
+    job = TrainJob.model_validate({"model": "llama-2-70b"} | places)
+    model = CATALOG.model("llama-2-70b")[0]
+    room = {"host_memory_bytes_per_gpu": 48e9, "nvme_bytes": 2e12}
+    node = Cluster(gpu=CATALOG.gpu("h100-sxm-80gb"), gpus_per_node=8, **room)
+    assert feasible_train(model, node, job, COEFFICIENTS) is None  # 18 bytes a parameter: 1.24 TB
+    assert predict_train(model, node, job, COEFFICIENTS)["drive_bytes_per_node"] == pytest.approx(
+        18 * 68.98e9, rel=1e-3
+    )
+    on_host = job.model_copy(update={"offload_optimizer": "cpu", "offload_param": "cpu"})
+    assert "host memory" in feasible_train(model, node, on_host, COEFFICIENTS)[0]  # type: ignore[index]
+    small = node.model_copy(update={"nvme_bytes": 1e12})
+    reason, nearest = feasible_train(model, small, job, COEFFICIENTS)  # type: ignore[misc]
+    assert "drives, 1.00 TB is there" in reason
+    assert nearest == "1.24 TB of drives a node"
 
 
 def test_a_job_with_the_wrong_number_of_stages_is_no_job() -> None:
