@@ -14,6 +14,7 @@ import pytest
 
 from advisor.cli import run
 from advisor.cli.commands import COMMANDS, build_parser, command_parser
+from advisor.cli.parse import size
 
 Cli = Callable[..., tuple[int, str, str]]
 FAST = ("--finalists", "2")
@@ -205,8 +206,36 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "too many plans": (["recommend", "--model", "8b", "--gpus", "1xH100", "--plans", "5000"], "--plans"),
     "hour of day": (["mixed", "--model", "8b", "--gpus", "1xH100", "--rate", "1", "--peak-hour", "25"], "--peak-hour"),
     "tokens": (["mixed", "--model", "8b", "--gpus", "1xH100", "--rate", "1", "--batch-tokens", "-5"], "--batch-tokens"),
+    "host memory": (["train", "--model", "8b", "--gpus", "1xH100", "--host-memory", "lots"], "such as 128GB"),
+    "no network": (["train", "--model", "8b", "--gpus", "2x8xH100", "--network", "0"], "--network"),
+    "stage 3 in a pipeline": (
+        ["train", "--model", "8b", "--gpus", "8xH100", "--zero-stage", "3", "--pp", "4"],
+        "use stage 1 with pp 4",
+    ),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("128GB", 128e9), ("512 GiB", 512 * 2**30), ("3.84TB", 3.84e12), ("6GB/s", 6e9), ("400Gb/s", 50e9), ("1e9", 1e9)],
+)
+def test_sizes_and_rates_are_read_as_they_are_written(text: str, n_bytes: float) -> None:
+    assert size("")(text) == pytest.approx(n_bytes)
+
+
+def test_what_the_node_has_reaches_the_answer(cli: Cli) -> None:
+    train = ("train", "--model", "70b", "--gpus", "8xH100", "--zero-stage", "3", "--offload-optimizer", "cpu")
+    assert json_of(cli, *train)["best"] is not None
+    poor = json_of(cli, *train, "--host-memory", "64GB")
+    assert poor["best"] is None
+    assert "64.0 GB is there" in json.dumps(poor["rejected"])
+    slow, fast = (
+        json_of(cli, "train", "--model", "8b", "--gpus", "2x8xH100", "--zero-stage", "3", "--network", rate)
+        for rate in ("25Gb/s", "400Gb/s")
+    )
+    steps = [x["best"]["prediction"]["quantities"]["step_s"]["value"] for x in (slow, fast)]
+    assert steps[0] > 1.2 * steps[1]
 
 
 @pytest.mark.parametrize("name", MISTAKES)
