@@ -255,9 +255,11 @@ def _short_of_room(shapes: Shapes, cluster: Cluster, d: Deployment, rates: Rates
     host, room = host_bytes_per_gpu(shapes, cluster, d, rates), cluster.host_memory_bytes_per_gpu
     if host > room:
         reason = f"offload needs {format_bytes(host)} of host memory a GPU, {format_bytes(room)} is there"
-        return reason, f"{format_bytes(host)} of host memory a GPU" + (
-            ", or offload nvme" if d.offload == "cpu" else ""
-        )
+        ways = [f"{format_bytes(host)} of host memory a GPU"]
+        if d.offload == "cpu":
+            ways += [f"{int(np.ceil(host * d.dp / room))} GPUs"] if room >= GB else []
+            ways.append("offload nvme")
+        return reason, " or ".join(ways)
     if d.offload != "nvme":
         return None
     if cluster.nvme_bytes_per_s <= 0:
