@@ -187,7 +187,7 @@ def mixed(args: argparse.Namespace) -> int:
     for job in jobs:
         rate = format_rate(job.tokens_per_s_per_group, "tokens")
         text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {plural(job.gpus_per_group, 'GPU')}"
-        out("\n".join(bullet(f"{text} ({job.backend})")))
+        out("\n".join(bullet(f"{text} ({job.backend}: {job.plan})")))
     best = answer.plan(answer.best)
     out(f"\nBest: {answer.best}" + ("" if best.meets_all else ", but it does not meet everything: see the end"))
     out("\n".join(line for text in answer.why for line in bullet(text)))

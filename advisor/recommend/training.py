@@ -250,6 +250,29 @@ class _Search:
                 yield f"Adapters fit here (lora_rank {LORA_RANK}): {label(found[0])}."
 
 
+def best_job(
+    model: Model,
+    cluster: Cluster,
+    coefficients: CoefficientSet,
+    *,
+    global_batch: int = 64,
+    sequence_length: int = 2048,
+    lora_rank: int = 0,
+) -> tuple[TrainJob, TrainPrediction]:
+    """Return the fastest training job on all GPUs of a cluster and its prediction.
+
+    Raises DomainError where none can run, with the reason and the nearest that would.
+    """
+    length = min(sequence_length, model.max_context_tokens)
+    found = _Search(model, coefficients, length, "throughput", {"lora_rank": lora_rank}).on(cluster, global_batch)
+    if found.n == 0:
+        raise DomainError(_no_job(cluster, global_batch, {}))
+    if not found.ranked:
+        first = found.rejected[0]
+        raise DomainError(found.rule or f"{first.reason}; nearest that fits: {first.nearest}")
+    return found.ranked[0]
+
+
 def recommend_training(
     model: Model,
     cluster: Cluster,
