@@ -11,7 +11,8 @@ from advisor.cli.text import out, print_json
 from advisor.errors import DomainError
 from advisor.recommend.answer import recommend as answer_of
 from advisor.recommend.ask import ask
-from advisor.recommend.form import plan_json, recommendation_json
+from advisor.recommend.compare import OWN_SHARE, at_own_limit
+from advisor.recommend.form import plan_json, prediction_json, recommendation_json
 from advisor.recommend.one import deployment_of, predict_one
 from advisor.schema import SCHEMA_VERSION, Request
 
@@ -44,11 +45,16 @@ def _other_task(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Print the best plan of vLLM and of each DeepSpeed path side by side."""
-    answer = answer_of(Request.model_validate(request_fields(args)))
+    request = Request.model_validate(request_fields(args))
+    answer = answer_of(request)
+    plans = list(answer.best_by_backend.values())
+    is_lopsided = any(p.prediction.is_saturated for p in plans)
+    own = at_own_limit(request, plans) if is_lopsided and request.concurrency is None else {}
     if args.json:
-        print_json(recommendation_json(answer))
+        beside = {b: {"requests_per_s": o.requests_per_s} | prediction_json(o.prediction) for b, o in own.items()}
+        print_json(recommendation_json(answer) | {"at_own_limit": {"share": OWN_SHARE} | beside if own else None})
     else:
-        out("\n".join(compare_lines(answer)))
+        out("\n".join(compare_lines(answer, own)))
     return 0
 
 

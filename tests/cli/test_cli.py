@@ -116,6 +116,29 @@ def test_compare_puts_both_sides_beside_each_other(cli: Cli) -> None:
     assert max(map(len, tables)) <= 100
 
 
+def test_compare_shows_an_overloaded_side_at_its_own_limit(cli: Cli) -> None:
+    words = ("compare", "--model", "llama-2-7b", "--gpus", "1xH100", "--rate", "3")
+    code, out, _ = cli(*words)
+    assert code == 0
+    shown = [x.split("P99")[1] for x in out.splitlines() if x.startswith("at 80% of its limit: E2E P99")]
+    assert shown
+    assert not any("-" in cells for cells in shown)
+    form = json_of(cli, *words)
+    own = form["at_own_limit"]
+    plans = {p["rank"]: p for p in form["plans"]}
+    for backend, rank in form["best_by_backend"].items():
+        best, alone = plans[rank], own[backend]
+        assert alone["prediction"]["requests_per_s"]["value"] == pytest.approx(
+            own["share"] * alone["requests_per_s"], rel=0.05
+        )
+        assert not alone["is_saturated"]
+        if best["is_saturated"]:
+            assert alone["requests_per_s"] == pytest.approx(best["prediction"]["requests_per_s"]["value"])
+        else:
+            assert alone["requests_per_s"] > 3
+    assert json_of(cli, *words[:-1], "0.05")["at_own_limit"] is None
+
+
 def test_simulate_replays_and_writes_every_request(cli: Cli, tmp_path: Path) -> None:
     target = tmp_path / "requests.csv"
     words = ("--rate", "5", "--requests", "120", "--arrivals", "gamma", "--cv", "2", "--out", str(target))
