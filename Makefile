@@ -120,7 +120,7 @@ RUNS ?= $(wildcard data/runs/vllm-*.jsonl)
 peers: $(DEV) $(PEERS) ## compare our errors with another predictor's on the same measured runs
 	@$(BIN)/python benchmarks/peers_aiconfigurator.py --peer-python $(PEERS_VENV)/bin/python --out data/peers/aiconfigurator.json $(RUNS)
 
-UV_LOCK = uv pip compile --quiet --generate-hashes --no-header --annotation-style line --python-version 3.11
+UV_LOCK = uv pip compile --quiet --no-strip-extras --generate-hashes --no-header --annotation-style line --python-version 3.11
 
 .PHONY: lock
 lock: ## re-lock requirements/*.txt (needs uv; add UPGRADE=--upgrade for newer releases)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from advisor.catalog import load_catalog
-from advisor.cli.parse import request_fields
+from advisor.cli.parse import UsageError, request_fields
 from advisor.cli.show_plan import compare_lines, plan_lines, recommendation_lines
 from advisor.cli.text import out, print_json
 from advisor.errors import DomainError
@@ -36,9 +36,17 @@ def _other_task(args: argparse.Namespace) -> int:
 
     if args.task == "train" and args.objective == "latency":
         raise DomainError("training has no latency objective; use throughput, cost or energy")
-    for action in command_parser(build_parser(), args.task)._actions:
-        if not hasattr(args, action.dest):
-            setattr(args, action.dest, action.default)
+    parser = build_parser()
+    known = {action.dest: action for action in command_parser(parser, args.task)._actions}
+    for action in command_parser(parser, "recommend")._actions:
+        # what is silently dropped would read as if it had been heeded
+        if action.dest not in known and getattr(args, action.dest, action.default) != action.default:
+            flag = action.option_strings[0]
+            if flag != "--task":
+                raise UsageError(f"{flag} does not apply to --task {args.task}; see advisor {args.task} --help")
+    for dest, action in known.items():
+        if not hasattr(args, dest):
+            setattr(args, dest, action.default)
     task, args.task = args.task, None
     return training.train(args) if task == "train" else training.mixed(args)
 

@@ -235,6 +235,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["train", "--model", "8b", "--gpus", "8xH100", "--zero-stage", "3", "--pp", "4"],
         "use stage 1 with pp 4",
     ),
+    "targets of a training": (
+        ["recommend", "--model", "8b", "--gpus", "1xH100", "--task", "train", "--slo", "ttft_p99=1s"],
+        "--slo does not apply to --task train",
+    ),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }
 
