@@ -14,6 +14,8 @@ MASTER_BYTES = 4.0
 MOMENT_BYTES = 8.0
 SUB_GROUP_PARAMS = 1e9
 """sub_group_size: elements of the partition that stage 3 updates at a time (zero/config.py)."""
+PERSISTENT_PARAMS = 1e5
+"""stage3_param_persistence_threshold: parameters of at most so many elements are gathered once and stay."""
 DRIVE_STATE_BYTES = 16.0
 """Bytes a parameter that an optimizer on NVMe keeps there: master copy, two moments, the fp32 gradient of a step."""
 SWAP_BUFFERS = 4.0
@@ -87,6 +89,7 @@ def zero_state(
     hpz_ranks: int = 0,
     is_optimizer_on_nvme: bool = False,
     is_param_on_nvme: bool = False,
+    persistent_params: float = 0.0,
 ) -> ZeroState:
     """Return the bytes of model state of one GPU, 16-bit training with Adam, gradients accumulated in 16 bits.
 
@@ -100,6 +103,7 @@ def zero_state(
     default all (LoRA: few); bucket_params : reduce_bucket_size; has_overlap : overlap_comm, default only in stage 3
     (stages 1 and 2: two buckets); largest_module_params : largest module gathered at once; n_accumulation : micro-steps
     a step; hpz_ranks : k > 0 keeps a second copy of the weights sharded over k ranks (ZeRO++ hpZ);
+    persistent_params : in stage 3, those of tensors below the threshold, which stay gathered on every rank;
     is_..._on_nvme : what is offloaded rests on drives; the host holds buffers and (optimizer) ``2 P / N`` gradients.
 
     Returns bytes. Raises DomainError for a stage outside 0..3 and for offloads that DeepSpeed ignores or refuses.
@@ -149,7 +153,8 @@ def zero_state(
     live = HALF_BYTES * live_params if n_ranks > 1 or offload_param else 0.0
     secondary = HALF_BYTES * n_params / hpz_ranks if hpz_ranks else 0.0
     partition = trainable * shard
-    weights = (0.0 if offload_param else HALF_BYTES * n_params * shard) + secondary
+    resident = HALF_BYTES * persistent_params * (1.0 if offload_param else 1.0 - shard)
+    weights = (0.0 if offload_param else HALF_BYTES * n_params * shard) + secondary + resident
     gradient_partition = 0.0 if offload_optimizer else HALF_BYTES * partition
     kept = bucket + gradient_partition
     host = drive = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advisor.laws.zero import estimator_bytes
 from advisor.predict.train_memory import Sizes
 from advisor.schema import Cluster, CoefficientSet, Note
 from advisor.schema.training import TrainJob
@@ -42,6 +43,14 @@ def notes_of(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: Coeffi
         host = format_bytes(cluster.host_memory_bytes_per_gpu)
         drives = f"{format_bytes(cluster.nvme_bytes)} at {format_bytes(cluster.nvme_bytes_per_s)}/s on a node's drives"
         notes.append(Note(text=f"offload counts on {host} of host memory a GPU, {drives}; yours may differ"))
+    if job.zero_stage > 1:
+        places = {("none", "none"): "none", ("cpu", "none"): "optimizer", ("nvme", "none"): "optimizer"}
+        where = places.get((job.offload_optimizer, job.offload_param), "both")
+        s = sizes.shapes
+        largest = max(s.embedding_params, s.d_model * max(s.d_ff, s.n_heads * s.d_head)) / job.tp
+        bytes_ = estimator_bytes(sizes.n_params, job.dp, job.zero_stage, largest_layer_params=largest, offload=where)
+        text = f"DeepSpeed's own estimator says {format_bytes(bytes_)} a GPU: model states alone, without activations,"
+        notes.append(Note(text=f"{text} buckets, gathered parameters and the copies of a step"))
     if job.n_chunks > 1:
         notes.append(
             Note(

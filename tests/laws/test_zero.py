@@ -96,6 +96,14 @@ def test_nvme_takes_the_states_off_the_host_but_for_gradients_and_buffers() -> N
     assert state.step_peak_bytes == cpu.step_peak_bytes
 
 
+def test_small_tensors_stay_gathered_in_stage_3() -> None:
+    # 65 norms of 4096 elements in a 7B: 2 bytes each on every rank instead of an eighth of it
+    plain, kept = zero_state(7e9, 8, 3), zero_state(7e9, 8, 3, persistent_params=65 * 4096)
+    assert kept.weights_bytes - plain.weights_bytes == pytest.approx(2 * 65 * 4096 * 7 / 8)
+    assert zero_state(7e9, 8, 2, persistent_params=65 * 4096) == zero_state(7e9, 8, 2)
+    assert zero_state(7e9, 1, 3, persistent_params=65 * 4096).weights_bytes == zero_state(7e9, 1, 3).weights_bytes
+
+
 def test_lora_keeps_states_for_the_adapters_only() -> None:
     full, lora = zero_state(7e9, 1, 2), zero_state(7e9, 1, 2, n_trainable=20e6)
     assert lora.weights_bytes == full.weights_bytes

@@ -231,6 +231,28 @@ def test_a_card_without_bf16_trains_in_fp16() -> None:
     assert feasible_train(LLAMA_7B, v100, job.model_copy(update={"dtype": "fp16"}), COEFFICIENTS) is None
 
 
+def test_the_report_of_half_an_estimated_gigabyte_and_twenty_seen() -> None:
+    # deepspeedai/DeepSpeed#4527: a 6.8B model, stage 3, both offloads, 4 GPUs: 0.49 GB estimated, 14.7 to 21.3 GB seen.
+    # One sequence of 2,048 tokens without checkpointing gives that: 15.4 GiB allocated, 20.2 GiB of the device.
+    offloads = {"offload_optimizer": "cpu", "offload_param": "cpu"}
+    job = TrainJob.model_validate({"model": "llama-2-7b", "zero_stage": 3, "dp": 4} | offloads)
+    a100 = Cluster(gpu=CATALOG.gpu("a100-sxm-80gb"), gpus_per_node=4)
+    p = predict_train(LLAMA_7B, a100, job, COEFFICIENTS)
+    for name in ("allocated_bytes_per_gpu", "memory_bytes_per_gpu"):
+        assert 14.7e9 < p[name] < 21.7e9
+    said = next(n.text for n in p.notes if "own estimator" in n.text)
+    assert "says 524 MB a GPU" in said  # 0.49 GiB
+
+
+def test_adapters_are_small_enough_to_stay_gathered() -> None:
+    # rank 16 on the attention of a 7B: four matrices of two sides, 16 x 4096 elements each, below 1e5; rank 32 is above
+    def kept(rank: int) -> float:
+        return sizes_of(LLAMA_7B, TrainJob(model="llama-2-7b", zero_stage=3, dp=8, lora_rank=rank)).persistent
+
+    assert kept(16) - kept(32) == 32 * 8 * 16 * 4096
+    assert kept(32) == 65 * 4096
+
+
 def test_drives_need_room_and_leave_the_host_alone() -> None:
     places = {"offload_optimizer": "nvme", "offload_param": "nvme", "is_checkpointed": True, "zero_stage": 3, "dp": 8}
     job = TrainJob.model_validate({"model": "llama-2-70b"} | places)
