@@ -41,19 +41,19 @@ $(VENV)/pyvenv.cfg:
 
 $(BASE): requirements/base.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing $< into $(VENV), once." >&2
-	@$(PIP) install -r requirements/base.txt
+	@$(PIP) install --no-deps -r requirements/base.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m compileall -q advisor
 	@touch $@
 
 $(APP): requirements/app.txt $(BASE)
 	@echo "Installing $< into $(VENV), once." >&2
-	@$(PIP) install -r requirements/app.txt
+	@$(PIP) install --no-deps -r requirements/app.txt
 	@touch $@
 
 $(DEV): requirements/dev.txt $(APP)
 	@echo "Installing $< into $(VENV), once." >&2
-	@$(PIP) install -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/dev.txt
 	@touch $@
 
 .PHONY: recommend
@@ -95,7 +95,7 @@ $(ENGINES_VENV)/pyvenv.cfg:
 
 $(ENGINES): requirements/engines.txt pyproject.toml | $(ENGINES_VENV)/pyvenv.cfg
 	@echo "Installing vLLM and DeepSpeed into $(ENGINES_VENV): several GB, once." >&2
-	@$(ENGINES_BIN)/python -m pip --disable-pip-version-check --no-input install -r requirements/engines.txt
+	@$(ENGINES_BIN)/python -m pip --disable-pip-version-check --no-input install --no-deps -r requirements/engines.txt
 	@$(ENGINES_BIN)/python -m pip --disable-pip-version-check --no-input --quiet install --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -111,7 +111,7 @@ $(PEERS_VENV)/pyvenv.cfg:
 
 $(PEERS): requirements/peers.txt | $(PEERS_VENV)/pyvenv.cfg
 	@echo "Installing another predictor into $(PEERS_VENV): about 1 GB, once." >&2
-	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r requirements/peers.txt
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet install --no-deps -r requirements/peers.txt
 	@touch $@
 
 RUNS ?= $(wildcard data/runs/vllm-*.jsonl)

@@ -71,7 +71,7 @@ def rows_of(record: Raw) -> Iterator[Row]:
         p = predict_train(model_of(record), cluster, job_of(record), catalog.coefficients("deepspeed"))
         cell = f"{name} stage {record['zero_stage']} on {record['n_gpus']}"
         yield Row("training step", cell, p["step_s"], m["step_s"])
-        yield Row("training peak memory", cell, p["allocated_bytes_per_gpu"], max(m["phase_bytes"].values()))
+        yield Row("training peak memory", cell, p["allocated_bytes_per_gpu"], m["peak_allocated_bytes"])
         yield Row("training power", cell, p["board_power_w"], m["board_power_w"]["mean"])
     elif record["engine"] == "deepspeed-pipe-train":
         n = record["n_microbatches"]

@@ -16,9 +16,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import ValidationError
 
 import advisor
 import advisor.laws
+from advisor import Request, schema
 from advisor.catalog import load_catalog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +105,23 @@ def test_an_answer_loads_nothing_that_it_does_not_use() -> None:
     loaded = modules_after(f"sys.argv = {argv!r}; from advisor.cli import main; main()")
     assert (LEFT_OUT | OTHERS) & loaded == set()
     assert {"numpy", "pydantic", "advisor.predict.engine"} <= loaded, "the list is that of the process that answered"
+
+
+def test_no_bound_of_a_field_is_silently_replaced_by_another() -> None:
+    # a type's `le` and a field's own `le` do not both hold: pydantic keeps one, and it was the wider one
+    doubled = []
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(schema.__path__, "advisor.schema.")]
+    nouns = {
+        n for module in modules for n in vars(module).values() if inspect.isclass(n) and issubclass(n, schema.Noun)
+    }
+    assert len(nouns) > 40
+    for noun in nouns:
+        for name, field in noun.model_fields.items():
+            kinds = [type(m) for m in field.metadata]
+            doubled += [f"{noun.__name__}.{name}" for kind in set(kinds) if kinds.count(kind) > 1]
+    assert doubled == []
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        Request(model="8b", gpus="1xH100", max_plans=1001)
 
 
 def test_the_nouns_annotations_are_no_text_to_compile() -> None:
@@ -204,6 +223,11 @@ def test_the_locks_name_no_index_and_pin_every_package() -> None:
             if line.startswith((" ", "#")) or not line:
                 continue
             assert re.match(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==[^ ]+( ; .*)? \\$", line), f"{lock.name}: {line}"
+    # a lock is complete, and pip must not resolve it again: a package's wish for `other[extra]>=1` makes it look at the
+    # newest release first, which has no hash here, and the installation fails on the day that one appears
+    installs = re.findall(r"install .*-r requirements/", (ROOT / "Makefile").read_text())
+    assert len(installs) == 5
+    assert all("--no-deps" in line for line in installs)
 
 
 def test_no_file_names_a_package_host_or_a_private_path() -> None:

@@ -20,7 +20,9 @@ from advisor.cli.parse import (
     caches,
     count,
     number,
+    positive,
     weights,
+    within,
 )
 from advisor.cli.study import add_study
 from advisor.cli.training_options import add_training_job
@@ -195,10 +197,10 @@ def _verify(p: argparse.ArgumentParser) -> None:
 def _train(p: argparse.ArgumentParser) -> None:
     add_target(p)
     g = p.add_argument_group("training")
-    g.add_argument("--global-batch", type=count, default=64, metavar="N", help="sequences a step (default 64)")
-    g.add_argument("--sequence-length", type=count, default=2048, metavar="N", help="tokens (default 2048)")
+    g.add_argument("--global-batch", type=positive, default=64, metavar="N", help="sequences a step (default 64)")
+    g.add_argument("--sequence-length", type=positive, default=2048, metavar="N", help="tokens (default 2048)")
     g.add_argument("--lora-rank", type=count, default=0, metavar="N", help="train adapters of this rank (0 = all)")
-    g.add_argument("--tokens", type=count, default=0, metavar="N", help="tokens to train on")
+    g.add_argument("--tokens", type=positive, default=0, metavar="N", help="tokens to train on")
     g.add_argument("--objective", choices=("throughput", "cost", "energy"), help="default throughput")
     g.add_argument("--price", type=number, metavar="USD", help="your price of one GPU hour")
     g.add_argument("--out", metavar="FOLDER", help="write the best plan's ds_config, script, hostfile, explanations")
@@ -211,15 +213,23 @@ def _mixed(p: argparse.ArgumentParser) -> None:
     add_workload(p)
     add_money(p)
     g = p.add_argument_group("the day and the offline work")
-    g.add_argument("--night-frac", type=number, default=0.2, metavar="F", help="lowest load over peak (default 0.2)")
-    g.add_argument("--peak-hour", type=number, default=14.0, metavar="H", help="hour of the peak (default 14)")
-    g.add_argument("--headroom", type=number, default=0.2, metavar="F", help="capacity kept free (default 0.2)")
-    g.add_argument("--batch-tokens", type=count, default=0, metavar="N", help="tokens of an offline queue")
-    g.add_argument("--batch-deadline", type=count, default=24, metavar="H", help="hours (default 24)")
-    g.add_argument("--train-tokens", type=count, default=0, metavar="N", help="tokens of a training job")
+    g.add_argument(
+        "--night-frac", type=within(0, 1), default=0.2, metavar="F", help="lowest load over peak (default 0.2)"
+    )
+    g.add_argument(
+        "--peak-hour", type=within(0, 24, below=True), default=14.0, metavar="H", help="hour of the peak (default 14)"
+    )
+    g.add_argument(
+        "--headroom", type=within(0, 1, below=True), default=0.2, metavar="F", help="capacity kept free (default 0.2)"
+    )
+    g.add_argument("--batch-tokens", type=positive, default=0, metavar="N", help="tokens of an offline queue")
+    g.add_argument("--batch-deadline", type=positive, default=24, metavar="H", help="hours (default 24)")
+    g.add_argument("--train-tokens", type=positive, default=0, metavar="N", help="tokens of a training job")
     g.add_argument("--train-model", default="", metavar="NAME", help="model to train (default: the served one)")
-    g.add_argument("--train-gpus", type=count, default=0, metavar="N", help="GPUs of the training job")
-    g.add_argument("--train-deadline", type=count, default=24, metavar="H", help="hours (default 24)")
+    g.add_argument(
+        "--train-gpus", type=positive, default=0, metavar="N", help="GPUs of the training job (default: searched)"
+    )
+    g.add_argument("--train-deadline", type=positive, default=24, metavar="H", help="hours (default 24)")
     g.add_argument("--lora-rank", type=count, default=0, metavar="N", help="train adapters of this rank (0 = all)")
     add_output(p)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -30,6 +31,10 @@ FIELD_FLAGS = {
     "kv_dtypes": "kv-dtype",
     "backends": "backend",
     "arrivals_per_s": "rate",
+    "host_memory_bytes_per_gpu": "host-memory",
+    "nvme_bytes": "nvme-size",
+    "nvme_bytes_per_s": "nvme-rate",
+    "network_bytes_per_s_per_gpu": "network",
 }
 
 
@@ -45,9 +50,19 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.HelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest choice, not only all of them."""
+        known = [str(choice) for choice in action.choices or ()]
+        if action.choices is None or value in action.choices:
+            return
+        near = get_close_matches(str(value).lower(), known, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        what = "command" if action.metavar == "COMMAND" else "value"
+        raise argparse.ArgumentError(action, f"unknown {what} '{printable(value)}'; {hint}")
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage text and exiting."""
-        text = message.removeprefix("argument ")
+        text = message.removeprefix("argument ").removeprefix("COMMAND: ")
         if text.endswith(": expected one argument"):
             flag = text.split(":")[0].split("/")[0]
             text = f"{flag} needs a value; one that begins with '-' is written {flag}=VALUE"
@@ -94,6 +109,52 @@ def number(text: str) -> float:
     return value
 
 
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    value = count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number of at least 1")
+    return value
+
+
+def within(low: float, high: float, *, below: bool = False) -> Callable[[str], float]:
+    """Return a type for a number in [low, high]; with `below`, less than `high`."""
+
+    def read(text: str) -> float:
+        value = number(text)
+        if not low <= value <= high or (below and value == high):
+            rest = f"below {high:g}" if below else f"at most {high:g}"
+            raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a number of at least {low:g} and {rest}")
+        return value
+
+    return read
+
+
+_SIZE = re.compile(r"([0-9.eE+-]+) ?([kmgtp]?)(i?)(b|bit)?(/s|ps)?", re.IGNORECASE)
+_STEPS = " kmgtp"
+
+
+def size(example: str) -> Callable[[str], float]:
+    """Return a type for bytes or bytes a second such as '128GB', '512GiB', '3.8TB', '6GB/s' or '400Gb/s'.
+
+    A rate of lower-case b or of bits is in bits; without a unit the number is in bytes.
+    """
+
+    def read(text: str) -> float:
+        match = _SIZE.fullmatch(text.strip())
+        try:
+            value = float(match[1]) if match else float("nan")
+        except ValueError:
+            value = float("nan")
+        if match is None or not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"cannot read '{printable(text)}'; write it such as {example}")
+        value *= (1024.0 if match[3] else 1000.0) ** _STEPS.index(match[2].lower() or " ")
+        unit = match[4] or "B"
+        return value / 8 if match[5] and (unit == "b" or unit.lower() == "bit") else value
+
+    return read
+
+
 def names(kind: str, known: Sequence[str], aliases: dict[str, tuple[str, ...]] | None = None) -> Callable[[str], Any]:
     """Return a type for a comma list of names out of `known`; an alias stands for several."""
 
@@ -135,6 +196,18 @@ def add_target(p: argparse.ArgumentParser) -> None:
         help="8xA100, 2x8xH100 (nodes x GPUs), 4x./card.toml; commas compare pools",
     )
     g.add_argument("--engine-version", metavar="V", help="vLLM release (default 0.26.0)")
+    g.add_argument(
+        "--host-memory", type=size("128GB"), metavar="SIZE", help="host memory a GPU, for offload (default 192GB)"
+    )
+    g.add_argument(
+        "--nvme-size", type=size("7.68TB"), metavar="SIZE", help="room on a node's NVMe drives (default 3.84TB)"
+    )
+    g.add_argument(
+        "--nvme-rate", type=size("12GB/s"), metavar="RATE", help="what a node reads from them (default 6GB/s)"
+    )
+    g.add_argument(
+        "--network", type=size("50GB/s or 400Gb/s"), metavar="RATE", help="of each GPU between nodes (default 200Gb/s)"
+    )
 
 
 def add_workload(p: argparse.ArgumentParser) -> None:
@@ -225,6 +298,10 @@ def request_fields(args: argparse.Namespace) -> dict[str, Any]:
         "plans": "max_plans",
         "finalists": "n_finalists",
         "seed": "seed",
+        "host_memory": "host_memory_bytes_per_gpu",
+        "nvme_size": "nvme_bytes",
+        "nvme_rate": "nvme_bytes_per_s",
+        "network": "network_bytes_per_s_per_gpu",
         "backends": "backends",
         "weight_dtypes": "weight_dtypes",
         "kv_dtypes": "kv_dtypes",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from advisor.catalog import load_catalog
-from advisor.cli.parse import request_fields
+from advisor.cli.parse import UsageError, request_fields
 from advisor.cli.show_plan import compare_lines, plan_lines, recommendation_lines
 from advisor.cli.text import out, print_json
 from advisor.errors import DomainError
 from advisor.recommend.answer import recommend as answer_of
 from advisor.recommend.ask import ask
-from advisor.recommend.form import plan_json, recommendation_json
+from advisor.recommend.compare import OWN_SHARE, at_own_limit
+from advisor.recommend.form import plan_json, prediction_json, recommendation_json
 from advisor.recommend.one import deployment_of, predict_one
 from advisor.schema import SCHEMA_VERSION, Request
 
@@ -35,20 +36,33 @@ def _other_task(args: argparse.Namespace) -> int:
 
     if args.task == "train" and args.objective == "latency":
         raise DomainError("training has no latency objective; use throughput, cost or energy")
-    for action in command_parser(build_parser(), args.task)._actions:
-        if not hasattr(args, action.dest):
-            setattr(args, action.dest, action.default)
+    parser = build_parser()
+    known = {action.dest: action for action in command_parser(parser, args.task)._actions}
+    for action in command_parser(parser, "recommend")._actions:
+        # what is silently dropped would read as if it had been heeded
+        if action.dest not in known and getattr(args, action.dest, action.default) != action.default:
+            flag = action.option_strings[0]
+            if flag != "--task":
+                raise UsageError(f"{flag} does not apply to --task {args.task}; see advisor {args.task} --help")
+    for dest, action in known.items():
+        if not hasattr(args, dest):
+            setattr(args, dest, action.default)
     task, args.task = args.task, None
     return training.train(args) if task == "train" else training.mixed(args)
 
 
 def compare(args: argparse.Namespace) -> int:
     """Print the best plan of vLLM and of each DeepSpeed path side by side."""
-    answer = answer_of(Request.model_validate(request_fields(args)))
+    request = Request.model_validate(request_fields(args))
+    answer = answer_of(request)
+    plans = list(answer.best_by_backend.values())
+    is_lopsided = any(p.prediction.is_saturated for p in plans)
+    own = at_own_limit(request, plans) if is_lopsided and request.concurrency is None else {}
     if args.json:
-        print_json(recommendation_json(answer))
+        beside = {b: {"requests_per_s": o.requests_per_s} | prediction_json(o.prediction) for b, o in own.items()}
+        print_json(recommendation_json(answer) | {"at_own_limit": {"share": OWN_SHARE} | beside if own else None})
     else:
-        out("\n".join(compare_lines(answer)))
+        out("\n".join(compare_lines(answer, own)))
     return 0
 
 

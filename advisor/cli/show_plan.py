@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from advisor.cli.text import WIDTH, breakdown_lines, bullet, format_interval, format_quantity, table, wrapped
 from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
+from advisor.recommend.compare import OWN_SHARE, OwnLimit
 from advisor.recommend.explain import DEEPSPEED_LABELS, layout_short, layout_text, workload_text
 from advisor.schema import Breakdown, Interval, Note, Plan, Prediction, Recommendation
-from advisor.units import format_count, format_s, format_usd, format_w
+from advisor.units import format_count, format_rate, format_s, format_usd, format_w
 
 MAIN = (
     "ttft_p50_s",
@@ -44,6 +45,15 @@ LABELS = {
 
 
 WHOLE_LABELS = {
+    "step_s": "time of a step",
+    "duration_s": "time of all tokens",
+    "tokens_per_s": "tokens trained a second",
+    "bubble_frac": "pipeline bubble",
+    "allocated_bytes_per_gpu": "peak that torch allocates a GPU",
+    "host_bytes_per_node": "host memory a node",
+    "drive_bytes_per_node": "on drives a node",
+    "sent_bytes_per_gpu": "sent by a GPU in a step",
+    "energy_j_per_token": "energy per token",
     "kgco2e_per_h": "kgCO2e an hour",
     "kgco2e_per_million_output_tokens": "kgCO2e of a million output tokens",
     "usd_per_h": "cost an hour",
@@ -53,6 +63,8 @@ WHOLE_LABELS = {
 
 def label(name: str) -> str:
     """Return a quantity's name for people, without its unit."""
+    if name in WHOLE_LABELS:
+        return WHOLE_LABELS[name]
     words = name.split("_")
     if words[0] in LABELS:
         return f"{LABELS[words[0]]}, {words[1]}"
@@ -62,7 +74,7 @@ def label(name: str) -> str:
         if name.endswith(suffix):
             per = {"_bytes_per_gpu": " a GPU", "_per_s": " a second"}.get(suffix, "")
             return name.removesuffix(suffix).replace("_", " ") + per
-    return WHOLE_LABELS.get(name, name.replace("_", " ").replace(" j ", " "))
+    return name.replace("_", " ").replace(" j ", " ")
 
 
 def backend_text(backend: str) -> str:
@@ -280,8 +292,14 @@ def _effort(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
     ]
 
 
-def compare_lines(answer: Recommendation) -> list[str]:
-    """Return the best plan of each backend side by side."""
+OWN = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s")
+
+
+def compare_lines(answer: Recommendation, own: Mapping[str, OwnLimit]) -> list[str]:
+    """Return the best plan of each backend side by side.
+
+    own : each backend's limit and what it does at the same share of it, by backend; empty = not needed.
+    """
     with_gpu = "," in answer.gpus
     plans = sorted(answer.best_by_backend.values(), key=lambda p: (p.backend != "vllm", p.rank))
     lines = [f"{answer.model} on {answer.gpus}"]
@@ -292,6 +310,14 @@ def compare_lines(answer: Recommendation) -> list[str]:
         cells = [_steady(p.prediction).get(name) for p in plans]
         if any(cells):
             rows.append((label(name), *(format_quantity(name, c.value) if c else "-" for c in cells)))
+    if own:
+        most = [own[p.backend].requests_per_s if p.backend in own else None for p in plans]
+        rows.append(("most it can serve", *(format_rate(m, "requests") if m else "-" for m in most)))
+    for name in OWN if own else ():
+        cells = [own[p.backend].prediction.quantities.get(name) if p.backend in own else None for p in plans]
+        metric, statistic, _ = name.upper().split("_")
+        row = f"at {OWN_SHARE:.0%} of its limit: {metric} {statistic}"
+        rows.append((row, *(format_quantity(name, c.value) if c else "-" for c in cells)))
     rows.append(("meets the targets", *(_state(p) for p in plans)))
     rows += _effort(plans)
     head = (

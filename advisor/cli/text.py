@@ -27,18 +27,21 @@ _BY_SUFFIX: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("requests_per_s", lambda v: f"{format_count(v)} requests/s"),
     ("_flops_per_s", lambda v: f"{v / 1e12:,.0f} TFLOP/s"),
     ("_bytes_per_gpu", format_bytes),
+    ("_bytes_per_node", format_bytes),
     ("_bytes", format_bytes),
     ("_frac", format_frac),
     ("usd_per_h", format_usd),
     ("usd_per_million_output_tokens", format_usd),
     ("j_per_output_token", format_j),
     ("j_per_request", format_j),
+    ("j_per_token", format_j),
     ("_power_w", format_w),
     ("_w", format_w),
     ("_w_per_gpu", format_w),
     ("_j", format_j),
     ("_s", format_s),
 )
+BREAKDOWNS = {"memory_bytes_per_gpu": "memory per GPU", "step_s": "time of a step"}
 _BY_UNIT: dict[str, Callable[[float], str]] = {"s": format_s, "bytes": format_bytes, "W": format_w, "J": format_j}
 
 
@@ -105,7 +108,7 @@ def breakdown_lines(breakdown: Breakdown) -> list[str]:
     total = breakdown.total or 1.0
     rows = [(f"  {p.name}", shown(p.value), format_frac(p.value / total), p.why) for p in breakdown.parts]
     widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else [0, 0, 0]
-    lines = [f"{breakdown.name.replace('_', ' ')}: {shown(breakdown.total)}"]
+    lines = [f"{BREAKDOWNS.get(breakdown.name, breakdown.name.replace('_', ' '))}: {shown(breakdown.total)}"]
     for name, value, share, why in rows:
         lines.append(
             f"  {name.ljust(widths[0])}  {value.rjust(widths[1])}  {share.rjust(widths[2])}  {why}"[:WIDTH].rstrip()

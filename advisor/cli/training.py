@@ -8,6 +8,7 @@ from pathlib import Path
 from advisor.catalog import load_catalog
 from advisor.cli.month import month_lines
 from advisor.cli.parse import request_fields
+from advisor.cli.show_plan import label
 from advisor.cli.text import breakdown_lines, bullet, format_interval, out, print_json, table
 from advisor.cli.training_options import fixed_fields
 from advisor.emit.deepspeed_training import training_files
@@ -17,12 +18,26 @@ from advisor.recommend.day import Day, Offline, plan_day
 from advisor.recommend.explain import layout_text
 from advisor.recommend.month import month_of
 from advisor.recommend.training import recommend_training
+from advisor.recommend.training_flips import label as job_label
 from advisor.schema import SCHEMA_VERSION, Cluster, Model, Request
 from advisor.schema.mixed import MixedPlan
 from advisor.schema.training import TrainAnswer, TrainPlan
 from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd, plural
 
-MAIN = ("step_s", "tokens_per_s", "mfu_frac", "allocated_bytes_per_gpu", "board_power_w", "energy_j_per_token")
+MAIN = (
+    "step_s",
+    "tokens_per_s",
+    "mfu_frac",
+    "bubble_frac",
+    "duration_s",
+    "allocated_bytes_per_gpu",
+    "memory_bytes_per_gpu",
+    "host_bytes_per_node",
+    "drive_bytes_per_node",
+    "sent_bytes_per_gpu",
+    "board_power_w",
+    "energy_j_per_token",
+)
 
 
 def _row(plan: TrainPlan) -> list[str]:
@@ -39,6 +54,18 @@ def _row(plan: TrainPlan) -> list[str]:
         format_bytes(q["allocated_bytes_per_gpu"].value),
         format_usd(plan.usd_per_million_tokens) if plan.usd_per_million_tokens else "-",
     ]
+
+
+def _rejected_lines(answer: TrainAnswer, *, verbose: bool) -> list[str]:
+    shown = answer.rejected if verbose else answer.rejected[:6]
+    lines = []
+    for r in shown:
+        many = f"{r.count:,} plans such as " if r.count > 1 else ""
+        nearest = f" Nearest that fits: {r.nearest}." if r.nearest else ""
+        lines += bullet(f"{many}{job_label(r.job)}: {r.reason}.{nearest}")
+    if len(shown) < len(answer.rejected):
+        lines += bullet(f"and {len(answer.rejected) - len(shown)} more groups: -v")
+    return lines
 
 
 def train(args: argparse.Namespace) -> int:
@@ -71,18 +98,22 @@ def train(args: argparse.Namespace) -> int:
     if answer.plans:
         head = ("#", "plan", "offload", "tp/pp/dp", "batch", "step", "tok/s", "MFU", "memory", "$/Mtok")
         out("\n".join(["", *table(head, [_row(p) for p in answer.plans], left=2)]))
-    for title, texts in (("Why", answer.why), ("What would flip it", answer.flips)):
+    texts_of = {
+        "Why" if answer.plans else "What would do": answer.why,
+        "What would flip it": answer.flips,
+        "How far the others are behind": answer.alternatives,
+    }
+    for title, texts in texts_of.items():
         if texts:
             out("\n".join(["", title, *(line for text in texts for line in bullet(text))]))
     if answer.best is not None:
         q = answer.best.prediction.quantities
-        rows = [f"  {n.replace('_', ' '):<28} {format_interval(n, q[n])}" for n in MAIN if n in q]
+        rows = [f"  {label(n):<34} {format_interval(n, q[n])}" for n in MAIN if n in q and q[n].value]
         out("\n".join(["", "Best plan, value [90 % interval]", *rows]))
         for b in answer.best.prediction.breakdowns if args.verbose else answer.best.prediction.breakdowns[:1]:
             out("\n".join(["", *breakdown_lines(b)]))
     if answer.rejected:
-        lines = [f"{r.count:,} x {r.reason}. Nearest that fits: {r.nearest or '-'}." for r in answer.rejected[:6]]
-        out("\n".join(["", "Rejected", *(line for text in lines for line in bullet(text))]))
+        out("\n".join(["", "Rejected", *_rejected_lines(answer, verbose=args.verbose)]))
     remarks = [*question.model_notes, *answer.notes, *(answer.best.prediction.notes if answer.best else ())]
     out("\n".join(["", "Notes", *(line for n in remarks for line in bullet(n.text))]))
     if answer.best is not None:
@@ -156,7 +187,7 @@ def mixed(args: argparse.Namespace) -> int:
     for job in jobs:
         rate = format_rate(job.tokens_per_s_per_group, "tokens")
         text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {plural(job.gpus_per_group, 'GPU')}"
-        out("\n".join(bullet(f"{text} ({job.backend})")))
+        out("\n".join(bullet(f"{text} ({job.backend}: {job.plan})")))
     best = answer.plan(answer.best)
     out(f"\nBest: {answer.best}" + ("" if best.meets_all else ", but it does not meet everything: see the end"))
     out("\n".join(line for text in answer.why for line in bullet(text)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from advisor.cli.parse import UsageError, count
+from advisor.cli.parse import UsageError, count, positive
 from advisor.errors import printable
 
 PLACES = ("none", "cpu", "nvme")
@@ -31,14 +31,6 @@ FIELDS = {
 """Option -> field of TrainJob."""
 
 
-def positive(text: str) -> int:
-    """Return a whole number of at least 1."""
-    value = count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number of at least 1")
-    return value
-
-
 def layers(text: str) -> tuple[int, ...]:
     """Return layers of each pipeline stage, '8,8,8,8'."""
     try:
@@ -54,7 +46,7 @@ def add_training_job(p: argparse.ArgumentParser) -> None:
     """Add what fixes a part of the job; all of it is searched or DeepSpeed's default otherwise."""
     g = p.add_argument_group("fix a part of the job instead of searching it")
     g.add_argument(
-        "--zero-stage", type=int, choices=(0, 1, 2, 3), help="1 optimizer states, 2 + gradients, 3 + weights sharded"
+        "--zero-stage", type=count, choices=(0, 1, 2, 3), help="1 optimizer states, 2 + gradients, 3 + weights sharded"
     )
     g.add_argument("--micro-batch", type=positive, metavar="N", help="sequences of one GPU in a micro-step")
     g.add_argument("--tp", type=positive, metavar="N", help="tensor-parallel degree (AutoTP)")

@@ -67,7 +67,9 @@ def audit(args: argparse.Namespace) -> int:
     out(report.title + (f" ({report.url})" if report.url else ""))
     for f in report.findings:
         ours = f" Ours: {format_interval(f.quantity, f.ours)}." if f.ours is not None and f.quantity else ""
-        scenario = f" It would hold with {f.scenario}." if f.scenario else ""
+        scenario = (
+            f" It would hold {'' if f.scenario.startswith('as ') else 'with '}{f.scenario}." if f.scenario else ""
+        )
         out()
         out(f"{f.verdict.upper()}: {printable(f.text, 300)}")
         out("\n".join(bullet(f"{f.why}.{ours}{scenario}".replace("..", "."))))

@@ -146,12 +146,12 @@ _PIPELINE = """\
 # Run: {command}
 # Blocks a stage: {split}; the embedding goes to the first stage, the head and the loss to the last. A model of
 # transformers cannot be pipelined as it is: each layer must be a module that takes and returns tensors. Idle share of
-# this schedule with equal stages: (p - 1) / (m + p - 1) = {bubble:.1%}.
+# this schedule with equal stages: (p - 1) / (m + p - 1) = {bubble:.1%}.{split_layers}
 import argparse
 
 import deepspeed
 from deepspeed.pipe import LayerSpec, PipelineModule
-
+{import_topology}
 from my_layers import Block, Embedding, Head, loss_function, training_data  # your model, layer by layer
 
 FIRST_LAYER = {bounds}  # first layer of each stage, embedding and head counted, and the end
@@ -166,7 +166,7 @@ deepspeed.init_distributed()
 layers = [LayerSpec(Embedding), *[LayerSpec(Block, index) for index in range({n_layers})], LayerSpec(Head)]
 model = SplitPipeline(
     layers=layers,
-    num_stages={stages},  # the only place where the number of stages is set; ds_config has no key for it
+    {degrees}
     activation_checkpoint_interval={interval},  # 0 = keep all activations
     loss_fn=loss_function,
 )
@@ -178,6 +178,16 @@ for step in range({steps}):
 """
 
 
+_IMPORT_TOPOLOGY = "from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology\n"
+_STAGES = "num_stages={stages},  # the only place where the number of stages is set; ds_config has no key for it"
+_TOPOLOGY = (
+    "topology=PipeModelDataParallelTopology(num_pp={stages}, num_mp={tp}, num_dp={dp}),  # the only place where the"
+    " degrees are set"
+)
+_SPLIT_LAYERS = """
+# Each block is split over {tp} GPUs: the topology makes the groups, the layers must do the split, each over
+# `model.mpu().get_slice_parallel_group()` (Megatron-LM's column and row parallel layers do; AutoTP does not here).\
+"""
 _SPLIT = """\
 class SplitPipeline(PipelineModule):  # PipelineModule can only balance: by parameters, number or type of layers
     def _partition_layers(self, method="given"):
@@ -225,6 +235,10 @@ def explain_files(job: TrainJob, model: Model, *, gpus_per_node: int) -> str:
         for stage, n in enumerate(split):
             ends = ", the embedding" if stage == 0 else ", the head and the loss" if stage == job.pp - 1 else ""
             lines.append(f"- stage {stage}: {n} blocks{ends}")
+        if job.tp > 1:
+            lines.append(
+                f"- each block on {job.tp} GPUs: your layers split themselves, DeepSpeed only makes the groups"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -259,6 +273,9 @@ def training_script(job: TrainJob, model: Model, *, gpus_per_node: int = 8) -> s
             n_layers=model.n_layers,
             stages=p,
             bounds=stage_bounds(split),
+            import_topology=_IMPORT_TOPOLOGY if job.tp > 1 else "",
+            degrees=(_TOPOLOGY if job.tp > 1 else _STAGES).format(stages=p, tp=job.tp, dp=job.dp),
+            split_layers=_SPLIT_LAYERS.format(tp=job.tp) if job.tp > 1 else "",
             split_class=_SPLIT,
             interval=1 if job.is_checkpointed else 0,
             steps=max(1, job.total_tokens // (job.train_batch_size * job.sequence_length)),

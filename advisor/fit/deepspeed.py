@@ -21,10 +21,11 @@ from advisor.catalog import load_catalog
 from advisor.fit.deepspeed_public import fastgen_coefficients, zero_inference_error
 from advisor.fit.deepspeed_ranks import rank_coefficients
 from advisor.fit.deepspeed_training import training_coefficients
+from advisor.fit.deepspeed_training_power import training_power
 from advisor.fit.deepspeed_training_public import published_training_coefficients
 from advisor.fit.run import read_transfer
 from advisor.predict.shapes import Shapes, shapes_of
-from advisor.schema import Coefficient, CoefficientSet, FitReport, Model, Source
+from advisor.schema import Cluster, Coefficient, CoefficientSet, FitReport, Model, Source
 from advisor.schema.training import TrainJob
 
 Floats = NDArray[np.float64]
@@ -318,6 +319,9 @@ def estimate(
     found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
     found |= training_coefficients(runs, model_of) | rank_coefficients(records)
     found["fastgen_power_frac"] = power_coefficient([r for r, *_ in steps if r["load"]["n_seqs"]])
+    cluster = Cluster(gpu=card, gpus_per_node=card.max_gpus_per_node)
+    values = {name: c.value for name, c in found.items()}
+    found |= training_power(runs, cluster, values, model_of=model_of, job_of=job_of)
     published, training_errors = published_training_coefficients(training, {name: c.value for name, c in found.items()})
     found |= published
     held_out = [e for g, e in errors.items() if g.startswith("held out")]

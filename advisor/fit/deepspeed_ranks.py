@@ -28,7 +28,8 @@ def reduction_shares(cells: Sequence[Raw]) -> list[float]:
         if r["dp"] == 1 or r["zero_stage"] == 3 or r.get("cell", {}).get("overlap_comm"):
             continue
         alone = [a for a in cells if a["n_gpus"] == 1 and all(a[k] == r[k] for k in SAME)]
-        longer = r["measured"]["backward_s"] - min((a["measured"]["backward_s"] for a in alone), default=float("inf"))
+        passes = [a["measured"]["backward_s"] / a["gradient_accumulation_steps"] for a in alone]
+        longer = r["measured"]["backward_s"] - r["gradient_accumulation_steps"] * min(passes, default=float("inf"))
         if longer > 0:
             sent = sent_bytes(r["n_params"], r["dp"], r["zero_stage"], n_accumulation=r["gradient_accumulation_steps"])
             found.append(sent.reduced_bytes / longer / H100_LINK_BYTES_PER_S)

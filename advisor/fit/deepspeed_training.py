@@ -16,8 +16,6 @@ H100_FLOPS_PER_S = 989.4e12
 H100_BANDWIDTH_BYTES_PER_S = 3350e9
 H100_HOST_LINK_BYTES_PER_S = 64e9
 LOGIT_BYTES = 10.0
-H100_IDLE_W = 73.0
-"""Board power of our H100 with a driver loaded and no work (NVML, same host)."""
 ATTENTION_EFF = 0.34
 """FlashAttention-2 on an H100: 335 of 989 TFLOP/s (arXiv:2307.08691)."""
 
@@ -61,15 +59,6 @@ def two_rates(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]
     return 1 / float(inverse), float(passes)
 
 
-def _kernel_s(record: Raw, eff: float, passes: float, model_of: Callable[[Raw], Model]) -> float:
-    """Return the time of a step in which kernels run, by the law of the step."""
-    s, length = shapes_of(model_of(record)), record["sequence_length"]
-    flops, scores, moved = _work(s, record["micro_batch_size"] * length, length, s.n_layers, True)
-    forward = (flops / eff + scores / ATTENTION_EFF) / H100_FLOPS_PER_S + passes * moved / H100_BANDWIDTH_BYTES_PER_S
-    update = record["measured"]["optimizer_s"] if record["offload"] == "none" else 0.0
-    return forward * (4 if record["activation_checkpointing"] else 3) + update
-
-
 def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Model]) -> dict[str, Coefficient]:
     """Return the coefficients of the training step: compute, optimizer, offload, memory slack."""
     cells = [r for r in records if r["engine"] == "deepspeed-zero-train" and r["n_gpus"] == 1]
@@ -90,14 +79,6 @@ def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Mode
     memory = [r["measured"] for r in cells]
     slack = [m["reserved_bytes"] / m["peak_allocated_bytes"] - 1 for m in memory]
     context = [m["device_used_bytes"] - m["reserved_bytes"] for m in memory]
-
-    # power of a step: one draw while kernels run, another while the GPU waits for the host
-    busy = [min(1.0, _kernel_s(r, eff, passes, model_of) / r["measured"]["step_s"]) for r in cells]
-    idle, limit = H100_IDLE_W, cells[0]["power_limit_w_per_gpu"]
-    drawn = [(r["measured"]["board_power_w"]["mean"] - idle) / (limit - idle) for r in cells]
-    (at_work, waiting), *_ = np.linalg.lstsq(
-        np.column_stack([busy, 1 - np.asarray(busy)]), np.asarray(drawn), rcond=None
-    )
 
     def made(value: float, low: float, high: float, unit: str, meaning: str, source: str = cited) -> Coefficient:
         return Coefficient(
@@ -144,12 +125,6 @@ def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Mode
             float(np.mean(updates)), min(updates) * 0.7, max(updates) * 1.5, "1/s", "update rate of a host's CPUs"
         ),
         "grad_offload_eff": made(down, down * 0.7, down * 1.5, "1", "share of the host link, gradients to the host"),
-        "train_power_busy_frac": made(
-            float(at_work), float(at_work) * 0.9, min(1.0, float(at_work) * 1.12), "1", "board power while kernels run"
-        ),
-        "train_power_wait_frac": made(
-            float(waiting), float(waiting) * 0.6, float(waiting) * 1.5, "1", "board power while the GPU waits"
-        ),
         "allocator_slack_frac": made(
             float(np.median(slack)), float(min(slack)), float(max(slack)), "s share", "reserved beyond the peak"
         ),

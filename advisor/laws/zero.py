@@ -14,13 +14,26 @@ MASTER_BYTES = 4.0
 MOMENT_BYTES = 8.0
 SUB_GROUP_PARAMS = 1e9
 """sub_group_size: elements of the partition that stage 3 updates at a time (zero/config.py)."""
+PERSISTENT_PARAMS = 1e5
+"""stage3_param_persistence_threshold: parameters of at most so many elements are gathered once and stay."""
+DRIVE_STATE_BYTES = 16.0
+"""Bytes a parameter that an optimizer on NVMe keeps there: master copy, two moments, the fp32 gradient of a step."""
+SWAP_BUFFERS = 4.0
+"""offload_optimizer.buffer_count: pinned fp32 buffers on the host, each as large as the largest sub-group."""
+PARAM_BUFFER_BYTES = 5 * 1e8 * HALF_BYTES
+"""offload_param on NVMe: buffer_count 5 of buffer_size 1e8 elements, pinned on the host."""
+MAX_IN_CPU_PARAMS = 1e9
+"""offload_param.max_in_cpu: elements that stay on the host although the rest is on NVMe."""
 LIVE_PARAMS = 1.05e9
 """stage3_max_reuse_distance 1e9 + stage3_prefetch_bucket_size 5e7, elements."""
 
 
 @dataclass(frozen=True)
 class ZeroState:
-    """Bytes of model state on one GPU at four moments of a step, activations left out, and on the host."""
+    """Bytes of model state on one GPU at four moments of a step, activations left out, on the host and on drives.
+
+    accumulated_bytes : of the gradients, those of earlier micro-steps that a later forward pass finds there.
+    """
 
     weights_bytes: float
     optimizer_bytes: float
@@ -30,6 +43,8 @@ class ZeroState:
     backward_bucket_bytes: float
     step_extra_bytes: float
     host_bytes: float
+    accumulated_bytes: float = 0.0
+    drive_bytes: float = 0.0
 
     @property
     def between_steps_bytes(self) -> float:
@@ -72,6 +87,9 @@ def zero_state(
     largest_module_params: float = 0.0,
     n_accumulation: int = 1,
     hpz_ranks: int = 0,
+    is_optimizer_on_nvme: bool = False,
+    is_param_on_nvme: bool = False,
+    persistent_params: float = 0.0,
 ) -> ZeroState:
     """Return the bytes of model state of one GPU, 16-bit training with Adam, gradients accumulated in 16 bits.
 
@@ -84,14 +102,16 @@ def zero_state(
     n_params : P > 0; n_ranks : N >= 1 data-parallel ranks; stage : 0..3; n_trainable : parameters with gradients,
     default all (LoRA: few); bucket_params : reduce_bucket_size; has_overlap : overlap_comm, default only in stage 3
     (stages 1 and 2: two buckets); largest_module_params : largest module gathered at once; n_accumulation : micro-steps
-    a step; hpz_ranks : k > 0 keeps a second copy of the weights sharded over k ranks (ZeRO++ hpZ).
+    a step; hpz_ranks : k > 0 keeps a second copy of the weights sharded over k ranks (ZeRO++ hpZ);
+    persistent_params : in stage 3, those of tensors below the threshold, which stay gathered on every rank;
+    is_..._on_nvme : what is offloaded rests on drives; the host holds buffers and (optimizer) ``2 P / N`` gradients.
 
     Returns bytes. Raises DomainError for a stage outside 0..3 and for offloads that DeepSpeed ignores or refuses.
 
     Notes: the allocator's slack, the CUDA context and the moments' late allocation (first step) are not in here; with
     P below 1e9, stage 3 never releases a gathered parameter. Measured peaks of four stages on one H100: within 1 %.
     Reference: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (16 bytes a parameter); DeepSpeed 0.19.8,
-    runtime/zero/stage_1_and_2.py, stage3.py, fp16/fused_optimizer.py.
+    runtime/zero/stage_1_and_2.py, stage3.py, offload_config.py, fp16/fused_optimizer.py, swap_tensor/.
 
     >>> round(zero_state(1_345_423_360, 1, 2).step_peak_bytes / 2**30, 2)  # measured 27.63 GiB
     27.57
@@ -113,9 +133,12 @@ def zero_state(
     states = (MASTER_BYTES + MOMENT_BYTES) * trainable
     overlap = stage == 3 if has_overlap is None else has_overlap
     if stage == 0:
-        return ZeroState(HALF_BYTES * n_params, states, HALF_BYTES * trainable, 0.0, 0.0, 0.0, 8.0 * trainable, 0.0)
+        grads = HALF_BYTES * trainable
+        return ZeroState(HALF_BYTES * n_params, states, grads, 0.0, 0.0, 0.0, 8.0 * trainable, 0.0, grads)
     if stage in (1, 2):
-        held = (1.0 if stage == 1 else shard * (2.0 if n_accumulation > 1 else 1.0)) * HALF_BYTES * trainable
+        earlier = (1.0 if stage == 1 else shard) * HALF_BYTES * trainable
+        # stage 2 adds each micro-step's partition to the sum of those before it: two of them at its end
+        held = earlier * (2.0 if stage == 2 and n_accumulation > 1 else 1.0)
         buckets = bucket * (2.0 if overlap else 1.0)
         if offload_optimizer:
             host = (18.0 + (2.0 if n_accumulation > 1 else 0.0)) * trainable * shard
@@ -124,18 +147,31 @@ def zero_state(
         copies = 6.0 * trainable * shard
         # stage 1 frees the full gradients as it takes its partition of them
         taken = HALF_BYTES * trainable * (1 - shard) if stage == 1 else 0.0
-        return ZeroState(HALF_BYTES * n_params, states * shard, held, 0.0, 0.0, buckets, max(0.0, copies - taken), 0.0)
+        extra = max(0.0, copies - taken)
+        return ZeroState(HALF_BYTES * n_params, states * shard, held, 0.0, 0.0, buckets, extra, 0.0, earlier)
     live_params = min(n_params, LIVE_PARAMS + largest_module_params)
     live = HALF_BYTES * live_params if n_ranks > 1 or offload_param else 0.0
     secondary = HALF_BYTES * n_params / hpz_ranks if hpz_ranks else 0.0
     partition = trainable * shard
-    weights = (0.0 if offload_param else HALF_BYTES * n_params * shard) + secondary
+    resident = HALF_BYTES * persistent_params * (1.0 if offload_param else 1.0 - shard)
+    weights = (0.0 if offload_param else HALF_BYTES * n_params * shard) + secondary + resident
     gradient_partition = 0.0 if offload_optimizer else HALF_BYTES * partition
     kept = bucket + gradient_partition
-    host = (18.0 * partition if offload_optimizer else 0.0) + (HALF_BYTES * n_params * shard if offload_param else 0.0)
+    host = drive = 0.0
+    if offload_optimizer and is_optimizer_on_nvme:
+        host += HALF_BYTES * partition + SWAP_BUFFERS * MASTER_BYTES * min(partition, SUB_GROUP_PARAMS)
+        drive += DRIVE_STATE_BYTES * partition
+    elif offload_optimizer:
+        host += 18.0 * partition
+    if offload_param and is_param_on_nvme:
+        host += PARAM_BUFFER_BYTES + HALF_BYTES * min(n_params * shard, MAX_IN_CPU_PARAMS)
+        drive += HALF_BYTES * n_params * shard
+    elif offload_param:
+        host += HALF_BYTES * n_params * shard
     extra = 0.0 if offload_optimizer else 6.0 * min(partition, SUB_GROUP_PARAMS)
     copy = bucket if n_ranks > 1 else 0.0
-    return ZeroState(weights, 0.0 if offload_optimizer else states * shard, 0.0, kept, live, copy, extra, host)
+    optimizer = 0.0 if offload_optimizer else states * shard
+    return ZeroState(weights, optimizer, 0.0, kept, live, copy, extra, host, 0.0, drive)
 
 
 @dataclass(frozen=True)

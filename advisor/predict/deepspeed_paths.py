@@ -250,6 +250,30 @@ def _split_fault(model: Model, cluster: Cluster, d: Deployment) -> tuple[str, st
     return None
 
 
+def _short_of_room(shapes: Shapes, cluster: Cluster, d: Deployment, rates: Rates) -> tuple[str, str] | None:
+    """Return (reason, what would fit) where offloaded weights find no room on the host or on its drives."""
+    host, room = host_bytes_per_gpu(shapes, cluster, d, rates), cluster.host_memory_bytes_per_gpu
+    if host > room:
+        reason = f"offload needs {format_bytes(host)} of host memory a GPU, {format_bytes(room)} is there"
+        ways = [f"{format_bytes(host)} of host memory a GPU"]
+        if d.offload == "cpu":
+            ways += [f"{int(np.ceil(host * d.dp / room))} GPUs"] if room >= GB else []
+            ways.append("offload nvme")
+        return reason, " or ".join(ways)
+    if d.offload != "nvme":
+        return None
+    if cluster.nvme_bytes_per_s <= 0:
+        return "offload nvme without NVMe drives (nvme_bytes_per_s is 0)", "offload cpu"
+    weights = weight_bytes_of(shapes, d.weight_dtype)
+    if weights > cluster.nvme_bytes:
+        return (
+            f"the weights take {format_bytes(weights)} of a node's NVMe drives, {format_bytes(cluster.nvme_bytes)} is"
+            " there",
+            f"{format_bytes(weights)} of drives a node",
+        )
+    return None
+
+
 def feasible_with(
     model: Model, cluster: Cluster, deployment: Deployment, rates: Rates, peak_tokens: tuple[int, int]
 ) -> tuple[str, str] | None:
@@ -263,15 +287,9 @@ def feasible_with(
             f"{sum(peak_tokens)} tokens exceed the model's context of {model.max_context_tokens}",
             f"prompts and outputs of {model.max_context_tokens} together",
         )
-    host = host_bytes_per_gpu(shapes, cluster, d, rates)
-    if host > cluster.host_memory_bytes_per_gpu:
-        return (
-            f"offload needs {format_bytes(host)} of host memory a GPU,"
-            f" {format_bytes(cluster.host_memory_bytes_per_gpu)} is there",
-            f"{int(np.ceil(host * d.dp / max(cluster.host_memory_bytes_per_gpu, 1)))} GPUs, or offload nvme",
-        )
-    if d.offload == "nvme" and cluster.nvme_bytes_per_s <= 0:
-        return "offload nvme without NVMe drives (nvme_bytes_per_s is 0)", "offload cpu"
+    short = _short_of_room(shapes, cluster, d, rates)
+    if short:
+        return short
     breakdown = memory_breakdown(shapes, cluster, d, rates, peak_tokens)
     if d.backend == "deepspeed-fastgen":
         pool = next(p.value for p in breakdown.parts if p.name == "kv_cache")

@@ -16,10 +16,12 @@ from advisor.laws.training import (
     step_flops,
     tensor_parallel_bytes,
 )
-from advisor.laws.zero import Traffic, sent_bytes
+from advisor.laws.zero import Traffic, ZeroState, sent_bytes
 from advisor.predict.deepspeed_step import Rates, half_peak_flops_per_s, rates_of
 from advisor.predict.train_memory import Sizes, check_job, memory_of, outside_bytes, phase_peaks, sizes_of, state_of
-from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Note, Part
+from advisor.predict.train_notes import notes_of
+from advisor.predict.train_power import board_power_w
+from advisor.schema import Breakdown, Cluster, CoefficientSet, Interval, Model, Part
 from advisor.schema.training import TrainJob, TrainPrediction
 from advisor.units import format_bytes
 
@@ -274,7 +276,9 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
         "host_bytes_per_node": near(host, 0.15),
         "sent_bytes_per_gpu": near(sent, 0.0),
     }
-    power = [_board_w(cluster, job, step, r) for r in (rates, fast, slow)]
+    if state.drive_bytes:
+        quantities["drive_bytes_per_node"] = near(state.drive_bytes * min(job.n_gpus, cluster.gpus_per_node), 0.0)
+    power = [board_power_w(cluster.gpu, job, step, r) for r in (rates, fast, slow)]
     quantities["board_power_w"] = Interval(value=power[0], low=min(power), high=max(power))
     quantities["energy_j_per_token"] = Interval(
         value=power[0] * step_s.value / tokens,
@@ -289,53 +293,68 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     parts = tuple(Part(name=k, value=v) for k, v in step.items())
     breakdown = Breakdown(name="step_s", unit="s", total=step_s.value, parts=parts)
     return TrainPrediction(
-        quantities=quantities, breakdowns=(memory, breakdown), notes=tuple(_notes(cluster, job, sizes, coefficients))
+        quantities=quantities, breakdowns=(memory, breakdown), notes=tuple(notes_of(cluster, job, sizes, coefficients))
     )
 
 
-def _board_w(cluster: Cluster, job: TrainJob, step: dict[str, float], rates: Rates) -> float:
-    """Return mean board power of all GPUs: one share of the limit while kernels run, a small one while they wait."""
-    gpu, total = cluster.gpu, sum(step.values())
-    kernels = step["forward_backward"] + (step["optimizer"] if job.offload_optimizer == "none" else 0.0)
-    busy = min(1.0, kernels / total)
-    share = busy * rates["train_power_busy_frac"] + (1 - busy) * rates["train_power_wait_frac"]
-    return job.n_gpus * (gpu.idle_power_w + min(1.0, share) * (gpu.board_power_w - gpu.idle_power_w))
+def refusal(model: Model, cluster: Cluster, job: TrainJob) -> str:
+    """Return the rule that a job breaks, whatever the memory, and what would be taken; empty when it breaks none."""
+    try:
+        check_job(model, cluster, job)
+        state_of(job, sizes_of(model, job))
+    except DomainError as error:
+        return str(error)
+    return ""
+
+
+def _short_of_room(cluster: Cluster, job: TrainJob, state: ZeroState) -> tuple[str, str] | None:
+    """Return (reason, what would fit) where what is offloaded finds no room on the host or on its drives."""
+    host_room, drive_room = cluster.host_memory_bytes_per_gpu, cluster.nvme_bytes
+    drives = state.drive_bytes * min(job.n_gpus, cluster.gpus_per_node)
+    if state.host_bytes > host_room:
+        ranks = -(-int(state.host_bytes * job.dp) // int(host_room)) if host_room >= 1 else 0
+        more = (
+            [f"{ranks:,} data-parallel ranks"] if ranks and "cpu" in (job.offload_optimizer, job.offload_param) else []
+        )
+        return (
+            f"offload needs {format_bytes(state.host_bytes)} of host memory a GPU, {format_bytes(host_room)} is there",
+            " or ".join([*more, f"{format_bytes(state.host_bytes)} of host memory a GPU"]),
+        )
+    if drives > drive_room:
+        return (
+            f"offload needs {format_bytes(drives)} on a node's NVMe drives, {format_bytes(drive_room)} is there",
+            f"{format_bytes(drives)} of drives a node",
+        )
+    return None
 
 
 def feasible_train(
     model: Model, cluster: Cluster, job: TrainJob, coefficients: CoefficientSet
 ) -> tuple[str, str] | None:
     """Return (reason, nearest number that would fit) when a job cannot run, None when it can."""
-    try:
-        check_job(model, cluster, job)
-        sizes = sizes_of(model, job)
-        state = state_of(job, sizes)
-    except DomainError as error:
-        reason, _, nearest = str(error).partition("; ")
+    rule = refusal(model, cluster, job)
+    if rule:
+        reason, _, nearest = rule.partition("; ")
         return reason, nearest
+    sizes = sizes_of(model, job)
     rates = rates_of(coefficients, cluster.gpu.name)[0]
+    short = _short_of_room(cluster, job, state_of(job, sizes))
+    if short:
+        return short
     need = max(phase_peaks(job, sizes).values()) + outside_bytes(job, rates)
     room = cluster.gpu.device_memory_bytes
-    host_room = cluster.host_memory_bytes_per_gpu
-    if state.host_bytes > host_room:
-        return (
-            f"offload needs {format_bytes(state.host_bytes)} of host memory a GPU, {format_bytes(host_room)} is there",
-            f"dp {-(-int(state.host_bytes * job.dp) // max(1, int(host_room)))} or no offload",
-        )
     if need <= room:
         return None
     reason = f"the step's peak needs {format_bytes(need)} a GPU, {format_bytes(room)} is there"
     for change, label in _remedies(job):
         smaller = job.model_copy(update=change)
-        try:
-            check_job(model, cluster, smaller)
-            peak = max(phase_peaks(smaller, sizes_of(model, smaller)).values())
-            fits = peak + outside_bytes(smaller, rates) <= room
-        except DomainError:
+        if refusal(model, cluster, smaller):
             continue
-        if fits and state_of(smaller, sizes_of(model, smaller)).host_bytes <= host_room:
+        sizes = sizes_of(model, smaller)
+        fits = max(phase_peaks(smaller, sizes).values()) + outside_bytes(smaller, rates) <= room
+        if fits and _short_of_room(cluster, smaller, state_of(smaller, sizes)) is None:
             return reason, label
-    return reason, "more GPUs, or LoRA"
+    return reason, "more GPUs" if job.lora_rank else "more GPUs, or LoRA"
 
 
 def _remedies(job: TrainJob) -> list[tuple[dict[str, object], str]]:
@@ -362,38 +381,3 @@ def _remedies(job: TrainJob) -> list[tuple[dict[str, object], str]]:
             )
         )
     return changes
-
-
-def _notes(cluster: Cluster, job: TrainJob, sizes: Sizes, coefficients: CoefficientSet) -> list[Note]:
-    notes = []
-    if cluster.gpu.name != coefficients.gpu:
-        notes.append(
-            Note(level="warning", text=f"fitted on {coefficients.gpu}; {cluster.gpu.name} is scaled by datasheet")
-        )
-    if job.zero_stage == 3:
-        notes.append(
-            Note(text="stage 3 runs host hooks in every module: small models are bound by the host, not by the GPU")
-        )
-    if job.has_quantized_gradients and cluster.n_nodes == 1:
-        notes.append(Note(level="warning", text="quantised gradients act only between nodes: no effect on one node"))
-    if job.hpz_ranks and cluster.n_nodes == 1:
-        notes.append(
-            Note(
-                level="warning",
-                text="hpZ keeps gathers off the network between nodes: one node only pays its memory",
-            )
-        )
-    if job.n_chunks > 1:
-        notes.append(
-            Note(
-                level="warning",
-                text="interleaved chunks are Megatron-LM's: DeepSpeed's own engine has 1F1B and DualPipeV only",
-            )
-        )
-    if job.zero_stage == 3 and sizes.n_params / job.dp < 5e8:
-        notes.append(Note(text="with few parameters a rank, stage 3's bucket can exceed its saving"))
-    if cluster.n_nodes > 1:
-        notes.append(Note(level="warning", text="the network between nodes rests on published runs"))
-    elif job.n_gpus > 2:
-        notes.append(Note(text="communication was measured on two GPUs of one node"))
-    return notes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from advisor.errors import DomainError
 from advisor.laws.bubble import in_flight_microbatches, stage_layers
 from advisor.laws.training import checkpoint_bytes, layer_activation_bytes, lora_params, loss_bytes
-from advisor.laws.zero import ZeroState, zero_state
+from advisor.laws.zero import PERSISTENT_PARAMS, ZeroState, zero_state
 from advisor.predict.deepspeed_step import Rates
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Breakdown, Cluster, Model, Part
@@ -24,17 +24,26 @@ class Sizes:
     n_params: float
     n_trainable: float
     largest_module: float
+    persistent: float
     n_tokens: int
     is_gated: bool
 
 
-def _lora(shapes: Shapes, job: TrainJob) -> int:
+def _adapted(shapes: Shapes, job: TrainJob) -> list[tuple[int, int]]:
+    """Return (inputs, outputs) of a layer's matrices that get adapters."""
     d, q = shapes.d_model, shapes.n_heads * shapes.d_head
     kv = shapes.n_kv_heads * shapes.d_head
     matrices = [(d, q), (d, kv), (d, kv), (q, d)]
     if job.lora_targets == "all-linear":
         matrices += [(d, shapes.d_ff), (d, shapes.d_ff), (shapes.d_ff, d)]
-    return lora_params(shapes.n_layers, matrices, job.lora_rank)
+    return matrices
+
+
+def _persistent(shapes: Shapes, job: TrainJob) -> float:
+    """Return the parameters of tensors that stage 3 never shards for good: norms, biases, small adapters."""
+    adapters = [job.lora_rank * side for pair in _adapted(shapes, job) for side in pair] if job.lora_rank else []
+    kept = sum(n for n in adapters if n <= PERSISTENT_PARAMS) * shapes.n_layers
+    return (shapes.other_params if shapes.d_model <= PERSISTENT_PARAMS else 0) + kept
 
 
 def sizes_of(model: Model, job: TrainJob) -> Sizes:
@@ -52,12 +61,13 @@ def sizes_of(model: Model, job: TrainJob) -> Sizes:
             edge += shapes.head_params if shapes.has_own_head or job.pp > 1 else 0
         whole.append((per_layer * n + edge) / job.tp)
     fullest = max(whole)
-    trained = _lora(shapes, job) / job.pp if job.lora_rank else fullest
+    extra = lora_params(shapes.n_layers, _adapted(shapes, job), job.lora_rank) / job.pp if job.lora_rank else 0.0
+    trained = extra or fullest
     largest = max(shapes.embedding_params, per_layer) / job.tp
     tokens = job.micro_batch_size * job.sequence_length
-    extra = _lora(shapes, job) / job.pp if job.lora_rank else 0.0
     stages = tuple(n + extra for n in whole)
-    return Sizes(shapes, layers, stages, fullest + extra, trained, largest, tokens, model.is_gated_mlp)
+    kept = _persistent(shapes, job) / job.pp
+    return Sizes(shapes, layers, stages, fullest + extra, trained, largest, kept, tokens, model.is_gated_mlp)
 
 
 def state_of(job: TrainJob, sizes: Sizes, stage: int | None = None) -> ZeroState:
@@ -78,6 +88,9 @@ def state_of(job: TrainJob, sizes: Sizes, stage: int | None = None) -> ZeroState
         largest_module_params=sizes.largest_module,
         n_accumulation=job.gradient_accumulation_steps,
         hpz_ranks=job.hpz_ranks,
+        is_optimizer_on_nvme=job.offload_optimizer == "nvme",
+        is_param_on_nvme=job.offload_param == "nvme",
+        persistent_params=sizes.persistent,
     )
 
 
@@ -127,6 +140,13 @@ def check_job(model: Model, cluster: Cluster, job: TrainJob) -> None:
         raise DomainError(f"tp x pp x dp is {job.n_gpus} GPUs, the cluster has {cluster.n_gpus}")
     if "nvme" in (job.offload_param, job.offload_optimizer) and cluster.nvme_bytes_per_s <= 0:
         raise DomainError("offload to nvme without NVMe drives (nvme_bytes_per_s is 0); use cpu")
+    if job.dtype not in cluster.gpu.peak_flops_per_s:
+        other = {"bf16": "fp16", "fp16": "bf16"}[job.dtype]
+        raise DomainError(f"{cluster.gpu.label} has no {job.dtype} arithmetic; use dtype {other}")
+    if job.lora_rank > model.d_model:
+        raise DomainError(
+            f"lora_rank {job.lora_rank:,} exceeds the model's width; use at most {model.d_model:,}, such as 16"
+        )
     if job.offload_optimizer == "nvme" and job.zero_stage != 3:
         raise DomainError(f"NVMe offload needs stage 3, got stage {job.zero_stage}; use zero_stage 3")
 
@@ -156,7 +176,7 @@ def stage_peaks(job: TrainJob, sizes: Sizes, stage: int) -> dict[str, float]:
     at_loss = state.forward_bytes + act["kept"] + act["loss_peak"]
     at_end = state.forward_bytes + state.gradient_bytes + state.backward_bucket_bytes + 2 * act["layer"]
     if job.gradient_accumulation_steps > 1 or job.pp > 1:
-        at_loss += state.gradient_bytes
+        at_loss += state.accumulated_bytes
     return {
         "before": state.between_steps_bytes,
         "fwd_peak": state.forward_bytes + act["kept"] + min(logits, act["loss_peak"]),

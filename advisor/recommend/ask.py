@@ -241,12 +241,23 @@ def _day(date: str) -> str:
     return found[0] if found else date
 
 
+def _node_of(request: Request, cluster: Cluster) -> Cluster:
+    """Return the cluster with what the request says of its hosts, drives and network."""
+    own = {
+        "host_memory_bytes_per_gpu": request.host_memory_bytes_per_gpu,
+        "nvme_bytes": request.nvme_bytes,
+        "nvme_bytes_per_s": request.nvme_bytes_per_s,
+        "internode_bytes_per_s_per_gpu": request.network_bytes_per_s_per_gpu,
+    }
+    return cluster.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+
 def _pools(request: Request, catalog: Catalog) -> tuple[tuple[Pool, ...], list[Note]]:
     parsed = catalog.clusters(request.gpus)
     own = {p.gpu: p for p in parsed.prices}
     pools: list[Pool] = []
     notes = list(parsed.notes)
-    for cluster in parsed.clusters:
+    for cluster in (_node_of(request, c) for c in parsed.clusters):
         gpu = cluster.gpu.name
         if request.price_usd_per_gpu_h is not None:
             rent, text = request.price_usd_per_gpu_h, "your price"

@@ -25,6 +25,7 @@ from advisor.schema import (
     Workload,
 )
 from advisor.schema.claims import Setup
+from advisor.units import plural
 
 Serve = Callable[[Model, Cluster, Deployment, Workload], Prediction]
 """A serving model of vLLM; raises AdvisorError for a deployment that it cannot run."""
@@ -73,7 +74,7 @@ class Scenario:
         d = self.deployment
         batch = f", static batch {d.static_batch}" if d.static_batch else ""
         return (
-            f"{self.prompt_tokens} prompt and {self.output_tokens} output tokens, {self.clients} clients,"
+            f"{self.prompt_tokens} prompt and {self.output_tokens} output tokens, {plural(self.clients, 'client')},"
             f" {d.backend} tp {d.tp} dp {d.dp}{batch}"
         )
 

@@ -6,18 +6,23 @@ from advisor.catalog import load_catalog
 from advisor.errors import DomainError, printable
 from advisor.predict.capacity import max_rate
 from advisor.recommend.answer import recommend
-from advisor.recommend.ask import Question, ask
-from advisor.recommend.hybrid import batch_job, daily_load, plan_mixed, training_job
+from advisor.recommend.ask import Pool, Question, ask
+from advisor.recommend.hybrid import badness, batch_job, daily_load, plan_mixed, training_job
 from advisor.recommend.one import check_vllm, predict_one
-from advisor.recommend.training import recommend_training
+from advisor.recommend.training import best_job
 from advisor.schema import Deployment, Noun, Request, Slo
 from advisor.schema.mixed import MixedAnswer, OfflineJob, OnlineNeed
+from advisor.units import plural
+
+GLOBAL_BATCH = 64
+"""Sequences of a training step, as `advisor train` takes by default; more where the GPUs do not divide it."""
 
 
 class Offline(Noun):
     """Offline work that the user asks for; 0 tokens = none of that kind, and none at all is a day of serving alone.
 
-    `train_gpus` 0 = a whole node; `train_model` empty = the served one; `lora_rank` 0 = all parameters.
+    `train_gpus` 0 = the number that serves the day best; `train_model` empty = the served one; `lora_rank` 0 = all
+    parameters.
     """
 
     batch_tokens: int = 0
@@ -65,28 +70,54 @@ def _need(question: Question, replica: Deployment, day: Day) -> OnlineNeed:
     )
 
 
-def _jobs(question: Question, replica: Deployment, wanted: Offline) -> list[OfflineJob]:
-    """Return the offline work at its predicted speed: a deep queue on one replica, the best training job."""
-    catalog, cluster, jobs = load_catalog(), question.pools[0].cluster, []
-    if wanted.batch_tokens:
-        deep = {"workload": "batch", "rate": None, "concurrency": replica.max_num_seqs, "slo": Slo()}
-        one = predict_one(ask(question.request.model_copy(update=deep), catalog), replica)
-        size = {"total_tokens": wanted.batch_tokens, "deadline_hour": wanted.batch_deadline}
-        jobs.append(batch_job("batch", replica, one.prediction, **size))
-    if wanted.train_tokens:
-        n_gpus = wanted.train_gpus or cluster.gpus_per_node
-        name = wanted.train_model or question.request.model
-        if n_gpus > cluster.gpus_per_node:
-            raise DomainError(f"training runs on one node of {cluster.gpus_per_node} GPUs, got {n_gpus}")
-        fitted = catalog.coefficients("deepspeed")
+def _batch(question: Question, replica: Deployment, wanted: Offline) -> list[OfflineJob]:
+    """Return the offline queue at the speed of one replica with many requests waiting; none where none is asked for."""
+    if not wanted.batch_tokens:
+        return []
+    deep = {"workload": "batch", "rate": None, "concurrency": replica.max_num_seqs, "slo": Slo()}
+    one = predict_one(ask(question.request.model_copy(update=deep), load_catalog()), replica)
+    size = {"total_tokens": wanted.batch_tokens, "deadline_hour": wanted.batch_deadline}
+    return [batch_job("batch", replica, one.prediction, **size)]
+
+
+def _trainings(question: Question, wanted: Offline) -> list[OfflineJob]:
+    """Return the best training job on every number of GPUs that may do it, fewest first.
+
+    Without `train_gpus` these are the divisors of a node that are powers of two, and the whole node.
+    """
+    catalog, cluster = load_catalog(), question.pools[0].cluster
+    whole = cluster.gpus_per_node
+    name = wanted.train_model or question.request.model
+    if wanted.train_gpus > whole:
+        raise DomainError(f"training runs on one node of {whole} GPUs, got {wanted.train_gpus}; use at most {whole}")
+    counts = [wanted.train_gpus] if wanted.train_gpus else [n for n in range(1, whole) if n & (n - 1) == 0] + [whole]
+    model, fitted, jobs, fault = catalog.model(name)[0], catalog.coefficients("deepspeed"), [], ""
+    for n_gpus in counts:
         part = cluster.model_copy(update={"n_nodes": 1, "gpus_per_node": n_gpus})
-        found = recommend_training(catalog.model(name)[0], part, fitted, lora_rank=wanted.lora_rank)
-        if found.best is None:
-            reason = found.rejected[0].reason if found.rejected else "no job divides the batch"
-            raise DomainError(f"{printable(name)} cannot be trained on {n_gpus} GPUs: {reason}")
+        batch = -(-GLOBAL_BATCH // n_gpus) * n_gpus
+        try:
+            job, prediction = best_job(model, part, fitted, global_batch=batch, lora_rank=wanted.lora_rank)
+        except DomainError as error:
+            fault = f"{printable(name)} cannot be trained on {plural(n_gpus, 'GPU')}: {error}"
+            continue
         size = {"total_tokens": wanted.train_tokens, "deadline_hour": wanted.train_deadline}
-        jobs.append(training_job("training", found.best.job, found.best.prediction, **size))
+        jobs.append(training_job("training", job, prediction, **size))
+    if not jobs:
+        raise DomainError(fault)
     return jobs
+
+
+def _divided(
+    need: OnlineNeed, batch: list[OfflineJob], trainings: list[OfflineJob], pool: Pool
+) -> tuple[MixedAnswer, list[OfflineJob]]:
+    """Return the better way to divide the budget and its jobs: over every number of GPUs that training may take."""
+    price, idle = pool.usd_per_gpu_h or 0.0, pool.cluster.gpu.idle_power_w
+    tried = []
+    for jobs in [[*batch, job] for job in trainings] or [batch]:
+        answer = plan_mixed(pool.cluster.n_gpus, need, jobs, usd_per_gpu_h=price, idle_power_w=idle)
+        tried.append((badness(answer.plan(answer.best)), answer, jobs))
+    _, answer, jobs = min(tried, key=lambda found: found[0])
+    return answer, jobs
 
 
 def replica_for(question: Question) -> Deployment:
@@ -112,9 +143,7 @@ def plan_day(request: Request, day: Day, wanted: Offline) -> DayPlan:
         raise DomainError(f"a day is planned on one pool, got {len(question.pools)}; give a single GPU spec")
     replica = replica_for(question)
     need, pool = _need(question, replica, day), question.pools[0]
-    jobs = _jobs(question, replica, wanted)
+    trainings = _trainings(question, wanted) if wanted.train_tokens else []
+    answer, jobs = _divided(need, _batch(question, replica, wanted), trainings, pool)
     price = pool.usd_per_gpu_h or 0.0
-    answer = plan_mixed(
-        pool.cluster.n_gpus, need, jobs, usd_per_gpu_h=price, idle_power_w=pool.cluster.gpu.idle_power_w
-    )
     return DayPlan(need=need, jobs=tuple(jobs), answer=answer, replica=replica, usd_per_gpu_h=price)

@@ -152,17 +152,16 @@ def _backends(question: Question, best: Plan, by_backend: dict[str, Plan]) -> li
         text += f", TPOT P50 {format_s(b['tpot_p50_s'])} against {format_s(a['tpot_p50_s'])}"
     if rival.prediction.is_saturated and not a.is_saturated:
         text += f", and it saturates at {format_rate(_served(b), 'requests')}"
-    return [text + ".", *_unmaintained(best, rival, others)]
+    return [text + "."]
 
 
-def _unmaintained(best: Plan, rival: Plan, others: dict[str, Plan]) -> list[str]:
+def _unmaintained(best: Plan, by_backend: dict[str, Plan]) -> list[str]:
     """Return what is said of a faster path that ranks behind because nobody maintains it."""
     served = best.prediction["requests_per_s"]
     faster = [
         p
-        for p in others.values()
-        if p is not rival
-        and p.backend != "vllm"
+        for p in by_backend.values()
+        if p.backend not in ("vllm", best.backend)
         and not path_of(p.backend).is_maintained
         and not p.prediction.is_saturated
         and p.prediction["requests_per_s"] > 1.05 * served
@@ -191,7 +190,7 @@ def why(
     rivals = [p for p in plans[1:] if p.backend == best.backend]
     if rivals:
         sentences.append("Runner-up: " + _versus(question, best, rivals[0]))
-    return tuple(sentences + _backends(question, best, by_backend))
+    return tuple(sentences + _backends(question, best, by_backend) + _unmaintained(best, by_backend))
 
 
 def accuracy(question: Question, best: Plan | None, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from advisor.errors import DomainError
+from advisor.recommend.explain import layout_text
+from advisor.recommend.training_flips import label
 from advisor.schema import Deployment, Note, Prediction
 from advisor.schema.mixed import HOURS, HourPlan, MixedAnswer, MixedPlan, OfflineJob, OnlineNeed
 from advisor.schema.training import TrainJob, TrainPrediction
@@ -63,6 +65,7 @@ def training_job(
         name=name,
         kind="train",
         backend=f"deepspeed-train-zero{job.zero_stage}",
+        plan=label(job),
         total_tokens=total_tokens,
         gpus_per_group=job.n_gpus,
         tokens_per_s_per_group=prediction["tokens_per_s"],
@@ -81,6 +84,7 @@ def batch_job(
     return OfflineJob(
         name=name,
         backend=deployment.backend,
+        plan=layout_text(deployment),
         total_tokens=total_tokens,
         gpus_per_group=deployment.n_gpus // replicas,
         tokens_per_s_per_group=prediction["total_tokens_per_s"] / replicas,
@@ -95,7 +99,7 @@ def replicas_needed(need: OnlineNeed, hour: int) -> int:
     usable = need.capacity_requests_per_s * (1 - need.headroom_frac)
     if usable <= 0:
         raise DomainError(f"headroom_frac {need.headroom_frac:g} leaves no capacity; use a value below 1")
-    return max(need.min_replicas, math.ceil(rate / usable - 1e-9))
+    return max(need.min_replicas, math.ceil(rate / usable * (1 - 1e-9)))
 
 
 def _serving(need: OnlineNeed, n_gpus: int, hour: int, mode: Mode) -> tuple[int, float]:
@@ -252,6 +256,13 @@ def fewest_gpus(need: OnlineNeed, jobs: Sequence[OfflineJob], mode: Mode, *, hig
     return low
 
 
+def badness(plan: MixedPlan) -> tuple[float, ...]:
+    """Return what orders plans, the better one first: meets all, fewest GPUs, least undone, least energy, simpler."""
+    undone = sum(plan.shortfall_tokens.values())
+    fewest = float(plan.min_gpus) if plan.min_gpus is not None else math.inf
+    return (0.0 if plan.meets_all else 1.0, fewest, undone, plan.energy_j, 0.0 if plan.mode == "split" else 1.0)
+
+
 def plan_mixed(
     n_gpus: int,
     need: OnlineNeed,
@@ -277,11 +288,6 @@ def plan_mixed(
             switch_s=switch_s,
         )
         plans.append(plan.model_copy(update={"min_gpus": fewest_gpus(need, jobs, mode)}))
-
-    def badness(plan: MixedPlan) -> tuple[float, ...]:
-        undone = sum(plan.shortfall_tokens.values())
-        fewest = float(plan.min_gpus) if plan.min_gpus is not None else math.inf
-        return (0.0 if plan.meets_all else 1.0, fewest, undone, plan.energy_j, 0.0 if plan.mode == "split" else 1.0)
 
     best = min(plans, key=badness)
     other = next(p for p in plans if p.mode != best.mode)

@@ -177,7 +177,8 @@ def command_of(question: Question, option: Option) -> str:
 def make_plan(question: Question, option: Option, *, rank: int, has_prices: bool, is_pareto: bool) -> Plan:
     """Return an option as a plan."""
     d, prediction = option.deployment, option.prediction
-    values, hourly = priced_values(question, option, has_prices=has_prices)
+    # ranked in GPU hours where one pool of several has no price; what this plan costs is its own pool's
+    values, hourly = priced_values(question, option, has_prices=True)
     misses = missed(values, question.slo)
     reasons = []
     for target in question.slo.targets:

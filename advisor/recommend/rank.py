@@ -103,8 +103,8 @@ def order(
 ) -> NDArray[np.intp]:
     """Return indices from best to worst: plans that meet the targets by score, then the others by how far they miss.
 
-    Of either kind, a higher tier (less certain, unmaintained) comes later. Equal scores (within 0.5 %) go to the lower
-    latency, then to fewer GPUs.
+    Of those that miss, the ones that at least serve the load come first. Of each of these three kinds, a higher tier
+    (less certain, unmaintained) comes later. Equal scores (within 0.5 %) go to the lower latency, then to fewer GPUs.
     """
     tier = np.zeros(len(score_of)) if tier is None else tier
     misses = badness_of > 1
@@ -112,7 +112,8 @@ def order(
     bins = np.round(sign * np.log(np.maximum(np.abs(score_of), 1e-300)) * SCORE_BINS)
 
     first = np.where(misses, np.round(np.log(np.maximum(badness_of, 1e-300)) * SCORE_BINS), 0.0)
-    return np.lexsort((n_gpus, latency_s, bins, first, tier, misses))
+    kind = misses.astype(float) + (badness_of >= SATURATED)
+    return np.lexsort((n_gpus, latency_s, bins, first, tier, kind))
 
 
 def pareto(points: Floats) -> NDArray[np.bool_]:

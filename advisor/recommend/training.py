@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from advisor.emit.deepspeed_training import training_command
 from advisor.errors import DomainError
-from advisor.predict.train import feasible_train, predict_train
+from advisor.predict.train import feasible_train, predict_train, refusal
+from advisor.recommend.training_flips import TrainObjective, behind, cost_of, label, limits
 from advisor.schema import Cluster, CoefficientSet, Model, Note
 from advisor.schema.base import first_error
 from advisor.schema.training import OffloadTarget, TrainAnswer, TrainJob, TrainPlan, TrainPrediction, TrainRejected
 from advisor.units import HOUR_S, MILLION, format_bytes, format_frac, format_rate, format_s, format_usd
 
-TrainObjective = Literal["throughput", "cost", "energy"]
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 DEGREES = (1, 2, 4, 8, 16)
 OFFLOADS: tuple[tuple[OffloadTarget, OffloadTarget], ...] = (
@@ -27,6 +29,10 @@ OFFLOADS: tuple[tuple[OffloadTarget, OffloadTarget], ...] = (
     ("nvme", "nvme"),
 )
 PLACES = ("offload_optimizer", "offload_param")
+MOST_GPUS = 1024
+"""Up to so many GPUs are tried where those asked for do not hold the job."""
+LORA_RANK = 16
+"""Rank of the adapters that are offered where full training does not fit."""
 NEAR_FRAC = 0.03
 """Plans within this share of the best are as good as it: then the simpler one comes first."""
 
@@ -105,6 +111,7 @@ def training_jobs(
                 "has_overlap": True if stage in (1, 2) and choice["pp"] == 1 and dp > 1 else None,
                 "optimizer": "fused-adam" if choice["offload_optimizer"] == "none" else "cpu-adam",
                 "hpz_ranks": group,
+                "dtype": "bf16" if "bf16" in cluster.gpu.peak_flops_per_s else "fp16",
             }
             try:
                 yield TrainJob.model_validate(fields | choice | others)
@@ -119,38 +126,15 @@ def complexity(job: TrainJob) -> int:
     return 8 * (job.pp > 1) + 4 * (job.tp > 1) + 2 * offload + zeropp + (job.zero_stage == 3) + (job.zero_stage > 0)
 
 
-def _objective(prediction: TrainPrediction, objective: TrainObjective) -> float:
-    if objective == "energy":
-        return prediction["energy_j_per_token"]
-    return 1 / prediction["tokens_per_s"]
-
-
-def _label(job: TrainJob) -> str:
-    words = [f"ZeRO-{job.zero_stage}"]
-    if job.offload_param != "none":
-        words.append(f"optimizer and parameters on {job.offload_param}")
-    elif job.offload_optimizer != "none":
-        words.append(f"optimizer on {job.offload_optimizer}")
-    words.append(f"tp {job.tp} pp {job.pp} dp {job.dp}")
-    words.append(f"micro batch {job.micro_batch_size} x {job.gradient_accumulation_steps}")
-    if job.is_checkpointed:
-        words.append("checkpointing")
-    if job.hpz_ranks:
-        words.append(f"hpZ over {job.hpz_ranks}")
-    quantized = (("qwZ", job.has_quantized_weights), ("qgZ", job.has_quantized_gradients))
-    words += [name for name, is_on in quantized if is_on]
-    return ", ".join(words)
-
-
 def _rank(
     found: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjective
 ) -> list[tuple[TrainJob, TrainPrediction]]:
     """Return plans by objective; among those near the best, simpler first, then the one with more memory left."""
-    ordered = sorted(found, key=lambda f: _objective(f[1], objective))
+    ordered = sorted(found, key=lambda f: cost_of(f[1], objective))
     if not ordered:
         return ordered
-    limit = _objective(ordered[0][1], objective) * (1 + NEAR_FRAC)
-    near = [f for f in ordered if _objective(f[1], objective) <= limit]
+    limit = cost_of(ordered[0][1], objective) * (1 + NEAR_FRAC)
+    near = [f for f in ordered if cost_of(f[1], objective) <= limit]
     near.sort(key=lambda f: (complexity(f[0]), f[1]["allocated_bytes_per_gpu"]))
     return near + ordered[len(near) :]
 
@@ -165,6 +149,12 @@ def _reasons(job: TrainJob, prediction: TrainPrediction, cluster: Cluster) -> tu
         f" {format_s(step.high)}): {rate}, {mfu} of the peak",
         f"peak memory {format_bytes(prediction['allocated_bytes_per_gpu'])} of {room} a GPU",
     ]
+    memory = q["memory_bytes_per_gpu"]
+    if memory.high > cluster.gpu.device_memory_bytes:
+        lines.append(
+            f"close to the limit: the allocator may reserve {format_bytes(memory.high)}; set PYTORCH_CUDA_ALLOC_CONF="
+            "expandable_segments:True, or take a smaller micro batch or checkpointing"
+        )
     parts = {p.name: p.value for b in prediction.breakdowns if b.name == "step_s" for p in b.parts}
     waiting = {k: v / step.value for k, v in parts.items() if k != "forward_backward" and v > 0.05 * step.value}
     if waiting:
@@ -172,38 +162,115 @@ def _reasons(job: TrainJob, prediction: TrainPrediction, cluster: Cluster) -> tu
     return tuple(lines)
 
 
-def _flips(ranked: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjective) -> tuple[str, ...]:
-    """Say how far the best plan of each other kind is behind: what would have to change for it to win."""
-    best_job, best = ranked[0]
-    kinds: dict[str, Callable[[TrainJob], str]] = {
-        "ZeRO stage": lambda j: f"ZeRO-{j.zero_stage}",
-        "offload": lambda j: "offload" if j.offload_optimizer != "none" else "no offload",
-        "checkpointing": lambda j: "checkpointing" if j.is_checkpointed else "no checkpointing",
-        "pipeline": lambda j: "a pipeline" if j.pp > 1 else "no pipeline",
-        "tensor split": lambda j: "a tensor split" if j.tp > 1 else "no tensor split",
-        "hpZ": lambda j: "hpZ" if j.hpz_ranks else "no hpZ",
-    }
-    lines = []
-    for of in kinds.values():
-        seen = {of(best_job)}
-        for job, prediction in ranked[1:]:
-            if of(job) in seen:
-                continue
-            seen.add(of(job))
-            ratio = _objective(prediction, objective) / _objective(best, objective)
-            lines.append(f"best with {of(job)}: {ratio - 1:+.0%} ({_label(job)})")
-    return tuple(lines)
-
-
 def _no_job(cluster: Cluster, global_batch: int, fixed: Mapping[str, Any]) -> str:
     """Return why no job exists at all, with the nearest numbers that give one."""
-    ranks = fixed.get("tp", 1) * fixed.get("pp", 1)
-    if cluster.n_gpus % ranks:
-        legal = max(r for r in range(1, cluster.n_gpus + 1) if cluster.n_gpus % r == 0 and r <= max(1, ranks))
-        return f"tp x pp is {ranks}, which does not divide {cluster.n_gpus} GPUs; use {legal}"
-    unit = cluster.n_gpus // ranks * fixed.get("micro_batch_size", 1)
-    nearest = -(-global_batch // unit) * unit
-    return f"no job divides a global batch of {global_batch} over {cluster.n_gpus} GPUs; use {nearest}"
+    tp, pp, micro = (fixed.get(name, 1) for name in ("tp", "pp", "micro_batch_size"))
+    if cluster.n_gpus % (tp * pp):
+        legal = max(r for r in range(1, cluster.n_gpus + 1) if cluster.n_gpus % r == 0 and r <= max(1, tp * pp))
+        return f"tp {tp} x pp {pp} is {tp * pp}, which does not divide {cluster.n_gpus} GPUs; use a product of {legal}"
+    dp = cluster.n_gpus // (tp * pp)
+    nearest = -(-global_batch // (dp * micro)) * dp * micro
+    smaller = f" or micro_batch_size {global_batch // dp}" if micro > 1 and global_batch % dp == 0 else ""
+    whole = f"{dp} data-parallel GPUs x micro_batch_size {micro}" if "micro_batch_size" in fixed else f"{dp} GPUs"
+    return f"a global batch of {global_batch} is no multiple of {whole}; use global_batch {nearest}{smaller}"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search gave: jobs that fit, groups that do not, the first rule that a job broke, how many were tried."""
+
+    ranked: list[tuple[TrainJob, TrainPrediction]]
+    rejected: tuple[TrainRejected, ...]
+    rule: str
+    n: int
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One training question on any cluster."""
+
+    model: Model
+    coefficients: CoefficientSet
+    sequence_length: int
+    objective: TrainObjective
+    fixed: Mapping[str, Any]
+
+    def on(self, cluster: Cluster, global_batch: int) -> _Found:
+        """Return every job on a cluster, ranked, with those that cannot run."""
+        found: list[tuple[TrainJob, TrainPrediction]] = []
+        rejected: dict[tuple[str, int], TrainRejected] = {}
+        rule, has_legal, n = "", False, 0
+        jobs = training_jobs(
+            self.model,
+            cluster,
+            global_batch=global_batch,
+            sequence_length=self.sequence_length,
+            fixed=self.fixed,
+        )
+        for n, job in enumerate(jobs, start=1):  # noqa: B007  the count outlives the loop
+            fault = feasible_train(self.model, cluster, job, self.coefficients)
+            if fault is None:
+                found.append((job, predict_train(self.model, cluster, job, self.coefficients)))
+                continue
+            broken = "" if has_legal else refusal(self.model, cluster, job)
+            has_legal, rule = has_legal or not broken, rule or broken
+            # reasons that differ in their numbers only are one reason
+            key = (re.sub(r"[\d.,]+ ?[kMGT]?B?", "#", fault[0]), job.zero_stage)
+            known = rejected.get(key)
+            if known is None:
+                rejected[key] = TrainRejected(job=job, reason=fault[0], nearest=fault[1])
+            else:
+                rejected[key] = known.model_copy(update={"count": known.count + 1})
+        groups = tuple(sorted(rejected.values(), key=lambda r: -r.count))
+        return _Found(_rank(found, self.objective), groups, "" if has_legal or found else rule, n)
+
+    def best_on(self, cluster: Cluster, global_batch: int) -> tuple[TrainJob, TrainPrediction] | None:
+        """Return the best job on a cluster, None where none fits."""
+        ranked = self.on(cluster, global_batch).ranked
+        return ranked[0] if ranked else None
+
+    def would_do(self, cluster: Cluster, global_batch: int) -> Iterator[str]:
+        """Yield what would train the model where nothing here does: more of these GPUs, or adapters on them."""
+        frugal = {"micro_batch_size": 1, "is_checkpointed": True} | dict(self.fixed)
+        larger = cluster
+        while larger.n_gpus * 2 <= MOST_GPUS:
+            if larger.n_nodes == 1 and larger.gpus_per_node * 2 <= cluster.gpu.max_gpus_per_node:
+                larger = larger.model_copy(update={"gpus_per_node": larger.gpus_per_node * 2})
+            else:
+                larger = larger.model_copy(update={"n_nodes": larger.n_nodes * 2})
+            batch = -(-global_batch // larger.n_gpus) * larger.n_gpus
+            found = replace(self, fixed=frugal).best_on(larger, batch)
+            if found is not None:
+                nodes = f"{larger.n_nodes} nodes of {larger.gpus_per_node}" if larger.n_nodes > 1 else larger.n_gpus
+                yield f"{nodes} {larger.gpu.name} would do: {label(found[0])}."
+                break
+        if not self.fixed.get("lora_rank"):
+            found = replace(self, fixed=frugal | {"lora_rank": LORA_RANK}).best_on(cluster, global_batch)
+            if found is not None:
+                yield f"Adapters fit here (lora_rank {LORA_RANK}): {label(found[0])}."
+
+
+def best_job(
+    model: Model,
+    cluster: Cluster,
+    coefficients: CoefficientSet,
+    *,
+    global_batch: int = 64,
+    sequence_length: int = 2048,
+    lora_rank: int = 0,
+) -> tuple[TrainJob, TrainPrediction]:
+    """Return the fastest training job on all GPUs of a cluster and its prediction.
+
+    Raises DomainError where none can run, with the reason and the nearest that would.
+    """
+    length = min(sequence_length, model.max_context_tokens)
+    found = _Search(model, coefficients, length, "throughput", {"lora_rank": lora_rank}).on(cluster, global_batch)
+    if found.n == 0:
+        raise DomainError(_no_job(cluster, global_batch, {}))
+    if not found.ranked:
+        first = found.rejected[0]
+        raise DomainError(found.rule or f"{first.reason}; nearest that fits: {first.nearest}")
+    return found.ranked[0]
 
 
 def recommend_training(
@@ -224,7 +291,8 @@ def recommend_training(
     """Return the best ways to train a model on all GPUs of a cluster, with what cannot run and why.
 
     fixed : fields of TrainJob that are not searched, such as {"zero_stage": 3, "has_quantized_weights": True}.
-    Raises DomainError when no job divides the global batch, naming the nearest batch that works.
+    Raises DomainError when no job divides the global batch, naming the nearest batch that works, and when what is fixed
+    breaks a rule of DeepSpeed's in every job, naming the rule and what it takes. No memory is an answer without plans.
     """
     if global_batch < 1 or sequence_length < 1:
         raise DomainError(
@@ -234,32 +302,19 @@ def recommend_training(
         raise DomainError(
             f"sequence_length {sequence_length} exceeds the model's context; use at most {model.max_context_tokens}"
         )
-    found: list[tuple[TrainJob, TrainPrediction]] = []
-    rejected: dict[tuple[str, int], TrainRejected] = {}
-    n = 0
-    jobs = training_jobs(
+    search = _Search(
         model,
-        cluster,
-        global_batch=global_batch,
-        sequence_length=sequence_length,
-        fixed={"lora_rank": lora_rank, "stack": stack, "total_tokens": total_tokens} | dict(fixed or {}),
+        coefficients,
+        sequence_length,
+        objective,
+        {"lora_rank": lora_rank, "stack": stack, "total_tokens": total_tokens} | dict(fixed or {}),
     )
-    for job in jobs:
-        n += 1
-        fault = feasible_train(model, cluster, job, coefficients)
-        if fault is None:
-            found.append((job, predict_train(model, cluster, job, coefficients)))
-            continue
-        # reasons that differ in their numbers only are one reason
-        key = (re.sub(r"[\d.,]+ ?[kMGT]?B?", "#", fault[0]), job.zero_stage)
-        known = rejected.get(key)
-        if known is None:
-            rejected[key] = TrainRejected(job=job, reason=fault[0], nearest=fault[1])
-        else:
-            rejected[key] = known.model_copy(update={"count": known.count + 1})
-    if n == 0:
+    found = search.on(cluster, global_batch)
+    if found.n == 0:
         raise DomainError(_no_job(cluster, global_batch, fixed or {}))
-    ranked = _rank(found, objective)
+    if found.rule:
+        raise DomainError(found.rule)
+    ranked = found.ranked
     plans = []
     for rank, (job, prediction) in enumerate(ranked[:max_plans], start=1):
         usd = usd_per_gpu_h * job.n_gpus
@@ -274,23 +329,28 @@ def recommend_training(
                 reasons=_reasons(job, prediction, cluster),
             )
         )
-    why: tuple[str, ...] = ()
+    why: tuple[str, ...]
     notes: list[Note] = []
     if plans:
-        why = (_label(plans[0].job), *plans[0].reasons)
+        why = (label(plans[0].job), *plans[0].reasons)
         if total_tokens and usd_per_gpu_h:
             hours = plans[0].prediction["duration_s"] / HOUR_S
             why += (f"{format_s(hours * HOUR_S)} and {format_usd(hours * plans[0].usd_per_h)} for all tokens",)
         if any(p.job.pp > 1 for p in plans):
             notes.append(Note(level="warning", text="a pipeline needs the model as a PipelineModule: own code"))
+    else:
+        why = tuple(search.would_do(cluster, global_batch))
+        why = why or (f"No number of these GPUs up to {MOST_GPUS:,} would do, nor would adapters on these.",)
+    half = partial(search.best_on, global_batch=global_batch)
     return TrainAnswer(
         model=model.name,
         gpus=f"{cluster.n_gpus} x {cluster.gpu.label}",
         best=plans[0] if plans else None,
         plans=tuple(plans),
-        rejected=tuple(sorted(rejected.values(), key=lambda r: -r.count)),
-        n_considered=n,
+        rejected=found.rejected,
+        n_considered=found.n,
         why=why,
-        flips=_flips(ranked, objective) if ranked else (),
+        flips=tuple(limits(model, cluster, coefficients, ranked, half)) if ranked else (),
+        alternatives=behind(ranked, objective) if ranked else (),
         notes=tuple(notes),
     )

@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from advisor.errors import printable
 
-PositiveInt = Annotated[int, Field(gt=0, le=10**15)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=10**15)]
+# Whole numbers that a float holds exactly. `lt`, so that it never meets a field's own `le`: of two, pydantic takes one.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**53)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**53)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -67,6 +67,7 @@ class Cluster(Noun):
         default=192e9, description="host memory that a GPU's process may use for offload"
     )
     nvme_bytes_per_s: NonNegativeFloat = Field(default=6e9, description="NVMe read rate a node, for offload")
+    nvme_bytes: NonNegativeFloat = Field(default=3.84e12, description="room on a node's NVMe drives, for offload")
     internode_bytes_per_s_per_gpu: PositiveFloat = Field(
         default=25e9, description="network rate per GPU between nodes, one direction (200 Gb/s NIC a GPU)"
     )

@@ -28,6 +28,7 @@ class OfflineJob(Noun):
     name: Name
     kind: Literal["batch", "train"] = "batch"
     backend: Name = Field(description="what runs it, such as deepspeed-zero-inference, deepspeed-train or vllm")
+    plan: str = Field(default="", max_length=300, description="how a group works, in words")
     total_tokens: PositiveFloat = Field(description="tokens to process in all")
     gpus_per_group: PositiveInt = Field(description="GPUs that work together; groups add up")
     tokens_per_s_per_group: PositiveFloat

@@ -41,6 +41,14 @@ class Request(Noun):
     max_model_len: PositiveInt | None = Field(default=None, le=10**9)
     engine_version: str = "0.26.0"
     price_usd_per_gpu_h: PositiveFloat | None = None
+    host_memory_bytes_per_gpu: NonNegativeFloat | None = Field(
+        default=None, le=1e14, description="host memory that a GPU's process may use for offload"
+    )
+    nvme_bytes: NonNegativeFloat | None = Field(default=None, le=1e17, description="room on a node's NVMe drives")
+    nvme_bytes_per_s: NonNegativeFloat | None = Field(default=None, le=1e13, description="NVMe read rate of a node")
+    network_bytes_per_s_per_gpu: PositiveFloat | None = Field(
+        default=None, ge=1e6, le=1e13, description="network rate between nodes of each GPU, one direction"
+    )
     provider: str | None = None
     price_kind: Literal["on-demand", "spot", "reserved", "own"] = "on-demand"
     power_cap_w: PositiveFloat | None = None

@@ -102,5 +102,6 @@ class TrainAnswer(Noun):
     rejected: tuple[TrainRejected, ...]
     n_considered: int
     why: tuple[str, ...] = ()
-    flips: tuple[str, ...] = ()
+    flips: tuple[str, ...] = Field(default=(), description="where the best plan stops being the best")
+    alternatives: tuple[str, ...] = Field(default=(), description="the best plan of each other kind, how far behind")
     notes: tuple[Note, ...] = ()

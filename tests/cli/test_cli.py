@@ -14,6 +14,7 @@ import pytest
 
 from advisor.cli import run
 from advisor.cli.commands import COMMANDS, build_parser, command_parser
+from advisor.cli.parse import size
 
 Cli = Callable[..., tuple[int, str, str]]
 FAST = ("--finalists", "2")
@@ -115,6 +116,29 @@ def test_compare_puts_both_sides_beside_each_other(cli: Cli) -> None:
     assert max(map(len, tables)) <= 100
 
 
+def test_compare_shows_an_overloaded_side_at_its_own_limit(cli: Cli) -> None:
+    words = ("compare", "--model", "llama-2-7b", "--gpus", "1xH100", "--rate", "3")
+    code, out, _ = cli(*words)
+    assert code == 0
+    shown = [x.split("P99")[1] for x in out.splitlines() if x.startswith("at 80% of its limit: E2E P99")]
+    assert shown
+    assert not any("-" in cells for cells in shown)
+    form = json_of(cli, *words)
+    own = form["at_own_limit"]
+    plans = {p["rank"]: p for p in form["plans"]}
+    for backend, rank in form["best_by_backend"].items():
+        best, alone = plans[rank], own[backend]
+        assert alone["prediction"]["requests_per_s"]["value"] == pytest.approx(
+            own["share"] * alone["requests_per_s"], rel=0.05
+        )
+        assert not alone["is_saturated"]
+        if best["is_saturated"]:
+            assert alone["requests_per_s"] == pytest.approx(best["prediction"]["requests_per_s"]["value"])
+        else:
+            assert alone["requests_per_s"] > 3
+    assert json_of(cli, *words[:-1], "0.05")["at_own_limit"] is None
+
+
 def test_simulate_replays_and_writes_every_request(cli: Cli, tmp_path: Path) -> None:
     target = tmp_path / "requests.csv"
     words = ("--rate", "5", "--requests", "120", "--arrivals", "gamma", "--cv", "2", "--out", str(target))
@@ -200,8 +224,45 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing claims": (["audit", "nowhere.toml"], "no such file"),
     "missing records": (["validate", "nowhere.jsonl"], "nowhere.jsonl"),
     "capacity without targets": (["capacity", "--model", "8b", "--gpus", "1xH100", "--slo", "none"], "--slo"),
+    "command": (["recomend", "--model", "8b", "--gpus", "1xH100"], "did you mean recommend"),
+    "choice": (["recommend", "--model", "8b", "--gpus", "1xH100", "--task", "tran"], "did you mean train"),
+    "too many plans": (["recommend", "--model", "8b", "--gpus", "1xH100", "--plans", "5000"], "--plans"),
+    "hour of day": (["mixed", "--model", "8b", "--gpus", "1xH100", "--rate", "1", "--peak-hour", "25"], "--peak-hour"),
+    "tokens": (["mixed", "--model", "8b", "--gpus", "1xH100", "--rate", "1", "--batch-tokens", "-5"], "--batch-tokens"),
+    "host memory": (["train", "--model", "8b", "--gpus", "1xH100", "--host-memory", "lots"], "such as 128GB"),
+    "no network": (["train", "--model", "8b", "--gpus", "2x8xH100", "--network", "0"], "--network"),
+    "stage 3 in a pipeline": (
+        ["train", "--model", "8b", "--gpus", "8xH100", "--zero-stage", "3", "--pp", "4"],
+        "use stage 1 with pp 4",
+    ),
+    "targets of a training": (
+        ["recommend", "--model", "8b", "--gpus", "1xH100", "--task", "train", "--slo", "ttft_p99=1s"],
+        "--slo does not apply to --task train",
+    ),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("128GB", 128e9), ("512 GiB", 512 * 2**30), ("3.84TB", 3.84e12), ("6GB/s", 6e9), ("400Gb/s", 50e9), ("1e9", 1e9)],
+)
+def test_sizes_and_rates_are_read_as_they_are_written(text: str, n_bytes: float) -> None:
+    assert size("")(text) == pytest.approx(n_bytes)
+
+
+def test_what_the_node_has_reaches_the_answer(cli: Cli) -> None:
+    train = ("train", "--model", "70b", "--gpus", "8xH100", "--zero-stage", "3", "--offload-optimizer", "cpu")
+    assert json_of(cli, *train)["best"] is not None
+    poor = json_of(cli, *train, "--host-memory", "64GB")
+    assert poor["best"] is None
+    assert "64.0 GB is there" in json.dumps(poor["rejected"])
+    slow, fast = (
+        json_of(cli, "train", "--model", "8b", "--gpus", "2x8xH100", "--zero-stage", "3", "--network", rate)
+        for rate in ("25Gb/s", "400Gb/s")
+    )
+    steps = [x["best"]["prediction"]["quantities"]["step_s"]["value"] for x in (slow, fast)]
+    assert steps[0] > 1.2 * steps[1]
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -139,6 +139,21 @@ def test_the_pipeline_script_carries_the_split() -> None:
         training_config(job.model_copy(update={"zero_stage": 3}))
 
 
+def test_a_pipeline_of_split_layers_sets_all_three_degrees() -> None:
+    # without a topology DeepSpeed takes the split GPUs for replicas and refuses train_batch_size
+    job = TrainJob(model="m", zero_stage=1, pp=2, tp=2, dp=4, gradient_accumulation_steps=16)
+    script = training_script(job, model())
+    assert "topology=PipeModelDataParallelTopology(num_pp=2, num_mp=2, num_dp=4)" in script
+    assert "from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology" in script
+    assert "num_stages" not in script
+    assert "get_slice_parallel_group" in script
+    ast.parse(script)
+    assert "on 2 GPUs" in training_files(job, model(), n_nodes=2, gpus_per_node=8)["EXPLAINED.md"]
+    alone = training_script(job.model_copy(update={"tp": 1}), model())
+    assert "opology" not in alone
+    assert "num_stages=2" in alone
+
+
 def test_the_files_of_a_job_on_two_nodes_explain_every_line() -> None:
     job = TrainJob(model="m", zero_stage=3, dp=16, hpz_ranks=8, has_quantized_weights=True)
     files = training_files(job, model(), n_nodes=2, gpus_per_node=8)

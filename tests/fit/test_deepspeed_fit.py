@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from advisor.catalog import load_catalog
-from advisor.fit.deepspeed import eager_coefficients, inject_coefficients, model_of, zero_coefficients
+from advisor.fit.deepspeed import eager_coefficients, inject_coefficients, job_of, model_of, zero_coefficients
 from advisor.fit.deepspeed_ranks import rank_coefficients, reduction_shares
 from advisor.fit.deepspeed_training import training_coefficients, two_rates
+from advisor.fit.deepspeed_training_power import training_power
+from advisor.predict.deepspeed_step import Rates
+from advisor.predict.train import step_parts
+from advisor.predict.train_memory import sizes_of
+from advisor.predict.train_power import time_shares
+from advisor.schema import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("deepspeed-0.19.8_h100.jsonl", "deepspeed-0.19.8_h100-2.jsonl", "micro-torch-2.11.0_h100.jsonl")
@@ -20,11 +26,14 @@ EVERY = [json.loads(x) for name in FILES for x in (ROOT / "data/runs" / name).re
 RECORDS = [r for r in EVERY if r["engine"] != "micro"]
 PUBLIC = json.loads((ROOT / "data/golden/deepspeed_public.json").read_text())
 COMMITTED = load_catalog().coefficients("deepspeed")
+H100 = Cluster(gpu=load_catalog().gpu("h100-sxm-80gb"), gpus_per_node=8)
 
 
 def test_the_committed_set_is_the_fit_s_output() -> None:
     found = eager_coefficients(RECORDS) | inject_coefficients(RECORDS)
     found |= zero_coefficients(RECORDS, PUBLIC) | training_coefficients(RECORDS, model_of) | rank_coefficients(EVERY)
+    values = {name: c.value for name, c in found.items()}
+    found |= training_power(RECORDS, H100, values, model_of=model_of, job_of=job_of)
     for name, c in found.items():
         assert COMMITTED.coefficients[name].value == pytest.approx(c.value, rel=1e-3), name
         assert COMMITTED.coefficients[name].source == c.source
@@ -101,3 +110,26 @@ def test_an_overlapped_reduction_is_not_read_as_a_fast_link() -> None:
     one, two = two_gpu_record(0.6)
     assert reduction_shares([one, two | {"cell": {"overlap_comm": True}}]) == []
     assert reduction_shares([one | {"zero_stage": 3}, two | {"zero_stage": 3}]) == []
+
+
+def test_accumulated_reductions_are_compared_with_as_many_passes_alone() -> None:
+    # four micro-steps take four backward passes of one GPU and four reductions
+    alone, two = two_gpu_record(0.5)
+    passes = {"backward_s": 4 * two["measured"]["backward_s"]}
+    four = two | {"zero_stage": 2, "gradient_accumulation_steps": 4, "measured": two["measured"] | passes}
+    assert reduction_shares([alone | {"zero_stage": 2}, four]) == pytest.approx([0.5])
+
+
+def test_the_draws_that_made_the_meter_s_values_are_found() -> None:
+    values = {name: c.value for name, c in COMMITTED.coefficients.items()}
+    drawn, made = (0.9, 0.3, 0.1), []
+    for r in RECORDS:
+        if r["engine"] == "deepspeed-zero-train":
+            model, job = model_of(r), job_of(r)
+            shares = time_shares(job, step_parts(model, H100, job, sizes_of(model, job), Rates(values)))
+            watts = r["n_gpus"] * (73 + sum(a * b for a, b in zip(shares, drawn, strict=True)) * (700 - 73))
+            made.append(r | {"measured": r["measured"] | {"board_power_w": {"mean": watts}}})
+    found = training_power(made, H100, values, model_of=model_of, job_of=job_of)
+    assert [c.value for c in found.values()] == pytest.approx(drawn)
+    with pytest.raises(ValueError, match="3 training records"):
+        training_power(made[:3], H100, values, model_of=model_of, job_of=job_of)

@@ -83,6 +83,27 @@ def test_offload_moves_eighteen_bytes_a_parameter_to_the_host() -> None:
     assert both.weights_bytes == both.optimizer_bytes == 0
 
 
+def test_nvme_takes_the_states_off_the_host_but_for_gradients_and_buffers() -> None:
+    # 70B on 8 ranks: 8.75e9 parameters a rank; 16 + 2 bytes each rest on drives. The host holds the 16-bit gradients
+    # (17.5 GB), four fp32 buffers of a 1e9 sub-group (16 GB), five of 1e8 parameters (1 GB) and max_in_cpu 1e9 (2 GB)
+    state = zero_state(
+        70e9, 8, 3, offload_optimizer=True, offload_param=True, is_optimizer_on_nvme=True, is_param_on_nvme=True
+    )
+    assert state.drive_bytes == 18 * 8.75e9
+    assert state.host_bytes == 17.5e9 + 16e9 + 1e9 + 2e9
+    cpu = zero_state(70e9, 8, 3, offload_optimizer=True, offload_param=True)
+    assert (cpu.drive_bytes, cpu.host_bytes) == (0.0, 20 * 8.75e9)
+    assert state.step_peak_bytes == cpu.step_peak_bytes
+
+
+def test_small_tensors_stay_gathered_in_stage_3() -> None:
+    # 65 norms of 4096 elements in a 7B: 2 bytes each on every rank instead of an eighth of it
+    plain, kept = zero_state(7e9, 8, 3), zero_state(7e9, 8, 3, persistent_params=65 * 4096)
+    assert kept.weights_bytes - plain.weights_bytes == pytest.approx(2 * 65 * 4096 * 7 / 8)
+    assert zero_state(7e9, 8, 2, persistent_params=65 * 4096) == zero_state(7e9, 8, 2)
+    assert zero_state(7e9, 1, 3, persistent_params=65 * 4096).weights_bytes == zero_state(7e9, 1, 3).weights_bytes
+
+
 def test_lora_keeps_states_for_the_adapters_only() -> None:
     full, lora = zero_state(7e9, 1, 2), zero_state(7e9, 1, 2, n_trainable=20e6)
     assert lora.weights_bytes == full.weights_bytes

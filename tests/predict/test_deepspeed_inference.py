@@ -321,3 +321,29 @@ def test_two_ranks_of_autotp_from_what_one_showed(record: dict[str, Any]) -> Non
     assert law.prefill_s(batch, prompt) == pytest.approx(
         record["measured"]["prefill_s"], rel=0.15 if is_host_bound else 0.05
     )
+
+
+def test_offloaded_weights_need_room_where_they_rest() -> None:
+    model = CATALOG.model("llama-2-70b")[0]
+    gpu = CATALOG.gpu("h100-sxm-80gb")
+    places = {
+        "none": Cluster(gpu=gpu, gpus_per_node=1, host_memory_bytes_per_gpu=0.0, nvme_bytes_per_s=0.0),
+        "host": Cluster(gpu=gpu, gpus_per_node=1, host_memory_bytes_per_gpu=64e9),
+        "drive": Cluster(gpu=gpu, gpus_per_node=1, host_memory_bytes_per_gpu=64e9, nvme_bytes=100e9),
+    }
+
+    def fault(place: str, offload: str) -> tuple[str, str] | None:
+        d = one("deepspeed-zero-inference", model="llama-2-70b", offload=offload, static_batch=1)
+        return feasible_deepspeed(model, places[place], d, workload(128, 128), COEFFICIENTS)
+
+    assert fault("host", "nvme") is None
+    for place, offload, says in (
+        ("none", "cpu", "of host memory a GPU, 0 B is there"),
+        ("none", "nvme", "of host memory a GPU"),
+        ("host", "cpu", "64.0 GB is there"),
+        ("drive", "nvme", "take 138 GB of a node's NVMe drives, 100 GB is there"),
+    ):
+        found = fault(place, offload)
+        assert found is not None
+        assert says in found[0]
+        assert ("3 GPUs" in found[1]) == ((place, offload) == ("host", "cpu"))  # 138 GB and pinned rounding over 64 GB

@@ -45,9 +45,21 @@ LLAMA_7B = CATALOG.model("llama-2-7b")[0]
 def test_phase_peaks_are_within_three_percent_of_the_records(record: dict[str, Any]) -> None:
     model, job = model_of(record), job_of(record)
     ours, seen = phase_peaks(job, sizes_of(model, job)), record["measured"]["phase_bytes"]
-    assert max(ours.values()) == pytest.approx(max(v for v in seen.values()), rel=0.03)
+    assert max(ours.values()) == pytest.approx(record["measured"]["peak_allocated_bytes"], rel=0.01)
     assert ours["fwd_peak"] == pytest.approx(seen["forward_peak"], rel=0.03)
-    assert ours["bwd_peak"] == pytest.approx(seen["backward_peak"], rel=0.03)
+    if job.gradient_accumulation_steps == 1:  # the phases are those of a step's first micro-step
+        assert ours["bwd_peak"] == pytest.approx(seen["backward_peak"], rel=0.03)
+
+
+def test_stage_2_holds_one_gradient_partition_while_a_later_micro_step_runs() -> None:
+    # measured on two H100, 1.3B, 4 x 2048 tokens: 32,446,689,280 bytes in one micro-step, 33,801,449,472 in four, so
+    # one partition of the gradients more, 2 P / N = 1.345 GB, not the two that are there when a micro-step ends
+    record = next(r for r in TRAINED if r["n_gpus"] == 2 and r["zero_stage"] == 1)
+    model, job = model_of(record), job_of(record).model_copy(update={"zero_stage": 2})
+    four = job.model_copy(update={"gradient_accumulation_steps": 4})
+    one_peak, four_peak = (max(phase_peaks(j, sizes_of(model, j)).values()) for j in (job, four))
+    assert one_peak == pytest.approx(32_446_689_280, rel=0.005)
+    assert four_peak == pytest.approx(33_801_449_472, rel=0.005)
 
 
 @pytest.mark.parametrize("record", TRAINED, ids=name_of)
@@ -76,7 +88,7 @@ def test_the_median_step_error_on_our_records_is_below_six_percent() -> None:
 
 def test_two_gpus_are_predicted_within_five_percent_where_only_the_link_was_fitted() -> None:
     two = [r for r in TRAINED if r["n_gpus"] == 2]
-    assert {r["zero_stage"] for r in two} == {0, 1, 3}
+    assert {r["zero_stage"] for r in two} >= {0, 1, 3}
     for r in two:
         p = predict_train(model_of(r), H100, job_of(r), COEFFICIENTS)
         assert p["step_s"] == pytest.approx(r["measured"]["step_s"], rel=0.05)
@@ -178,6 +190,7 @@ REFUSED = [
     ({"zero_stage": 2, "has_quantized_weights": True}, "works with stage 3"),
     ({"zero_stage": 1, "hpz_ranks": 2}, "works with stage 3"),
     ({"zero_stage": 3, "dp": 8, "hpz_ranks": 3}, "does not divide dp 8; use 2"),
+    ({"lora_rank": 65536}, "exceeds the model's width; use at most 4,096"),
 ]
 
 
@@ -207,6 +220,55 @@ def test_offload_without_host_memory_is_refused() -> None:
     job = TrainJob(model="llama-2-7b", zero_stage=3, offload_optimizer="cpu", offload_param="cpu", is_checkpointed=True)
     reason, _ = feasible_train(LLAMA_7B, poor, job, COEFFICIENTS)  # type: ignore[misc]
     assert "host memory" in reason
+
+
+def test_a_card_without_bf16_trains_in_fp16() -> None:
+    v100 = Cluster(gpu=CATALOG.gpu("v100-sxm-32gb"), gpus_per_node=8)
+    job = TrainJob(model="llama-2-7b", zero_stage=3, dp=8, is_checkpointed=True)
+    reason, nearest = feasible_train(LLAMA_7B, v100, job, COEFFICIENTS)  # type: ignore[misc]
+    assert "no bf16 arithmetic" in reason
+    assert nearest == "use dtype fp16"
+    assert feasible_train(LLAMA_7B, v100, job.model_copy(update={"dtype": "fp16"}), COEFFICIENTS) is None
+
+
+def test_the_report_of_half_an_estimated_gigabyte_and_twenty_seen() -> None:
+    # deepspeedai/DeepSpeed#4527: a 6.8B model, stage 3, both offloads, 4 GPUs: 0.49 GB estimated, 14.7 to 21.3 GB seen.
+    # One sequence of 2,048 tokens without checkpointing gives that: 15.4 GiB allocated, 20.2 GiB of the device.
+    offloads = {"offload_optimizer": "cpu", "offload_param": "cpu"}
+    job = TrainJob.model_validate({"model": "llama-2-7b", "zero_stage": 3, "dp": 4} | offloads)
+    a100 = Cluster(gpu=CATALOG.gpu("a100-sxm-80gb"), gpus_per_node=4)
+    p = predict_train(LLAMA_7B, a100, job, COEFFICIENTS)
+    for name in ("allocated_bytes_per_gpu", "memory_bytes_per_gpu"):
+        assert 14.7 < p[name] / 2**30 < 21.3
+    said = next(n.text for n in p.notes if "own estimator" in n.text)
+    assert "says 524 MB a GPU" in said  # 0.49 GiB
+
+
+def test_adapters_are_small_enough_to_stay_gathered() -> None:
+    # rank 16 on the attention of a 7B: four matrices of two sides, 16 x 4096 elements each, below 1e5; rank 32 is above
+    def kept(rank: int) -> float:
+        return sizes_of(LLAMA_7B, TrainJob(model="llama-2-7b", zero_stage=3, dp=8, lora_rank=rank)).persistent
+
+    assert kept(16) - kept(32) == 32 * 8 * 16 * 4096
+    assert kept(32) == 65 * 4096
+
+
+def test_drives_need_room_and_leave_the_host_alone() -> None:
+    places = {"offload_optimizer": "nvme", "offload_param": "nvme", "is_checkpointed": True, "zero_stage": 3, "dp": 8}
+    job = TrainJob.model_validate({"model": "llama-2-70b"} | places)
+    model = CATALOG.model("llama-2-70b")[0]
+    room = {"host_memory_bytes_per_gpu": 48e9, "nvme_bytes": 2e12}
+    node = Cluster(gpu=CATALOG.gpu("h100-sxm-80gb"), gpus_per_node=8, **room)
+    assert feasible_train(model, node, job, COEFFICIENTS) is None  # 18 bytes a parameter: 1.24 TB
+    assert predict_train(model, node, job, COEFFICIENTS)["drive_bytes_per_node"] == pytest.approx(
+        18 * 68.98e9, rel=1e-3
+    )
+    on_host = job.model_copy(update={"offload_optimizer": "cpu", "offload_param": "cpu"})
+    assert "host memory" in feasible_train(model, node, on_host, COEFFICIENTS)[0]  # type: ignore[index]
+    small = node.model_copy(update={"nvme_bytes": 1e12})
+    reason, nearest = feasible_train(model, small, job, COEFFICIENTS)  # type: ignore[misc]
+    assert "drives, 1.00 TB is there" in reason
+    assert nearest == "1.24 TB of drives a node"
 
 
 def test_a_job_with_the_wrong_number_of_stages_is_no_job() -> None:

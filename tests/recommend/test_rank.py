@@ -86,6 +86,9 @@ def test_order_by_hand() -> None:
     assert order(scores, bad, latency, n).tolist() == [3, 2, 1, 4, 0]
     # unmaintained software comes after what is maintained, but before what misses
     assert order(scores, bad, latency, n, np.array([0.0, 0, 0, 1, 0])).tolist() == [2, 1, 4, 3, 0]
+    # of two that miss, the one that serves the load comes first, maintained or not
+    over = np.array([1.4, SATURATED * 23])
+    assert order(np.ones(2), over, np.ones(2), np.ones(2), np.array([2.0, 0])).tolist() == [0, 1]
     # to be maximised: the more negative the better
     assert order(-scores, np.zeros(5), latency, n).tolist() == [4, 1, 3, 2, 0]
 

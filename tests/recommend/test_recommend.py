@@ -330,3 +330,14 @@ def test_a_cap_that_the_replay_keeps_rejects_nothing() -> None:
 def test_a_prefix_as_long_as_the_prompt_is_refused() -> None:
     with pytest.raises(DomainError, match="leaves nothing of a mean prompt"):
         recommend(Request(model="8b", gpus="1xH100", rate=1, prefix=PrefixSharing(shared_prefix_tokens=10**9)))
+
+
+def test_a_pool_with_a_price_costs_it_beside_one_without() -> None:
+    # the L4 has no on-demand price, so plans rank by GPU hours; the H100 still costs what it costs, not 1 USD an hour
+    answer = recommend(Request(model="llama-3.1-8b", gpus="1xL4,1xH100", rate=1.0, n_finalists=0))
+    alone = recommend(Request(model="llama-3.1-8b", gpus="1xH100", rate=1.0, n_finalists=0))
+    assert alone.best is not None
+    cost = {p.deployment.gpu: p.usd_per_h for p in answer.plans if p.backend == "vllm"}
+    assert cost == {"h100-sxm-80gb": alone.best.usd_per_h, "l4": 0.0}
+    assert alone.best.usd_per_h > 2
+    assert any("cost is counted in GPU hours" in n.text for n in answer.notes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from typing import Any
 
 import pytest
 
@@ -73,11 +75,85 @@ def test_lora_needs_no_offload_on_one_consumer_card() -> None:
     assert full.best is None or full.best.job.offload_optimizer != "none"
 
 
-def test_flips_say_how_far_the_other_kinds_are_behind() -> None:
-    flips = answer("llama-2-7b").flips
-    assert any("ZeRO-3" in line for line in flips)
-    assert any("a pipeline" in line for line in flips)
-    assert all("%" in line for line in flips)
+def test_alternatives_say_how_far_the_other_kinds_are_behind_and_where() -> None:
+    got = answer("llama-2-7b")
+    assert any("Best with ZeRO-3" in line for line in got.alternatives)
+    assert any("Best with a pipeline" in line for line in got.alternatives)
+    assert got.best is not None
+    third = next(p for p in answer("llama-2-7b", fixed={"zero_stage": 3}).plans)
+    more = got.best.prediction["tokens_per_s"] / third.prediction["tokens_per_s"] - 1
+    line = next(x for x in got.alternatives if "Best with ZeRO-3" in x)
+    assert f"{more:.0%} more time a token, mostly" in line
+
+
+def test_flips_are_where_the_best_plan_stops_fitting() -> None:
+    got = answer("llama-3.1-8b")
+    assert got.best is not None
+    longest = int(re.search(r"above ([\d,]+) tokens", " ".join(got.flips))[1].replace(",", ""))  # type: ignore[index]
+    model = CATALOG.model("llama-3.1-8b")[0]
+    for length, fits in ((longest, True), (longest + 128, False)):
+        job = got.best.job.model_copy(update={"sequence_length": length})
+        assert (feasible_train(model, H100, job, COEFFICIENTS) is None) == fits
+    layers = int(re.search(r"\((\d+) layers\)", " ".join(got.flips))[1])  # type: ignore[index]
+    for n, fits in ((layers, True), (layers + 1, False)):
+        deeper = model.model_copy(update={"n_layers": n})
+        assert (feasible_train(deeper, H100, got.best.job, COEFFICIENTS) is None) == fits
+    half = answer("llama-3.1-8b", H100.model_copy(update={"gpus_per_node": 4})).best
+    assert half is not None
+    ratio = half.prediction["step_s"] / got.best.prediction["step_s"]
+    assert any(x.startswith("On 4 of these GPUs") and f"{ratio:.2f} times" in x for x in got.flips)
+
+
+def test_where_nothing_fits_what_would_is_said() -> None:
+    got = answer("llama-3.1-405b")  # 16 bytes a parameter are 6.5 TB: neither 8 GPUs nor their host or drives hold it
+    assert got.best is None
+    assert got.rejected
+    more = re.match(r"(\d+) nodes of (\d+) h100-sxm-80gb would do", got.why[0])
+    assert more is not None
+    enough = H100.model_copy(update={"n_nodes": int(more[1]), "gpus_per_node": int(more[2])})
+    assert answer("llama-3.1-405b", enough).best is not None
+    assert "lora_rank 16" in got.why[1]
+    assert answer("llama-3.1-405b", lora_rank=16).best is not None
+    one = Cluster(gpu=CATALOG.gpu("l4"), gpus_per_node=1)
+    none = answer("llama-3.1-405b", one, global_batch=8, fixed={"zero_stage": 0, "tp": 1, "pp": 1})
+    assert "No number of these GPUs" in none.why[0]
+
+
+def test_a_plan_that_the_allocator_may_break_says_so() -> None:
+    got = answer("llama-3.1-8b", sequence_length=4096)
+    for plan in got.plans:
+        memory = plan.prediction.quantities["memory_bytes_per_gpu"]
+        warned = any("expandable_segments" in line for line in plan.reasons)
+        assert warned == (memory.high > H100.gpu.device_memory_bytes)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "says"),
+    [
+        ({"zero_stage": 3, "pp": 4}, "refuses pipeline parallelism; use stage 1 with pp 4"),
+        ({"zero_stage": 2, "offload_param": "cpu"}, "works with stage 3 only"),
+        ({"zero_stage": 0, "offload_optimizer": "cpu"}, "needs stage 1, 2 or 3"),
+        ({"pp": 4, "stage_layers": (7, 8, 8, 10)}, "sum to 33, the model has 32 layers; use 8,8,8,8"),
+        ({"pp": 4, "n_chunks": 2}, "no interleaved schedule"),
+        ({"hpz_ranks": 3}, "does not divide dp 8; use 2"),
+        ({"lora_rank": 100_000}, "less than or equal to 65536"),
+        ({"lora_rank": 8192}, "use at most 4,096"),
+    ],
+    ids=str,
+)
+def test_what_no_memory_would_cure_is_one_sentence(fixed: dict[str, Any], says: str) -> None:
+    with pytest.raises(DomainError, match=says):
+        answer("llama-2-7b", fixed=fixed)
+
+
+def test_volta_trains_in_fp16_unless_bf16_is_asked_for() -> None:
+    volta = Cluster(gpu=CATALOG.gpu("v100-sxm-32gb"), gpus_per_node=8)
+    got = answer("llama-2-7b", volta)
+    assert got.best is not None
+    assert {p.job.dtype for p in got.plans} == {"fp16"}
+    assert any("no bf16 arithmetic" in n.text for n in got.best.prediction.notes)
+    with pytest.raises(DomainError, match="no bf16 arithmetic; use dtype fp16"):
+        answer("llama-2-7b", volta, fixed={"dtype": "bf16"})
 
 
 def test_energy_is_another_objective() -> None:
@@ -90,8 +166,12 @@ def test_energy_is_another_objective() -> None:
 
 def test_bad_input_is_named() -> None:
     three = Cluster(gpu=CATALOG.gpu("h100-sxm-80gb"), gpus_per_node=3)
-    with pytest.raises(DomainError, match="use 9"):
+    with pytest.raises(DomainError, match="use global_batch 9"):
         answer("llama-2-7b", three, global_batch=7)
+    with pytest.raises(
+        DomainError, match=r"is no multiple of 8 data-parallel GPUs x .* use global_batch 4096 or micro_batch_size 8"
+    ):
+        answer("llama-2-7b", fixed={"micro_batch_size": 512})
     with pytest.raises(DomainError, match="use at most 4096"):
         answer("llama-2-7b", sequence_length=8192)
     with pytest.raises(DomainError, match="must be positive"):

@@ -208,6 +208,7 @@ def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
     parts.table(rows, {label(n): partial(show, n) for n in names}, "best-jobs")
     parts.sentences("Why", answer.why)
     parts.sentences("What would change the answer", answer.flips)
+    parts.sentences("How far the others are behind", answer.alternatives)
     if answer.rejected:
         with st.expander("Why not the others"):
             rejected = [{"reason": r.reason, "what would fit": r.nearest, "jobs": r.count} for r in answer.rejected]

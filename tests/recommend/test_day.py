@@ -1,0 +1,38 @@
+"""Days on one budget: the training job takes the GPUs that serve the day best."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor.errors import DomainError
+from advisor.recommend.day import Day, DayPlan, Offline, plan_day
+from advisor.schema import Request
+
+DAY = Day(peak_requests_per_s=20.0, night_frac=0.2, peak_hour=14.0, headroom_frac=0.2)
+TOKENS = 200_000_000
+
+
+def plan(**more: int) -> DayPlan:
+    request = Request(model="llama-3.1-8b", gpus="8xH100", rate=20, n_finalists=1)
+    return plan_day(request, DAY, Offline.model_validate({"train_tokens": TOKENS} | more))
+
+
+def test_training_does_not_ask_for_a_whole_node_that_serving_never_leaves() -> None:
+    found = plan()
+    best = found.answer.plan(found.answer.best)
+    (job,) = found.jobs
+    assert best.meets_all
+    assert job.gpus_per_group < 8
+    assert "ZeRO-" in job.plan
+    # by hand: the work is done in the hours in which the job has its GPUs
+    done = sum(hour.job_tokens["training"] for hour in best.hours)
+    assert done == pytest.approx(TOKENS)
+    assert all(hour.job_gpus["training"] in (0, job.gpus_per_group) for hour in best.hours)
+    assert max(hour.serving_gpus + hour.job_gpus["training"] for hour in best.hours) <= 8
+    whole = plan(train_gpus=8)
+    assert not whole.answer.plan(whole.answer.best).meets_all
+
+
+def test_more_gpus_than_a_node_are_refused_with_the_most_that_are_taken() -> None:
+    with pytest.raises(DomainError, match="got 16; use at most 8"):
+        plan(train_gpus=16)
