@@ -149,6 +149,7 @@ def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAns
         lora_rank=job.lora_rank,
         stack=job.stack,
         total_tokens=job.total_tokens,
+        fixed={"dtype": job.dtype},
     )
     model, cluster = Model.model_validate_json(model_json), Cluster.model_validate_json(cluster_json)
     return pool.run(ask_all, model, cluster, load_catalog().coefficients("deepspeed"))

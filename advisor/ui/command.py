@@ -105,7 +105,19 @@ def train_words(job: TrainJob, gpus: str) -> list[str]:
     words += ["--global-batch", str(job.train_batch_size), "--sequence-length", str(job.sequence_length)]
     if job.lora_rank:
         words += ["--lora-rank", str(job.lora_rank)]
+    for field in ("stack", "dtype"):
+        if (value := getattr(job, field)) != TrainJob.model_fields[field].default:
+            words += [f"--{field}", value]
     return words + (["--tokens", str(job.total_tokens)] if job.total_tokens else [])
+
+
+def train_job_words(job: TrainJob, gpus: str) -> list[str]:
+    """Return the words of `advisor train` that fix every part of a job, so that it is the one that is predicted."""
+    words = [*train_words(job, gpus), "--zero-stage", str(job.zero_stage), "--micro-batch", str(job.micro_batch_size)]
+    words += ["--tp", str(job.tp), "--pp", str(job.pp)]
+    words += ["--offload-optimizer", job.offload_optimizer, "--offload-param", job.offload_param]
+    words.append("--checkpointing" if job.is_checkpointed else "--no-checkpointing")
+    return words if job.has_overlap is None else [*words, "--overlap" if job.has_overlap else "--no-overlap"]
 
 
 def _common(command: str, request: Request, flags: Mapping[str, str]) -> list[str]:

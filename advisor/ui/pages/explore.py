@@ -40,7 +40,7 @@ def render() -> None:
         chosen = _recommended(request, chosen) | chosen
     plan = call.predict(request, chosen)
     st.markdown(f"**{plain(charts.plan_name(plan))}**")
-    parts.headline(plan.prediction.quantities, HEADLINE)
+    parts.serving_headline(plan.prediction, HEADLINE)
     parts.notes((*plan.notes, *plan.prediction.notes))
     found = call.look(request, chosen)
     _roofline(found.roofline, plan)
@@ -61,7 +61,7 @@ def render() -> None:
     st.caption("`advisor simulate` with the same flags prints the timeline and the roofline.")
     parts.glossary(
         *("ttft", "tpot", "saturation", "kv", "prefill", "decode", "roofline", "intensity", "mfu", "mbu"),
-        *("tp", "pp", "dp", "interval"),
+        *("tp", "pp", "dp", "interval", *parts.OF_A_STEP),
     )
 
 
