@@ -46,6 +46,8 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
         return made | {"tickformat": ".0%"}
     if unit.startswith("$"):
         return made | {"tickprefix": "$", "tickformat": ",~r"}
+    if name.endswith("requests_per_s"):
+        return made | {"tickformat": "~g"}  # a prefix would make half a request 500m
     return made | {"tickformat": "~s", "ticksuffix": unit if unit in {"s", "B", "W", "J"} else ""}
 
 

@@ -39,6 +39,11 @@ FLAGS = {
 }
 SEARCH = ("task", "max_plans", "n_finalists")
 """Fields that only `advisor recommend` takes."""
+MONEY = (
+    *("price_usd_per_gpu_h", "provider", "price_kind", "power_cap_w", "budget_usd_per_h"),
+    *("electricity_usd_per_kwh", "pue", "grid_kgco2e_per_kwh"),
+)
+"""Fields that a replay of traffic does not ask for."""
 
 
 def slo_text(slo: Slo) -> str:
@@ -67,7 +72,16 @@ def compare_words(request: Request) -> list[str]:
 
 def predict_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
     """Return the words of `advisor predict` for a request and the settings of one deployment."""
-    words = _common("predict", request, {k: v for k, v in FLAGS.items() if k not in (*SEARCH, "objective")})
+    return _deployed("predict", request, chosen, (*SEARCH, "objective"))
+
+
+def simulate_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
+    """Return the words of `advisor simulate` for a request and the settings of one deployment: no money in it."""
+    return _deployed("simulate", request, chosen, (*SEARCH, "objective", *MONEY))
+
+
+def _deployed(command: str, request: Request, chosen: Mapping[str, Any], left_out: tuple[str, ...]) -> list[str]:
+    words = _common(command, request, {k: v for k, v in FLAGS.items() if k not in left_out})
     for field, value in chosen.items():
         words += [f"--{field.replace('_', '-')}", str(value)]
     return words

@@ -16,7 +16,7 @@ from advisor.schema import Interval, Note, Plan, Prediction
 from advisor.ui import call, charts
 from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
-CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 2}, "responsive": True}
+CHART = {"displaylogo": False, "responsive": True}
 PLAN_COLUMNS = (
     "ttft_p50_s",
     "ttft_p99_s",
@@ -45,6 +45,10 @@ HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | 
     "micro-steps": "Micro batches whose gradients are summed before the optimizer steps.",
     "checkpointing": HELP["checkpointing"],
     label("step_s"): "Time of one optimizer step.",
+    label("tokens_per_s"): "Tokens of all GPUs together, a second.",
+    label(
+        "allocated_bytes_per_gpu"
+    ): "What the job's tensors and the CUDA context take at the peak; it must fit the card.",
     label("mfu_frac"): HELP["mfu"],
     "FLOP/byte": HELP["intensity"],
     "of peak": "Share of the card's dense peak.",
@@ -125,10 +129,12 @@ def sentences(title: str, lines: Iterable[str]) -> None:
 
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     """Show a chart that follows the theme and exports PNG; `on_select` is called when a point is clicked."""
+    image = {"format": "png", "scale": 2, "filename": f"advisor-{key.replace(' ', '-')}"}
+    config = CHART | {"toImageButtonOptions": image}
     if on_select is None:
-        st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+        st.plotly_chart(figure, key=key, config=config, alt=alt)
     else:
-        st.plotly_chart(figure, key=key, config=CHART, alt=alt, on_select=on_select, selection_mode="points")
+        st.plotly_chart(figure, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points")
 
 
 def taken_apart(plan: Plan) -> None:

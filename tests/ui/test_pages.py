@@ -101,6 +101,16 @@ def test_an_unknown_name_is_one_sentence(answers: Answers, open_page: Open) -> N
     assert [e.value for e in test.error] == ["unknown model 'lama-8b'; did you mean llama-3.1-8b?"]
 
 
+def test_an_error_of_the_catalogue_gives_no_advice_for_the_command_line(open_page: Open) -> None:
+    for name, query in (("recommend", {"model": "lama-8b"}), ("explore", {"gpus": "8xZ100"})):
+        test = open_page(name, **query)
+        assert not test.exception
+        (error,) = test.error
+        assert error.value.startswith("unknown ")
+        assert "Run 'advisor" not in error.value
+        assert "side bar" in error.value
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret/config.json", "~/x", "8x/etc/card.toml", "tests"])
 def test_a_page_reads_no_file_of_its_machine(answers: Answers, open_page: Open, path: str) -> None:
     seen = answers()
@@ -255,7 +265,10 @@ def test_audit_answers_a_bad_file_with_a_sentence(open_page: Open, text: str, wh
     ("name", "query"),
     [
         ("capacity", {"model": "8b", "gpus": "8xH100", "peak": "12", "ttft_p99": "1.5 s", "offline": "both"}),
-        ("explore", {"model": "8b", "gpus": "2xH100", "at_tp": "2", "at_max_num_seqs": "64", "load": "rate"}),
+        (
+            "explore",
+            {"model": "8b", "gpus": "2xH100", "at_tp": "2", "at_max_num_seqs": "64", "load": "rate", "usd": "2"},
+        ),
         ("compare", {"model": "8b", "gpus": "1xH100"}),
         ("train", {"train_model": "qwen3-8b", "gpus": "8xH100", "micro": "2", "tokens": "1000000000"}),
     ],
@@ -268,7 +281,11 @@ def test_each_pages_command_is_understood_and_asks_the_same(
     test = open_page(name, **query)
     assert not test.exception
     assert not test.error
-    args = build_parser().parse_args(shlex.split(codes(test)[-1].splitlines()[-1])[1:])
+    lines = codes(test)[-1].splitlines()
+    if name == "explore":  # the second line is the replay, which has the same settings and no money
+        replay = build_parser().parse_args(shlex.split(lines.pop())[1:])
+        assert (replay.command, replay.tp, replay.max_num_seqs, replay.rate) == ("simulate", 2, 64, 5.0)
+    args = build_parser().parse_args(shlex.split(lines[-1])[1:])
     assert args.model == query.get("model", query.get("train_model"))
     assert args.gpus == query["gpus"]
     expected: dict[str, dict[str, Any]] = {

@@ -57,8 +57,9 @@ def test_explore_shows_the_roofline_of_the_api(open_page: Open) -> None:
 def test_explore_keeps_a_typed_length_among_the_stops_of_its_slider(open_page: Open, codes: Codes) -> None:
     test = open_page("explore", model="8b", gpus="1xH100", at_tp="1", prompt="900", at_max_num_seqs="48")
     assert not test.exception
-    assert "--prompt-tokens 900" in codes(test)[-1]
-    assert "--max-num-seqs 48" in codes(test)[-1]
+    for line in codes(test)[-1].splitlines():
+        assert "--prompt-tokens 900" in line
+        assert "--max-num-seqs 48" in line
 
 
 def test_compare_shows_any_two_plans_as_a_diff(answers: Answers, open_page: Open, codes: Codes) -> None:

@@ -160,6 +160,10 @@ def _bars(stages: Stages, refused: dict[int, str], cluster: Cluster) -> None:
     if bars:
         limit = call.card_limit(cluster.gpu.name)
         parts.chart(charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card")
+        st.caption(
+            "A job runs when everything but the allocator's slack fits: PyTorch keeps that memory for later tensors"
+            " and gives it back when the card is full."
+        )
     parts.notes(Note(text=f"Stage {stage}: {why}") for stage, why in refused.items())
 
 
@@ -217,7 +221,7 @@ def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
     if answer.best is None:
         st.error(f"No job trains {plain(model.name)} on these GPUs.")
     rows = [_row(p) for p in answer.plans]
-    names = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac")
+    names = ("step_s", "tokens_per_s", "allocated_bytes_per_gpu", "mfu_frac")
     parts.table(rows, {label(n): partial(show, n) for n in names}, "best-jobs")
     parts.downloads(
         {
@@ -258,4 +262,4 @@ def _row(plan: TrainPlan) -> dict[str, Any]:
         "micro-steps": job.gradient_accumulation_steps,
         "checkpointing": "yes" if job.is_checkpointed else "",
     }
-    return row | {label(n): q[n] for n in ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac")}
+    return row | {label(n): q[n] for n in ("step_s", "tokens_per_s", "allocated_bytes_per_gpu", "mfu_frac")}
