@@ -9,7 +9,8 @@ from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
 from advisor.recommend.compare import OWN_SHARE, OwnLimit
 from advisor.recommend.explain import DEEPSPEED_LABELS, layout_short, layout_text, workload_text
-from advisor.schema import Breakdown, Interval, Note, Plan, Prediction, Recommendation
+from advisor.recommend.form import settled
+from advisor.schema import Breakdown, Note, Plan, Recommendation
 from advisor.units import format_count, format_rate, format_s, format_usd, format_w
 
 MAIN = (
@@ -124,20 +125,9 @@ def plan_table(plans: Sequence[Plan], *, with_gpu: bool) -> list[str]:
     return table(HEAD, [_row(p, with_gpu=with_gpu) for p in plans], left=2)
 
 
-def _steady(prediction: Prediction) -> dict[str, Interval]:
-    """Return the quantities that are numbers: the waiting of a saturated plan grows with the time of watching."""
-    waiting = ("ttft", "e2e", "energy_j_per_request", "slo_attainment", "goodput")
-    q = prediction.quantities
-    shown = {k: v for k, v in q.items() if not (prediction.is_saturated and k.startswith(waiting))}
-    capacity = shown.get("saturation_requests_per_s")
-    if capacity is not None and capacity.value < q["requests_per_s"].value:
-        del shown["saturation_requests_per_s"]  # of a closed loop: its clients never send more than is served
-    return shown
-
-
 def numbers(plan: Plan, names: Sequence[str] = MAIN) -> list[str]:
     """Return the plan's main quantities with their 90 % intervals."""
-    q = _steady(plan.prediction)
+    q = settled(plan.prediction)
     rows = [(f"  {label(n)}", format_interval(n, q[n])) for n in names if n in q]
     width = max((len(r[0]) for r in rows), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in rows]
@@ -307,7 +297,7 @@ def compare_lines(answer: Recommendation, own: Mapping[str, OwnLimit]) -> list[s
         return [*lines, "", "No backend can run it:", *(x for r in answer.rejected for x in bullet(r.reason))]
     rows = [("layout", *(f"{p.deployment.n_gpus}x {layout_short(p.deployment)}".strip() for p in plans))]
     for name in COMPARED:
-        cells = [_steady(p.prediction).get(name) for p in plans]
+        cells = [settled(p.prediction).get(name) for p in plans]
         if any(cells):
             rows.append((label(name), *(format_quantity(name, c.value) if c else "-" for c in cells)))
     if own:

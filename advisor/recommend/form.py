@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from advisor.schema import Plan, Prediction, Recommendation
+from advisor.schema import Interval, Plan, Prediction, Recommendation
+
+WAITING = ("ttft", "e2e", "energy_j_per_request", "slo_attainment", "goodput")
+"""First words of the quantities that grow with the time of watching where more arrives than is served."""
 
 
 def prediction_json(prediction: Prediction) -> dict[str, Any]:
@@ -15,6 +18,16 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
         "method": prediction.method,
         "is_saturated": prediction.is_saturated,
     }
+
+
+def settled(prediction: Prediction) -> dict[str, Interval]:
+    """Return the quantities that are numbers: not those that only say how long a saturated plan was watched."""
+    q = prediction.quantities
+    shown = {k: v for k, v in q.items() if not (prediction.is_saturated and k.startswith(WAITING))}
+    capacity = shown.get("saturation_requests_per_s")
+    if capacity is not None and "requests_per_s" in q and capacity.value < q["requests_per_s"].value:
+        del shown["saturation_requests_per_s"]  # of a closed loop: its clients never send more than is served
+    return shown
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -185,7 +185,9 @@ def make_plan(question: Question, option: Option, *, rank: int, has_prices: bool
         value = values.get(f"{target.metric}_{target.statistic}_s")
         if value is not None:
             verb = "misses" if target in misses else "meets"
-            reasons.append(f"{verb} {target.name}: {format_s(value)} against {format_s(target.max_s)}")
+            grows = prediction.is_saturated and target.metric != "tpot"
+            shown = "no bound in an overload" if grows else format_s(value)
+            reasons.append(f"{verb} {target.name}: {shown} against {format_s(target.max_s)}")
     notes = [*_risks(question, option)]
     ratios = [float(target_value(values, t)) / t.max_s for t in question.slo.targets]
     is_doubtful = not misses and max(ratios, default=0.0) * option.badness_factor > 1

@@ -17,7 +17,7 @@ from advisor.fit.records import read_records
 from advisor.fit.validate import METRICS, Row, by_regime, summary, validate
 from advisor.schema import RunRecord
 from advisor.ui import charts_trust, parts, pool, state
-from advisor.ui.text import plain
+from advisor.ui.text import HELP, plain
 from advisor.units import MIB
 
 ALL = "all of them"
@@ -32,6 +32,14 @@ TITLES = {
     "requests_per_s": "Requests/s",
     "board_power_w.mean": "Board power",
     "kv_blocks": "KV blocks",
+}
+MEANING = {
+    "ttft_s.p50": f"{HELP['ttft']} Half of the requests are faster.",
+    "ttft_s.p99": f"{HELP['ttft']} {HELP['p99']}",
+    "tpot_s.p50": HELP["tpot"],
+    "requests_per_s": "Requests that were completed a second.",
+    "board_power_w.mean": HELP["power"],
+    "kv_blocks": "Blocks of the KV cache that the engine reports when it starts: how many tokens fit.",
 }
 QUANTITY = {"ttft_s.p50": "s", "ttft_s.p99": "s", "tpot_s.p50": "s", "requests_per_s": "requests_per_s"}
 QUANTITY |= {"board_power_w.mean": "W", "kv_blocks": "blocks"}
@@ -215,14 +223,10 @@ def headline(overall: Errors, coverage: Mapping[str, float] | None = None) -> No
             e = overall[metric]
             held = (coverage or {}).get(metric)
             tail = f"bias {e['bias']:+.1%}, {e['n']:.0f} cells" if held is None else f"interval held {held:.0%}"
-            column.metric(
-                f"{TITLES[metric]}, median error",
-                f"{e['median']:.1%}",
-                f"P90 {e['p90']:.1%}, {tail}",
-                delta_color="off",
-                delta_arrow="off",
-                border=True,
-                height="stretch",
+            held_text = "" if held is None else " Held: share of measured values inside the 90 % interval."
+            text = f"{MEANING[metric]} {HELP['gaps']}{held_text}"
+            parts.metric(
+                column, f"{TITLES[metric]}, median error", f"{e['median']:.1%}", f"P90 {e['p90']:.1%}, {tail}", text
             )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from advisor.recommend.power import Terms
@@ -55,25 +53,19 @@ def _shown(name: str, interval: Interval) -> str:
     return f"{show(unit, interval.value)} ({show(unit, interval.low)} to {show(unit, interval.high)})"
 
 
-def _metric(column: Any, title: str, value: str, below: str | None = None, help: str = "") -> None:
-    column.metric(
-        title, value, below, delta_color="off", delta_arrow="off", border=True, height="stretch", help=help or None
-    )
-
-
 def money(month: Month, plan: MixedPlan, report: PowerReport, terms: Terms) -> None:
     """Show what a month of the day costs at every provider, and a token at the peak."""
     best = month.bills[0] if month.bills else None
     columns = st.columns(3)
     if best is not None:
-        _metric(
+        parts.metric(
             columns[0],
             "Cheapest rent, a month",
             show("usd", best.usd_per_month),
             f"{best.provider}, {best.kind}",
             "All GPUs of the plan, day and night.",
         )
-        _metric(
+        parts.metric(
             columns[1],
             "The same, only hours in use",
             show("usd", best.usd_per_month_following),
@@ -81,13 +73,16 @@ def money(month: Month, plan: MixedPlan, report: PowerReport, terms: Terms) -> N
             "Where GPUs can be given back whenever the day leaves them idle.",
         )
     else:
-        _metric(columns[0], "Rent", "no price known", "give your own in the side bar")
+        parts.metric(columns[0], "Rent", "no price known", "give your own in the side bar", HELP["usd_per_h"])
     if month.own_usd is not None:
-        _metric(columns[2], "Own hardware, a month", show("usd", month.own_usd), "with its electricity where given")
+        text = "The price over the years of use, a month of it."
+        parts.metric(
+            columns[2], "Own hardware, a month", show("usd", month.own_usd), "with its electricity where given", text
+        )
     elif month.electricity_usd is not None:
         e = month.electricity_usd
         text = f"{show('usd', e.low)} to {show('usd', e.high)}"
-        _metric(columns[2], "Electricity, a month", show("usd", e.value), text, HELP["pue"])
+        parts.metric(columns[2], "Electricity, a month", show("usd", e.value), text, HELP["pue"])
     if not plan.meets_all:
         st.warning("These GPUs do not do it all; the bill is for them nevertheless. The day's view says why.")
     if month.bills:
@@ -159,18 +154,17 @@ def _usd(interval: Interval) -> str:
 def power(month: Month, plan: MixedPlan, report: PowerReport, request: Request) -> None:
     """Show energy and emissions of the month, power over the day, power limits of a board and racks."""
     columns = st.columns(3)
-    _metric(columns[0], "Boards, a month", *_apart(month.board_kwh, "kWh"), help=HELP["power"])
+    parts.metric(columns[0], "Boards, a month", *_apart(month.board_kwh, "kWh"), HELP["power"])
     text = f"Whole nodes, with CPUs, fans and network cards, times the PUE of {request.pue:g}."
-    _metric(columns[1], "Facility, a month", *_apart(month.facility_kwh, "kWh"), help=text)
+    parts.metric(columns[1], "Facility, a month", *_apart(month.facility_kwh, "kWh"), text)
     if month.kgco2e is not None:
-        _metric(columns[2], "Emissions, a month", *_apart(month.kgco2e, "kg CO2e"), help=HELP["grid"])
+        parts.metric(columns[2], "Emissions, a month", *_apart(month.kgco2e, "kg CO2e"), HELP["grid"])
     elif month.electricity_usd is not None:
         e = month.electricity_usd
-        _metric(
-            columns[2], "Electricity, a month", show("usd", e.value), f"{show('usd', e.low)} to {show('usd', e.high)}"
-        )
+        text = f"{show('usd', e.low)} to {show('usd', e.high)}"
+        parts.metric(columns[2], "Electricity, a month", show("usd", e.value), text, HELP["pue"])
     else:
-        _metric(columns[2], "Emissions, a month", "no grid chosen", "choose one in the side bar", help=HELP["grid"])
+        parts.metric(columns[2], "Emissions, a month", "no grid chosen", "choose one in the side bar", HELP["grid"])
     st.subheader("Power of the boards over the day")
     hours = [h.hour for h in plan.hours]
     lines = {"all boards": list(month.board_power_w)}
@@ -252,9 +246,15 @@ def _rack(rack: RackFit) -> None:
     st.subheader(f"A rack of {show('W', rack.rack_w)}")
     columns = st.columns(3)
     text = "Each is reserved its boards' limits and the upper end of the rest of a node: a breaker does not average."
-    _metric(columns[0], f"Nodes of {rack.gpus_per_node} GPUs", f"{rack.n_nodes:,}", help=text)
-    _metric(columns[1], "Such deployments", f"{rack.n_deployments:,}", f"{show('W', rack.node_reserve_w)} a node")
+    parts.metric(columns[0], f"Nodes of {rack.gpus_per_node} GPUs", f"{rack.n_nodes:,}", None, text)
+    parts.metric(
+        columns[1],
+        "Such deployments",
+        f"{rack.n_deployments:,}",
+        f"{show('W', rack.node_reserve_w)} a node",
+        "Deployments of this plan's size that the rack's nodes hold.",
+    )
     rate = show("output_tokens_per_s", rack.output_tokens_per_s)
-    _metric(columns[2], "Output tokens together", rate)
+    parts.metric(columns[2], "Output tokens together", rate, None, HELP["throughput"])
     if rack.n_nodes_at_best_limit is not None and rack.best_limit_w is not None:
         st.caption(f"With boards limited to {rack.best_limit_w:.0f} W it feeds {rack.n_nodes_at_best_limit:,} nodes.")

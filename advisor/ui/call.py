@@ -49,6 +49,8 @@ from advisor.units import KIB, format_bytes
 Run = Callable[..., Any]
 ACCURACY = "accuracy"
 MAX_CLAIMS_BYTES = 128 * KIB
+FOR_THE_COMMAND_LINE = " Run 'advisor "
+"""How advice on names begins that a page cannot follow."""
 LOAD_SHARES = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 """Points of a load curve, as shares of the rate at which the deployment saturates."""
 MAX_ENTRIES = 256
@@ -64,9 +66,17 @@ def page(render: Callable[[], None]) -> Callable[[], None]:
         try:
             render()
         except AdvisorError as error:
-            st.error(plain(error))
+            st.error(said(error))
 
     return guarded
+
+
+def said(error: AdvisorError) -> str:
+    """Return an error's sentence for a page: advice that only the command line can follow is left out."""
+    text, advice, _ = str(error).partition(FOR_THE_COMMAND_LINE)
+    return plain(
+        f"{text} The lists of the side bar have every name; files are for the command line." if advice else text
+    )
 
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing plans ...")
@@ -149,6 +159,7 @@ def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAns
         lora_rank=job.lora_rank,
         stack=job.stack,
         total_tokens=job.total_tokens,
+        fixed={"dtype": job.dtype},
     )
     model, cluster = Model.model_validate_json(model_json), Cluster.model_validate_json(cluster_json)
     return pool.run(ask_all, model, cluster, load_catalog().coefficients("deepspeed"))

@@ -46,6 +46,8 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
         return made | {"tickformat": ".0%"}
     if unit.startswith("$"):
         return made | {"tickprefix": "$", "tickformat": ",~r"}
+    if name.endswith("requests_per_s"):
+        return made | {"tickformat": "~g"}  # a prefix would make half a request 500m
     return made | {"tickformat": "~s", "ticksuffix": unit if unit in {"s", "B", "W", "J"} else ""}
 
 
@@ -104,20 +106,20 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
 
     limit : name and value of a vertical line, such as the memory of the card
     """
-    parts = list(dict.fromkeys(p.name for b in bars.values() for p in b.parts))
+    parts = list(dict.fromkeys(part_name(p.name) for b in bars.values() for p in b.parts))
     unit = next(iter(bars.values())).unit if bars else ""
     figure = go.Figure()
     for i, name in enumerate(parts):
-        values = [sum(p.value for p in b.parts if p.name == name) for b in bars.values()]
-        whys = [next((p.why for p in b.parts if p.name == name), "") for b in bars.values()]
+        values = [sum(p.value for p in b.parts if part_name(p.name) == name) for b in bars.values()]
+        whys = [next((p.why for p in b.parts if part_name(p.name) == name), "") for b in bars.values()]
         figure.add_bar(
             y=[plain_html(bar).replace(" ", "<br>", 1) if len(bar) > 14 else plain_html(bar) for bar in bars],
             x=values,
-            name=part_name(name),
+            name=name,
             orientation="h",
             marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": "" if i < len(COLOURS) else "/"}},
             text=[
-                f"<b>{part_name(name)}</b>: {show(unit, v)}<br>{plain_html(w)}"
+                f"<b>{plain_html(name)}</b>: {show(unit, v)}<br>{plain_html(w)}"
                 for v, w in zip(values, whys, strict=True)
             ],
             textposition="none",
@@ -231,17 +233,25 @@ def hours(names: Sequence[str], gpus: Mapping[str, Sequence[int]], n_gpus: int) 
             marker={"color": GREY if who == "idle" else COLOURS[i % len(COLOURS)]},
             hovertemplate=f"hour %{{x}}: {plain_html(who)} has %{{y}} GPUs<extra></extra>",
         )
-    figure.update_xaxes({"title": {"text": "hour of the plan"}})
+    figure.update_xaxes({"title": {"text": "hour of the plan"}, "dtick": _every(len(names))})
     figure.update_yaxes({"title": {"text": "GPUs"}, "range": [0, n_gpus]})
-    return laid_out(figure, height=340, barmode="stack", bargap=0.05)
+    return laid_out(figure, height=340, barmode="stack", bargap=0.15)
+
+
+def _every(n_hours: int) -> int:
+    """Return the hours between two ticks: a dozen of them at most."""
+    return next((step for step in (2, 3, 6, 12, 24) if n_hours <= 12 * step), 48)
 
 
 @remembered
 def over_hours(at: Sequence[int], lines: Mapping[str, Sequence[float]], title: str) -> go.Figure:
-    """Return step lines of values by hour."""
+    """Return step lines of values by hour; the last hour is drawn to its end."""
+    ends = [float(h) for h in (*at, at[-1] + 1)]
     # a copy: what was drawn before is kept
-    figure = go.Figure(over_time([float(h) for h in at], lines, title))
-    figure.update_xaxes({"title": {"text": "hour of the plan"}, "tickformat": "d", "ticksuffix": ""})
+    figure = go.Figure(over_time(ends, {name: [*values, values[-1]] for name, values in lines.items()}, title))
+    ticks = {"tickformat": "d", "ticksuffix": "", "dtick": _every(len(at)), "range": [ends[0], ends[-1]]}
+    figure.update_xaxes({"title": {"text": "hour of the plan"}} | ticks)
     figure.update_yaxes(tickformat="~g")
-    figure.update_traces(hovertemplate=f"hour %{{x}}: %{{y:.3~g}} {plain_html(title)}<extra></extra>")
+    hour = [f"hour {h}" for h in (*at, at[-1])]
+    figure.update_traces(text=hour, hovertemplate=f"%{{text}}: %{{y:.3~g}} {plain_html(title)}<extra></extra>")
     return figure.update_layout(height=240, showlegend=len(lines) > 1)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from advisor.recommend.form import settled
 from advisor.schema import Interval, Plan, Slo
 from advisor.schema.month import CloudBill
 from advisor.schema.power import LimitRow
@@ -25,10 +26,10 @@ SCALE = [[0.0, "#2A86C4"], [0.5, "#A0A0A0"], [1.0, "#D55E00"]]
 
 
 def value_of(plan: Plan, name: str) -> Interval | None:
-    """Return a quantity of a plan, its rent too; None where the plan lacks it."""
-    if name == "usd_per_h":
+    """Return a quantity of a plan, its rent too; None where the plan lacks it or where it grows without end."""
+    if name == "usd_per_h" and plan.usd_per_h:
         return Interval(value=plan.usd_per_h, low=plan.usd_per_h, high=plan.usd_per_h)
-    return plan.prediction.quantities.get(name)
+    return settled(plan.prediction).get(name)
 
 
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, object]:
@@ -46,7 +47,8 @@ def _whiskers(intervals: Sequence[Interval]) -> dict[str, object]:
 def _hover(plan: Plan, names: Sequence[str]) -> str:
     lines = [f"<b>{plan.rank}. {plain_html(charts.plan_name(plan))}</b>"]
     lines += [f"{label(n)} {show(n, v.value)} ({show_range(n, v)})" for n in names if (v := value_of(plan, n))]
-    return "<br>".join([*lines, f"{'keeps' if plan.meets_slo else 'misses'} the targets"])
+    kept = "keeps the targets" if plan.meets_slo else "misses a target"
+    return "<br>".join([*lines, "overload: waiting grows without end" if plan.prediction.is_saturated else kept])
 
 
 @remembered
@@ -168,7 +170,10 @@ def roofline(found: Roofline, name: str) -> go.Figure:
     figure.update_xaxes(
         {"type": "log", "title": {"text": "operational intensity [operations per byte]"}, "tickformat": "~g"}
     )
-    figure.update_yaxes({"type": "log", "title": {"text": "operations of one GPU [FLOP/s]"}, "tickformat": "~s"})
+    figure.update_yaxes({"type": "log", "title": {"text": "operations of one GPU [FLOP/s]"}})
+    steps = [(digit, n) for n in range(6, 19) for digit in (1, 2, 5)]
+    texts = [f"{digit * 10 ** (n % 3)}{'MGTPE'[n // 3 - 2]}" for digit, n in steps]
+    figure.update_yaxes(tickvals=[digit * 10.0**n for digit, n in steps], ticktext=texts)
     decades = [10.0**n for n in range(-3, 7)]
     figure.update_xaxes(tickvals=decades, ticktext=[f"{v:g}" for v in decades], tickangle=0)
     return charts.laid_out(figure, height=500).update_layout(

@@ -39,6 +39,11 @@ FLAGS = {
 }
 SEARCH = ("task", "max_plans", "n_finalists")
 """Fields that only `advisor recommend` takes."""
+MONEY = (
+    *("price_usd_per_gpu_h", "provider", "price_kind", "power_cap_w", "budget_usd_per_h"),
+    *("electricity_usd_per_kwh", "pue", "grid_kgco2e_per_kwh"),
+)
+"""Fields that a replay of traffic does not ask for."""
 
 
 def slo_text(slo: Slo) -> str:
@@ -67,7 +72,16 @@ def compare_words(request: Request) -> list[str]:
 
 def predict_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
     """Return the words of `advisor predict` for a request and the settings of one deployment."""
-    words = _common("predict", request, {k: v for k, v in FLAGS.items() if k not in (*SEARCH, "objective")})
+    return _deployed("predict", request, chosen, (*SEARCH, "objective"))
+
+
+def simulate_words(request: Request, chosen: Mapping[str, Any]) -> list[str]:
+    """Return the words of `advisor simulate` for a request and the settings of one deployment: no money in it."""
+    return _deployed("simulate", request, chosen, (*SEARCH, "objective", *MONEY))
+
+
+def _deployed(command: str, request: Request, chosen: Mapping[str, Any], left_out: tuple[str, ...]) -> list[str]:
+    words = _common(command, request, {k: v for k, v in FLAGS.items() if k not in left_out})
     for field, value in chosen.items():
         words += [f"--{field.replace('_', '-')}", str(value)]
     return words
@@ -105,7 +119,19 @@ def train_words(job: TrainJob, gpus: str) -> list[str]:
     words += ["--global-batch", str(job.train_batch_size), "--sequence-length", str(job.sequence_length)]
     if job.lora_rank:
         words += ["--lora-rank", str(job.lora_rank)]
+    for field in ("stack", "dtype"):
+        if (value := getattr(job, field)) != TrainJob.model_fields[field].default:
+            words += [f"--{field}", value]
     return words + (["--tokens", str(job.total_tokens)] if job.total_tokens else [])
+
+
+def train_job_words(job: TrainJob, gpus: str) -> list[str]:
+    """Return the words of `advisor train` that fix every part of a job, so that it is the one that is predicted."""
+    words = [*train_words(job, gpus), "--zero-stage", str(job.zero_stage), "--micro-batch", str(job.micro_batch_size)]
+    words += ["--tp", str(job.tp), "--pp", str(job.pp)]
+    words += ["--offload-optimizer", job.offload_optimizer, "--offload-param", job.offload_param]
+    words.append("--checkpointing" if job.is_checkpointed else "--no-checkpointing")
+    return words if job.has_overlap is None else [*words, "--overlap" if job.has_overlap else "--no-overlap"]
 
 
 def _common(command: str, request: Request, flags: Mapping[str, str]) -> list[str]:

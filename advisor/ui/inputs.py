@@ -56,8 +56,13 @@ def model_name() -> str:
 def gpu_spec() -> str:
     """Return the GPUs that the user chose or typed."""
     return state.catalogue_name(
-        state.choice("gpus", "GPUs", GPUS_FIRST, default="8xA100", help=HELP["gpus"], free=True), "GPU"
+        state.choice("gpus", "GPUs", gpu_options(), default="8xA100", help=HELP["gpus"], free=True), "GPU"
     )
+
+
+def gpu_options() -> tuple[str, ...]:
+    """Return what the list of GPUs offers: usual machines, then eight of every card of the catalogue."""
+    return (*GPUS_FIRST, *(f"{min(8, g.max_gpus_per_node)}x{g.name}" for g in load_catalog().gpus()))
 
 
 def traffic(*, has_load: bool = True, has_sliders: bool = False) -> dict[str, Any]:

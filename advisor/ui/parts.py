@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 import plotly.graph_objects as go
 import streamlit as st
 
-from advisor.schema import Interval, Note, Plan
+from advisor.recommend.form import settled
+from advisor.schema import Interval, Note, Plan, Prediction
 from advisor.ui import call, charts
 from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
-CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 2}, "responsive": True}
+CHART = {"displaylogo": False, "responsive": True}
 PLAN_COLUMNS = (
     "ttft_p50_s",
     "ttft_p99_s",
@@ -29,29 +30,79 @@ PLAN_COLUMNS = (
     "memory_bytes_per_gpu",
 )
 
+HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | {
+    "TP": HELP["tp"],
+    "PP": HELP["pp"],
+    "DP": HELP["dp"],
+    "KV": HELP["kv"],
+    "weights": HELP["weights"],
+    "targets": HELP["targets"],
+    "by": HELP["method"],
+    "Pareto": HELP["pareto"],
+    "ZeRO": HELP["zero"],
+    "offload": "Where the optimizer states and the parameters rest: on the GPU (none), in host memory, on disk.",
+    "micro batch": "Sequences that a GPU computes at once.",
+    "micro-steps": "Micro batches whose gradients are summed before the optimizer steps.",
+    "checkpointing": HELP["checkpointing"],
+    label("step_s"): "Time of one optimizer step.",
+    label("tokens_per_s"): "Tokens of all GPUs together, a second.",
+    label(
+        "allocated_bytes_per_gpu"
+    ): "What the job's tensors and the CUDA context take at the peak; it must fit the card.",
+    label("mfu_frac"): HELP["mfu"],
+    "FLOP/byte": HELP["intensity"],
+    "of peak": "Share of the card's dense peak.",
+    "of bandwidth": "Share of the card's memory bandwidth.",
+    "half-width": "How far the end of the 90 % interval lies from the value.",
+    "price read": "When the price was published or read.",
+    "at its bound": "The fit wanted to go further than is physically sensible.",
+}
+"""What the heads of tables mean, shown under the mouse."""
+OF_THE_LOAD = ("requests_per_s", "output_tokens_per_s", "usd_per_million_output_tokens")
+"""Quantities that have no interval where all that arrives is served."""
+WIDTHS = {"engine": 180}
+"""Columns [pixels] whose longest text streamlit would cut."""
+
 
 def headline(
     quantities: Mapping[str, Interval],
     names: Sequence[str],
     n_columns: int = 3,
     titles: Mapping[str, str] | None = None,
+    endless: Collection[str] = (),
 ) -> None:
-    """Show quantities as big numbers, each with its 90 % interval and a tooltip; absent ones are left out."""
+    """Show quantities as big numbers, each with its 90 % interval and a tooltip; absent ones are left out.
+
+    endless : those that grow with the time of watching, for which there is no number
+    """
     found = [name for name in names if name in quantities]
     for begin in range(0, len(found), n_columns):
         for column, name in zip(st.columns(n_columns), found[begin : begin + n_columns], strict=False):
             interval = quantities[name]
             is_exact = interval.low == interval.high
-            column.metric(
-                (titles or {}).get(name, label(name)),
-                show_short(name, interval.value),
-                None if is_exact else f"{show_short(name, interval.low)} to {show_short(name, interval.high)}",
-                delta_color="off",
-                delta_arrow="off",
-                help=tooltip(name),
-                border=True,
-                height="stretch",
-            )
+            value = show_short(name, interval.value)
+            below = "follows from the load" if is_exact and name in OF_THE_LOAD else None
+            if name in endless:
+                value, below = "no bound", "overload"
+            elif not is_exact:
+                below = f"{show_short(name, interval.low)} to {show_short(name, interval.high)}"
+            metric(column, (titles or {}).get(name, label(name)), value, below, tooltip(name))
+
+
+def metric(column: Any, title: str, value: str, below: str | None, text: str) -> None:
+    """Show one big number in a box with its tooltip; `below` is small, such as its interval."""
+    column.metric(
+        title, value, below, delta_color="off", delta_arrow="off", help=text or None, border=True, height="stretch"
+    )
+
+
+def serving_headline(
+    prediction: Prediction, names: Sequence[str], n_columns: int = 3, titles: Mapping[str, str] | None = None
+) -> None:
+    """Show quantities of a serving plan as big numbers; what an overload lets grow without end has no number."""
+    shown, every = settled(prediction), prediction.quantities
+    endless = {name for name in every if name not in shown and name != "saturation_requests_per_s"}
+    headline(shown | {name: every[name] for name in endless}, names, n_columns, titles, endless)
 
 
 def notes(found: Iterable[Note]) -> None:
@@ -78,10 +129,12 @@ def sentences(title: str, lines: Iterable[str]) -> None:
 
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     """Show a chart that follows the theme and exports PNG; `on_select` is called when a point is clicked."""
+    image = {"format": "png", "scale": 2, "filename": f"advisor-{key.replace(' ', '-')}"}
+    config = CHART | {"toImageButtonOptions": image}
     if on_select is None:
-        st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+        st.plotly_chart(figure, key=key, config=config, alt=alt)
     else:
-        st.plotly_chart(figure, key=key, config=CHART, alt=alt, on_select=on_select, selection_mode="points")
+        st.plotly_chart(figure, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points")
 
 
 def taken_apart(plan: Plan) -> None:
@@ -98,7 +151,15 @@ def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any
     """Show rows whose numbers sort as numbers and read as text with units."""
     frame = pd.DataFrame(list(rows))
     known = {column: form for column, form in formats.items() if column in frame.columns}
-    st.dataframe(frame.style.format(known, na_rep=""), hide_index=True, key=key, width="stretch", placeholder="–")
+    heads = {c: st.column_config.Column(help=HEADS.get(c), width=WIDTHS.get(c)) for c in frame.columns}
+    st.dataframe(
+        frame.style.format(known, na_rep=""),
+        hide_index=True,
+        key=key,
+        width="stretch",
+        placeholder="–",
+        column_config={c: head for c, head in heads.items() if c in HEADS or c in WIDTHS},
+    )
 
 
 def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:
@@ -106,7 +167,7 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
     names = [n for n in PLAN_COLUMNS if any(n in p.prediction.quantities for p in plans)]
     rows = []
     for p in plans:
-        d = p.deployment
+        d, quantities = p.deployment, settled(p.prediction)
         row: dict[str, Any] = {
             "#": p.rank,
             "engine": BACKENDS.get(p.backend, p.backend),
@@ -116,13 +177,14 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
             "DP": d.dp,
             "weights": d.weight_dtype,
             "KV": d.kv_dtype,
-            "targets": "kept" if p.meets_slo else "missed",
+            "targets": "overload" if p.prediction.is_saturated else "kept" if p.meets_slo else "missed",
+            "by": "closed form" if p.prediction.method == "steady" else "simulation",
             "Pareto": "yes" if p.is_pareto else "",
         }
         for n in names:
-            found = p.prediction.quantities.get(n)
+            found = quantities.get(n)
             row[label(n)] = None if found is None else found.value
-        row[label("usd_per_h")] = p.usd_per_h
+        row[label("usd_per_h")] = p.usd_per_h or None  # no price is known: zero would read as free
         rows.append(row)
     formats = {label(n): _shower(n) for n in (*names, "usd_per_h")}
     return rows, formats
@@ -172,6 +234,10 @@ def equal_command(command: str) -> None:
     """Show the command line that gives the same answer."""
     st.subheader("The same from the command line")
     st.code(command, language="bash", wrap_lines=True)
+
+
+OF_A_STEP = ("linear", "lm_head", "elementwise", "all_reduce", "overhead", "prompts_of_others")
+"""Terms of the charts that take a prediction apart."""
 
 
 def glossary(*keys: str) -> None:

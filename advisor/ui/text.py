@@ -57,10 +57,23 @@ HELP = {
     "power_limit": "A board can be told to draw less (nvidia-smi -pl): its clock falls, and work that waits for memory"
     " slows little.",
     "objective": "What the best plan minimises among those that keep the latency targets.",
+    "method": "Simulation: the engine's scheduler was replayed request by request. Closed form: formulas only, for"
+    " plans that were not among the best; they miss bursts.",
+    "targets": "Kept or missed; overload = more arrives than the plan can serve, so waiting grows without end.",
+    "weights": "Number format of the model's weights.",
+    "linear": "Matrix products of the layers: their time goes into reading weights (decode) or arithmetic (prefill).",
+    "lm_head": "The last matrix product, from the model's width to its vocabulary.",
+    "elementwise": "Norms, activations, rotations and copies between the matrix products.",
+    "all_reduce": "GPUs that share a layer add up their parts over NVLink or PCIe.",
+    "overhead": "Time of the host and of launches during which the GPU has nothing to do.",
+    "prompts_of_others": "Decoding requests wait while the same step computes prompts of newly arrived ones.",
+    "gaps": "Relative error: (predicted - measured) / measured, without sign where it says median or P90.",
 }
 
 TERMS = {k: k.upper() for k in ("ttft", "tpot", "e2e", "slo", "tp", "pp", "dp", "mfu", "mbu", "pue")}
 TERMS |= {"zero": "ZeRO", "kv": "KV cache", "pareto": "Pareto front", "interval": "90 % interval"}
+TERMS |= {"method": "Simulation, closed form", "linear": "Linear", "lm_head": "LM head", "all_reduce": "All-reduce"}
+TERMS |= {"elementwise": "Elementwise", "overhead": "Overhead", "prompts_of_others": "Prompts of others"}
 TERMS |= {"power_limit": "Power limit", "intensity": "Operational intensity", "price_kind": "Price"}
 """How the terms of HELP are written."""
 
@@ -101,6 +114,15 @@ BACKENDS = {
     "deepspeed-fastgen": "DeepSpeed FastGen",
 }
 _LATENCY = re.compile(r"(ttft|tpot|itl|e2e)_(mean|p50|p90|p95|p99)_s")
+PARTS = {
+    "kv_cache": "KV cache",
+    "context": "CUDA context",
+    "lm_head": "LM head",
+    "all_reduce": "all-reduce",
+    "decode_step_s": "decode step",
+}
+"""Parts of breakdowns whose names do not read well, or that two engines name differently."""
+_TERM = re.compile(r"\b(ttft|tpot|itl|e2e)_(mean|p50|p90|p95|p99)(?:_s)?\b|\b(tp|pp|dp)(?= \d)")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#$~|:&])")
 
 
@@ -112,7 +134,17 @@ def plain(text: object) -> str:
 def sentence(text: str) -> str:
     """Return text that starts with a capital, unless with a name, and that Markdown shows as it stands."""
     is_word = re.match(r"[a-z]+(?=[ ,:;.]|$)", text)
-    return plain(text[:1].upper() + text[1:] if is_word else text)
+    return clause(text[:1].upper() + text[1:] if is_word else text)
+
+
+def clause(text: str) -> str:
+    """Return a part of a sentence, in which quantities read as on the pages: 'ttft_p99' becomes 'TTFT P99'."""
+    return plain(_TERM.sub(_spelled, text))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    """Return a quantity or a degree inside a sentence as the pages write it: 'TTFT P99', 'TP 2'."""
+    return label(f"{found[1]}_{found[2]}_s") if found[1] else found[3].upper()
 
 
 def label(name: str) -> str:
@@ -187,6 +219,8 @@ def show_range(name: str, interval: Interval) -> str:
 
 def part_name(name: str) -> str:
     """Return the name of a breakdown or of one of its parts for people."""
+    if name in PARTS:
+        return PARTS[name]
     return LABELS[name].lower() if name in LABELS else name.replace("_", " ")
 
 

@@ -183,3 +183,22 @@ def open_page(root: Path) -> Callable[..., AppTest]:
         return test.run()
 
     return run
+
+
+@pytest.fixture
+def words() -> Callable[[AppTest], str]:
+    """Reads all text of a page that Markdown renders."""
+    kinds = ("title", "subheader", "markdown", "caption")
+    return lambda test: "\n".join(str(e.value) for kind in kinds for e in test.get(kind))
+
+
+@pytest.fixture
+def metrics() -> Callable[[AppTest], dict[str, str]]:
+    """Reads the big numbers of a page, by label."""
+    return lambda test: {m.label: m.value for m in test.metric}
+
+
+@pytest.fixture
+def codes() -> Callable[[AppTest], list[str]]:
+    """Reads the blocks of code of a page, from top to bottom."""
+    return lambda test: [c.value for c in test.code]

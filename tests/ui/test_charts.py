@@ -12,11 +12,12 @@ import pytest
 from advisor.catalog import load_catalog
 from advisor.fit.run import cell_table
 from advisor.fit.validate import Row, table
-from advisor.schema import Interval, Request, Slo, Target
+from advisor.schema import Breakdown, Interval, Part, Request, Slo, Target
 from advisor.schema.training import TrainJob
 from advisor.ui import accuracy, call, charts, charts_plans, charts_trust, memory
 from advisor.ui.pages.compare import config_diff
 from advisor.ui.pages.trust import KEPT, OWN, PUBLISHED, origin
+from advisor.ui.text import sentence
 
 SLO = Slo(targets=(Target(metric="tpot", statistic="p99", max_s=0.05),))
 
@@ -161,6 +162,44 @@ def test_a_chart_of_hours_does_not_change_the_one_of_seconds() -> None:
     before = charts.over_time([0.0, 1.0], lines, "W").to_json()
     charts.over_hours([0, 1], lines, "W")
     assert charts.over_time([0.0, 1.0], lines, "W").to_json() == before
+
+
+def test_the_last_hour_is_drawn_to_its_end() -> None:
+    figure = charts.over_hours([0, 1, 2], {"x": [1.0, 2.0, 3.0]}, "W")
+    assert list(figure.data[0].x) == [0.0, 1.0, 2.0, 3.0]
+    assert list(figure.data[0].y) == [1.0, 2.0, 3.0, 3.0]
+    assert figure.data[0].text[-1] == "hour 2"
+
+
+def test_two_engines_share_one_colour_for_the_same_part() -> None:
+    ours = Breakdown(name="memory", unit="bytes", total=3.0, parts=(Part(name="KV cache", value=3.0),))
+    theirs = Breakdown(name="memory", unit="bytes", total=2.0, parts=(Part(name="kv_cache", value=2.0),))
+    figure = charts.stacked({"a": ours, "b": theirs})
+    assert [(t.name, tuple(t.x)) for t in figure.data] == [("KV cache", (3.0, 2.0))]
+
+
+def test_an_overload_has_no_place_on_an_axis_of_waiting(a_plan: Callable[..., Any]) -> None:
+    plan = a_plan(1, "vllm", tpot_s=0.03, usd=3.0)
+    over = plan.model_copy(update={"prediction": plan.prediction.model_copy(update={"is_saturated": True})})
+    assert charts_plans.value_of(over, "ttft_p99_s") is None
+    assert charts_plans.value_of(over, "tpot_p99_s") is not None
+    free = over.model_copy(
+        update={"usd_per_h": 0.0, "prediction": over.prediction.model_copy(update={"quantities": {}})}
+    )
+    assert charts_plans.value_of(free, "usd_per_h") is None  # no price is known: not free
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ttft_p99: met at 1 s", "TTFT P99\\: met at 1 s"),
+        ("misses tpot_p99 and e2e_mean_s", "Misses TPOT P99 and E2E mean"),
+        ("use tp 2", "Use TP 2"),
+        ("http is no dp", "Http is no dp"),
+    ],
+)
+def test_sentences_write_terms_as_the_labels_do(text: str, shown: str) -> None:
+    assert sentence(text) == shown
 
 
 def test_curves_draw_targets_and_this_load() -> None:

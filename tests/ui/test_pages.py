@@ -14,22 +14,14 @@ from advisor.schema import Request
 
 Open = Callable[..., AppTest]
 Answers = Callable[..., list[Request]]
+Words = Callable[[AppTest], str]
+Metrics = Callable[[AppTest], dict[str, str]]
+Codes = Callable[[AppTest], list[str]]
 
 
-def words(test: AppTest) -> str:
-    """All text of a page that Markdown renders."""
-    return "\n".join(str(e.value) for kind in ("title", "subheader", "markdown", "caption") for e in test.get(kind))
-
-
-def metrics(test: AppTest) -> dict[str, str]:
-    return {m.label: m.value for m in test.metric}
-
-
-def codes(test: AppTest) -> list[str]:
-    return [c.value for c in test.code]
-
-
-def test_recommend_answers_without_any_input(answers: Answers, open_page: Open) -> None:
+def test_recommend_answers_without_any_input(
+    answers: Answers, open_page: Open, words: Words, metrics: Metrics, codes: Codes
+) -> None:
     seen = answers()
     test = open_page("recommend")
     assert not test.exception
@@ -71,7 +63,7 @@ def test_recommend_takes_the_whole_scenario_from_the_url(answers: Answers, open_
     assert [(t.name, t.max_s) for t in request.slo.targets] == [("ttft_p99", 0.5)]
 
 
-def test_the_equal_command_line_gives_the_same_request(answers: Answers, open_page: Open) -> None:
+def test_the_equal_command_line_gives_the_same_request(answers: Answers, open_page: Open, codes: Codes) -> None:
     from advisor.cli.commands import build_parser
     from advisor.cli.parse import request_fields
 
@@ -94,12 +86,12 @@ def test_notes_and_names_are_shown_as_text_not_as_markup(answers: Answers, open_
     assert "\\:red\\[b\\]" in warning.value
 
 
-def test_recommend_without_a_plan_says_so_and_why(answers: Answers, open_page: Open) -> None:
+def test_recommend_without_a_plan_says_so_and_why(answers: Answers, open_page: Open, words: Words) -> None:
     answers("none")
     test = open_page("recommend")
     assert not test.exception
     assert "No plan runs 70b on 8xA100" in test.error[0].value
-    assert "weights need 141 GB, the card has 85 GB. What would fit: tp 2" in words(test)
+    assert "weights need 141 GB, the card has 85 GB. What would fit: TP 2" in words(test)
 
 
 def test_an_unknown_name_is_one_sentence(answers: Answers, open_page: Open) -> None:
@@ -107,6 +99,16 @@ def test_an_unknown_name_is_one_sentence(answers: Answers, open_page: Open) -> N
     test = open_page("recommend", model="lama-8b")
     assert not test.exception
     assert [e.value for e in test.error] == ["unknown model 'lama-8b'; did you mean llama-3.1-8b?"]
+
+
+def test_an_error_of_the_catalogue_gives_no_advice_for_the_command_line(open_page: Open) -> None:
+    for name, query in (("recommend", {"model": "lama-8b"}), ("explore", {"gpus": "8xZ100"})):
+        test = open_page(name, **query)
+        assert not test.exception
+        (error,) = test.error
+        assert error.value.startswith("unknown ")
+        assert "Run 'advisor" not in error.value
+        assert "side bar" in error.value
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret/config.json", "~/x", "8x/etc/card.toml", "tests"])
@@ -127,13 +129,44 @@ def test_a_broken_url_falls_back_to_what_is_allowed(answers: Answers, open_page:
     assert seen == [Request(model="70b", gpus="8xA100", rate=5.0, max_plans=40)]
 
 
-def test_another_plan_can_be_taken_apart(answers: Answers, open_page: Open) -> None:
+def test_an_overload_has_no_latency_and_says_so(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, answers: Answers, metrics: Metrics
+) -> None:
+    from advisor.ui import call
+
+    answers()
+    fitting = call.find_plans
+
+    def overloaded(request: Request) -> Any:
+        full = fitting(request)
+        plans = [
+            p.model_copy(update={"prediction": p.prediction.model_copy(update={"is_saturated": True})})
+            for p in full.plans
+        ]
+        best = {"vllm": plans[0], "deepspeed-autotp": plans[2]}
+        return full.model_copy(update={"plans": tuple(plans), "best": plans[0], "best_by_backend": best})
+
+    monkeypatch.setattr(call, "find_plans", overloaded)
+    test = open_page("recommend")
+    assert not test.exception
+    assert metrics(test)["TTFT P99"] == "no bound"
+    assert metrics(test)["TPOT P99"] == "31.0 ms"
+    ranked: Any = next(d.value for d in test.dataframe if "targets" in d.value.columns)
+    assert set(ranked["targets"]) == {"overload"}
+    assert ranked["TTFT P99"].isna().all()
+    test = open_page("compare")
+    assert not test.exception
+    numbers: Any = test.dataframe[0].value.set_index("quantity")
+    assert numbers.loc["TTFT P99", "vLLM"] == "no bound: overload"
+
+
+def test_another_plan_can_be_taken_apart(answers: Answers, open_page: Open, words: Words) -> None:
     answers()
     test = open_page("recommend", plan="3")
     assert "DeepSpeed AutoTP · a100-sxm-80gb · TP 8 · DP 1 · bf16" in words(test)
 
 
-def test_train_shows_the_prediction_of_the_api(open_page: Open) -> None:
+def test_train_shows_the_prediction_of_the_api(open_page: Open, metrics: Metrics) -> None:
     from advisor.catalog import load_catalog
     from advisor.predict.train import predict_train
     from advisor.schema.training import TrainJob
@@ -156,6 +189,35 @@ def test_train_shows_the_prediction_of_the_api(open_page: Open) -> None:
     assert metrics(test)["Memory per GPU"] == show("memory_bytes_per_gpu", ours["memory_bytes_per_gpu"])
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"stage": "2: + gradients"},
+        {"stage": "3: + parameters", "offload": "cpu", "offload_param": "cpu", "micro": "2"},
+        {"stage": "1: optimizer states", "train_pp": "4", "checkpointing": "false"},
+        {"stage": "1: optimizer states", "train_tp": "2", "stack": "fused", "dtype": "fp16", "lora": "16"},
+    ],
+)
+def test_trains_first_command_is_the_job_of_the_headline(
+    open_page: Open, query: dict[str, str], metrics: Metrics, codes: Codes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from advisor.cli import run
+    from advisor.ui.text import show
+
+    test = open_page("train", gpus="8xH100", **query)
+    assert not test.exception
+    assert not test.error
+    first, second = codes(test)[-1].splitlines()
+    assert second.startswith("advisor train ")
+    assert run([*shlex.split(first)[1:], "--json"]) == 0
+    (only,) = json.loads(capsys.readouterr().out)["plans"]
+    found = {name: q["value"] for name, q in only["prediction"]["quantities"].items()}
+    for name, title in (("step_s", "Step time"), ("memory_bytes_per_gpu", "Memory per GPU"), ("mfu_frac", "MFU")):
+        assert metrics(test)[title] == show(name, found[name])
+
+
 def test_train_says_what_would_fit(open_page: Open) -> None:
     test = open_page("train", train_model="llama-2-70b", gpus="8xA100", stage="0: nothing sharded")
     assert not test.exception
@@ -176,7 +238,7 @@ def test_trust_lists_every_coefficient(open_page: Open) -> None:
     assert set(frame["coefficient"]) == set(load_catalog().coefficients("deepspeed").coefficients)
 
 
-def test_audit_judges_each_claim_of_a_file(open_page: Open) -> None:
+def test_audit_judges_each_claim_of_a_file(open_page: Open, words: Words) -> None:
     test = open_page("audit")
     assert not test.exception
     assert "ZeRO-1 shards parameters" in words(test)
@@ -203,18 +265,27 @@ def test_audit_answers_a_bad_file_with_a_sentence(open_page: Open, text: str, wh
     ("name", "query"),
     [
         ("capacity", {"model": "8b", "gpus": "8xH100", "peak": "12", "ttft_p99": "1.5 s", "offline": "both"}),
-        ("explore", {"model": "8b", "gpus": "2xH100", "at_tp": "2", "at_max_num_seqs": "64", "load": "rate"}),
+        (
+            "explore",
+            {"model": "8b", "gpus": "2xH100", "at_tp": "2", "at_max_num_seqs": "64", "load": "rate", "usd": "2"},
+        ),
         ("compare", {"model": "8b", "gpus": "1xH100"}),
         ("train", {"train_model": "qwen3-8b", "gpus": "8xH100", "micro": "2", "tokens": "1000000000"}),
     ],
 )
-def test_each_pages_command_is_understood_and_asks_the_same(open_page: Open, name: str, query: dict[str, str]) -> None:
+def test_each_pages_command_is_understood_and_asks_the_same(
+    open_page: Open, name: str, query: dict[str, str], codes: Codes
+) -> None:
     from advisor.cli.commands import build_parser
 
     test = open_page(name, **query)
     assert not test.exception
     assert not test.error
-    args = build_parser().parse_args(shlex.split(codes(test)[-1])[1:])
+    lines = codes(test)[-1].splitlines()
+    if name == "explore":  # the second line is the replay, which has the same settings and no money
+        replay = build_parser().parse_args(shlex.split(lines.pop())[1:])
+        assert (replay.command, replay.tp, replay.max_num_seqs, replay.rate) == ("simulate", 2, 64, 5.0)
+    args = build_parser().parse_args(shlex.split(lines[-1])[1:])
     assert args.model == query.get("model", query.get("train_model"))
     assert args.gpus == query["gpus"]
     expected: dict[str, dict[str, Any]] = {
@@ -236,7 +307,7 @@ def test_compare_shows_the_better_side_first_and_both_in_numbers(answers: Answer
     assert numbers.loc["TPOT P99", "DeepSpeed AutoTP"] == "90.0 ms (81.0 ms to 99.0 ms)"
 
 
-def test_compare_without_a_plan_gives_the_reasons(answers: Answers, open_page: Open) -> None:
+def test_compare_without_a_plan_gives_the_reasons(answers: Answers, open_page: Open, words: Words) -> None:
     answers("none")
     test = open_page("compare")
     assert not test.exception
@@ -244,7 +315,7 @@ def test_compare_without_a_plan_gives_the_reasons(answers: Answers, open_page: O
     assert "weights need 141 GB" in words(test)
 
 
-def test_explore_shows_what_predict_says(open_page: Open) -> None:
+def test_explore_shows_what_predict_says(open_page: Open, metrics: Metrics) -> None:
     from advisor.catalog import load_catalog
     from advisor.recommend.ask import ask
     from advisor.recommend.one import deployment_of, predict_one
@@ -264,7 +335,7 @@ def test_explore_says_which_degrees_are_legal(open_page: Open) -> None:
     assert "legal: 1, 2, 4" in test.error[0].value.replace("\\", "")
 
 
-def test_capacity_serves_every_hour_of_the_chosen_mode(open_page: Open) -> None:
+def test_capacity_serves_every_hour_of_the_chosen_mode(open_page: Open, metrics: Metrics) -> None:
     test = open_page("capacity", model="8b", gpus="4xH100", peak="10", batch_tokens="1000000")
     assert not test.exception
     assert not test.error

@@ -37,6 +37,15 @@ def test_every_widget_of_every_page_explains_itself(answers: Answers, open_page:
     assert silent == []
 
 
+@pytest.mark.parametrize("name", [title.lower() for title in PAGES])
+def test_every_big_number_of_every_page_explains_itself(answers: Answers, open_page: Open, name: str) -> None:
+    answers()
+    test = open_page(name)
+    assert not test.exception
+    assert [m.label for m in test.metric if not m.proto.help] == []
+    assert test.metric or name in ("audit", "calibrate")
+
+
 def test_a_call_without_workers_runs_here() -> None:
     assert pool.run(sum, [1, 2]) == 3
     assert pool.run_all(divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]

@@ -12,7 +12,7 @@ from advisor.schema import Interval
 from advisor.schema.claims import AuditReport, Finding
 from advisor.ui import call, inputs, parts, state
 from advisor.ui.command import shell
-from advisor.ui.text import BACKENDS, HELP, plain, sentence, show
+from advisor.ui.text import BACKENDS, HELP, clause, plain, sentence, show
 from advisor.units import GB, MS
 
 MARKS = {
@@ -157,7 +157,7 @@ def _details(found: Finding) -> list[str]:
     if found.ours is not None:
         lines.append(f"Ours, 90 % interval: {_number(found.quantity, found.ours)}")
     if found.scenario:
-        lines.append(f"Holds for: {plain(found.scenario)}")
+        lines.append(f"Holds for: {clause(found.scenario)}")
     return [*lines, f"Source: {plain(found.source)}"]
 
 

@@ -16,6 +16,7 @@ from advisor.schema.mixed import HOURS, MixedPlan
 from advisor.ui import bills, call, charts, inputs, parts, state
 from advisor.ui.command import mixed_words, power_words, shell
 from advisor.ui.text import plain, show
+from advisor.units import J_PER_KWH
 
 NONE, BATCH, TRAINING, BOTH = "none", "batch", "training", "both"
 SHARE, SPLIT = "shared by the hour", "split for the day"
@@ -199,12 +200,12 @@ def _day(found: DayPlan, request: Request) -> None:
 def _headline(plan: MixedPlan, found: DayPlan) -> None:
     columns = st.columns(4)
     fewest = "none up to 4,096" if plan.min_gpus is None else f"{plan.min_gpus}"
-    columns[0].metric("Fewest GPUs that do it all", fewest, border=True, height="stretch")
-    columns[1].metric(
-        f"Rent of these {len(plan.hours)} h",
-        show("usd", plan.usd) if found.usd_per_gpu_h else "no price known",
-        border=True,
-        height="stretch",
-    )
-    columns[2].metric("Energy at the boards", show("energy_j", plan.energy_j), border=True, height="stretch")
-    columns[3].metric("Idle", f"{plan.idle_gpu_hours:,.0f} GPU hours", border=True, height="stretch")
+    text = "The smallest pool with which serving keeps its targets and the offline work its deadline."
+    parts.metric(columns[0], "Fewest GPUs that do it all", fewest, None, text)
+    rent = show("usd", plan.usd) if found.usd_per_gpu_h else "no price known"
+    text = f"All {plan.n_gpus} GPUs for these hours, at the price of the side bar."
+    parts.metric(columns[1], f"Rent of these {len(plan.hours)} h", rent, None, text)
+    text = f"Of all GPUs over these hours. {show('energy_j', J_PER_KWH)} are one kWh."
+    parts.metric(columns[2], "Energy at the boards", show("energy_j", plan.energy_j), None, text)
+    text = "Hours of single GPUs in which they have nothing to do."
+    parts.metric(columns[3], "Idle", f"{plan.idle_gpu_hours:,.0f} GPU hours", None, text)

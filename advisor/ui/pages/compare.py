@@ -10,7 +10,8 @@ from typing import Any
 
 import streamlit as st
 
-from advisor.schema import Interval, Plan, Recommendation
+from advisor.recommend.form import settled
+from advisor.schema import Plan, Recommendation
 from advisor.ui import call, charts, inputs, parts, state
 from advisor.ui.command import compare_words, recommend_words, shell
 from advisor.ui.text import BACKENDS, label, part_name, plain, show, show_range
@@ -63,7 +64,7 @@ def render() -> None:
     )
     is_narrowed = request.backends or request.weight_dtypes
     parts.equal_command(shell(recommend_words(request) if is_narrowed else compare_words(request)))
-    parts.glossary("ttft", "tpot", "tp", "dp", "kv", "interval")
+    parts.glossary("ttft", "tpot", "tp", "dp", "kv", "interval", *parts.OF_A_STEP)
 
 
 def sides(answer: Recommendation) -> list[Plan]:
@@ -80,8 +81,9 @@ def _side_by_side(found: list[Plan], answer: Recommendation) -> None:
             mark = ":green-badge[:material/check: better here]" if is_best and len(found) > 1 else ""
             st.subheader(BACKENDS.get(plan.backend, plan.backend), anchor=False)
             kept = "keeps the targets" if plan.meets_slo else "misses a target"
+            kept = "overload: more arrives than it can serve" if plan.prediction.is_saturated else kept
             st.markdown(f"{mark} {plain(charts.layout(plan.deployment))}; {kept}".strip())
-            parts.headline(plan.prediction.quantities, HEADLINE, n_columns=2, titles=TITLES)
+            parts.serving_headline(plan.prediction, HEADLINE, n_columns=2, titles=TITLES)
             st.code(plan.command, language="bash", wrap_lines=True)
             parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))
 
@@ -97,18 +99,18 @@ def _numbers(found: list[Plan]) -> None:
     st.subheader("Number by number, with 90 % intervals")
     rows = []
     for name in NUMBERS:
-        cells = [p.prediction.quantities.get(name) for p in found]
-        if any(cells):
+        if any(name in p.prediction.quantities for p in found):
             row: dict[str, Any] = {"quantity": label(name)}
-            for plan, cell in zip(found, cells, strict=True):
-                row[BACKENDS[plan.backend]] = _cell(name, cell)
+            for plan in found:
+                row[BACKENDS[plan.backend]] = _cell(name, plan)
             rows.append(row)
     parts.table(rows, {}, "numbers")
 
 
-def _cell(name: str, found: Interval | None) -> str:
+def _cell(name: str, plan: Plan) -> str:
+    found = settled(plan.prediction).get(name)
     if found is None:
-        return ""
+        return "no bound: overload" if name in plan.prediction.quantities else ""
     value = show(name, found.value)
     return value if found.low == found.high else f"{value} ({show_range(name, found)})"
 

@@ -10,7 +10,7 @@ from advisor.recommend.look import Look
 from advisor.schema import Plan, Request
 from advisor.schema.roofline import OperatingPoint, Roofline
 from advisor.ui import call, charts, charts_plans, inputs, parts, state
-from advisor.ui.command import predict_words, shell
+from advisor.ui.command import predict_words, shell, simulate_words
 from advisor.ui.text import HELP, plain, show
 
 AUTO = "auto"
@@ -40,7 +40,7 @@ def render() -> None:
         chosen = _recommended(request, chosen) | chosen
     plan = call.predict(request, chosen)
     st.markdown(f"**{plain(charts.plan_name(plan))}**")
-    parts.headline(plan.prediction.quantities, HEADLINE)
+    parts.serving_headline(plan.prediction, HEADLINE)
     parts.notes((*plan.notes, *plan.prediction.notes))
     found = call.look(request, chosen)
     _roofline(found.roofline, plan)
@@ -57,11 +57,11 @@ def render() -> None:
         },
         "explore",
     )
-    parts.equal_command(shell(predict_words(request, chosen)))
-    st.caption("`advisor simulate` with the same flags prints the timeline and the roofline.")
+    parts.equal_command("\n".join(shell(w) for w in (predict_words(request, chosen), simulate_words(request, chosen))))
+    st.caption("The first line gives the numbers, the second the timeline and the roofline.")
     parts.glossary(
         *("ttft", "tpot", "saturation", "kv", "prefill", "decode", "roofline", "intensity", "mfu", "mbu"),
-        *("tp", "pp", "dp", "interval"),
+        *("tp", "pp", "dp", "interval", *parts.OF_A_STEP),
     )
 
 

@@ -6,11 +6,12 @@ from functools import partial
 
 import streamlit as st
 
+from advisor.recommend.form import settled
 from advisor.schema import Plan, Recommendation, Rejected, Request
 from advisor.ui import accuracy, call, charts, charts_plans, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import recommend_words, shell
-from advisor.ui.text import BACKENDS, label, plain, show
+from advisor.ui.text import BACKENDS, clause, label, plain, sentence, show
 
 HEADLINE = (
     "usd_per_million_output_tokens",
@@ -47,7 +48,9 @@ def render() -> None:
         "recommend",
     )
     parts.equal_command(shell(recommend_words(request)))
-    parts.glossary("ttft", "tpot", "e2e", "slo", "pareto", "tp", "pp", "dp", "kv", "interval")
+    parts.glossary(
+        "ttft", "tpot", "e2e", "slo", "pareto", "tp", "pp", "dp", "kv", "method", "interval", *parts.OF_A_STEP
+    )
 
 
 def _nothing_fits(answer: Recommendation) -> None:
@@ -67,7 +70,7 @@ def _best(answer: Recommendation, best: Plan, request: Request) -> None:
     )
     if not best.meets_slo:
         st.warning("No plan keeps every target; this one comes nearest.")
-    parts.headline(best.prediction.quantities, HEADLINE)
+    parts.serving_headline(best.prediction, HEADLINE)
     st.code(best.command, language="bash", wrap_lines=True)
     targets = ", ".join(f"{label(f'{t.name}_s')} at most {show('s', t.max_s)}" for t in call.targets(request).targets)
     assumed = "" if request.slo.targets else " (assumed, as none is set)"
@@ -79,7 +82,7 @@ def _best(answer: Recommendation, best: Plan, request: Request) -> None:
 
 def _cloud(answer: Recommendation, request: Request) -> None:
     st.subheader("Cost against latency, and energy")
-    known = {name for p in answer.plans for name in p.prediction.quantities} | {"usd_per_h"}
+    known = {name for p in answer.plans for name in settled(p.prediction)}
     costs, latencies = [n for n in COSTS if n in known], [n for n in LATENCIES if n in known]
     if not latencies:
         return
@@ -118,7 +121,7 @@ def _ranked(answer: Recommendation) -> None:
     st.markdown(title_of(plan))
     parts.taken_apart(plan)
     if plan.reasons:
-        st.markdown("\n".join(f"- {plain(r)}" for r in plan.reasons))
+        st.markdown("\n".join(f"- {sentence(r)}" for r in plan.reasons))
     artefacts(plan, answer.request)
 
 
@@ -130,8 +133,8 @@ def _rejected(rejected: tuple[Rejected, ...]) -> None:
     for r in rejected[:MAX_REASONS]:
         where = plain(f"{BACKENDS.get(r.backend, r.backend)} · {charts.layout(r.deployment)}")
         others = f" and {r.count - 1:,} more" if r.count > 1 else ""
-        nearest = f" What would fit: {plain(r.nearest)}." if r.nearest else ""
-        lines.append(f"- **{where}**{others}: {plain(r.reason)}.{nearest}")
+        nearest = f" What would fit: {clause(r.nearest)}." if r.nearest else ""
+        lines.append(f"- **{where}**{others}: {clause(r.reason)}.{nearest}")
     st.markdown("\n".join(lines))
     if len(rejected) > MAX_REASONS:
         st.caption(f"{len(rejected) - MAX_REASONS} further reasons are in the JSON file.")

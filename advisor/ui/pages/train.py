@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from advisor.errors import AdvisorError, DomainError
 from advisor.schema import Breakdown, Cluster, Model, Note, first_error
 from advisor.schema.training import TrainJob, TrainPlan, TrainPrediction
 from advisor.ui import call, charts, charts_plans, inputs, parts, state
-from advisor.ui.command import shell, train_words
+from advisor.ui.command import shell, train_job_words, train_words
 from advisor.ui.text import HELP, label, part_name, plain, show
 
 HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
@@ -69,7 +70,9 @@ def render() -> None:
         parts.notes((*model_notes, *parsed.notes, *chosen.notes))
         _files(chosen, job, model, cluster)
     _best(model, cluster, job)
-    parts.equal_command(shell(train_words(job, spec)))
+    commands = (train_job_words(job, spec), train_words(job, spec))
+    parts.equal_command("\n".join(shell(words) for words in commands))
+    st.caption("The first line is this job, the second the search for the best ones.")
     parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
 
 
@@ -124,9 +127,19 @@ def _job(model: Model, cluster: Cluster) -> TrainJob:
     if cluster.n_gpus % ranks:
         raise DomainError(f"TP x PP is {ranks}, which does not divide the {cluster.n_gpus} GPUs")
     try:
-        return TrainJob(model=model.name, dp=cluster.n_gpus // ranks, **fields)
+        job = TrainJob(model=model.name, dp=cluster.n_gpus // ranks, **fields)
     except ValidationError as error:
         raise DomainError(first_error(error)) from None
+    return at_stage(job, job.zero_stage)
+
+
+def at_stage(job: TrainJob, stage: int) -> TrainJob:
+    """Return a job under a ZeRO stage, with the switches that the search for the best jobs sets there too."""
+    can_overlap = stage in (1, 2) and job.pp == 1 and job.dp > 1
+    optimizer = "fused-adam" if job.offload_optimizer == "none" else "cpu-adam"
+    return job.model_copy(
+        update={"zero_stage": stage, "has_overlap": True if can_overlap else None, "optimizer": optimizer}
+    )
 
 
 def _stages(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Stages, dict[int, str]]:
@@ -135,7 +148,7 @@ def _stages(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Stages, dict
     refused: dict[int, str] = {}
     for stage in range(4):
         try:
-            found[stage] = call.train(model, cluster, job.model_copy(update={"zero_stage": stage}))
+            found[stage] = call.train(model, cluster, at_stage(job, stage))
         except AdvisorError as error:
             refused[stage] = str(error)
     return found, refused
@@ -147,6 +160,10 @@ def _bars(stages: Stages, refused: dict[int, str], cluster: Cluster) -> None:
     if bars:
         limit = call.card_limit(cluster.gpu.name)
         parts.chart(charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card")
+        st.caption(
+            "A job runs when everything but the allocator's slack fits: PyTorch keeps that memory for later tensors"
+            " and gives it back when the card is full."
+        )
     parts.notes(Note(text=f"Stage {stage}: {why}") for stage, why in refused.items())
 
 
@@ -204,8 +221,15 @@ def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
     if answer.best is None:
         st.error(f"No job trains {plain(model.name)} on these GPUs.")
     rows = [_row(p) for p in answer.plans]
-    names = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac")
+    names = ("step_s", "tokens_per_s", "allocated_bytes_per_gpu", "mfu_frac")
     parts.table(rows, {label(n): partial(show, n) for n in names}, "best-jobs")
+    parts.downloads(
+        {
+            "Best jobs (JSON)": ("jobs.json", "application/json", answer.model_dump_json(indent=1)),
+            "Best jobs (CSV)": ("jobs.csv", "text/csv", partial(_jobs_csv, answer.plans)),
+        },
+        "jobs",
+    )
     parts.sentences("Why", answer.why)
     parts.sentences("What would change the answer", answer.flips)
     parts.sentences("How far the others are behind", answer.alternatives)
@@ -213,6 +237,17 @@ def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
         with st.expander("Why not the others"):
             rejected = [{"reason": r.reason, "what would fit": r.nearest, "jobs": r.count} for r in answer.rejected]
             parts.table(rejected, {}, "rejected-jobs")
+
+
+def _jobs_csv(plans: Sequence[TrainPlan]) -> str:
+    """Return jobs as CSV in SI units: every setting, every quantity with value, low and high."""
+    rows = []
+    for p in plans:
+        row: dict[str, Any] = {"rank": p.rank} | p.job.model_dump(mode="json", exclude={"stage_layers"})
+        for name, q in p.prediction.quantities.items():
+            row |= {name: q.value, f"{name}_low": q.low, f"{name}_high": q.high}
+        rows.append(row | {"command": p.command})
+    return parts.to_csv(rows)
 
 
 def _row(plan: TrainPlan) -> dict[str, Any]:
@@ -228,4 +263,4 @@ def _row(plan: TrainPlan) -> dict[str, Any]:
         "micro-steps": job.gradient_accumulation_steps,
         "checkpointing": "yes" if job.is_checkpointed else "",
     }
-    return row | {label(n): q[n] for n in ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac")}
+    return row | {label(n): q[n] for n in ("step_s", "tokens_per_s", "allocated_bytes_per_gpu", "mfu_frac")}

@@ -174,14 +174,12 @@ def _report(fitted: CoefficientSet) -> None:
     if report is None:
         return
     left, middle, right = st.columns(3)
-    left.metric("Measured cells in the fit", f"{report.n_cells:,}", border=True)
-    middle.metric("Coefficients", f"{report.n_coefficients:,}", border=True)
-    right.metric(
-        "Condition number",
-        f"{report.condition_number:,.3g}",
-        border=True,
-        help="How well the data tell the coefficients apart; above 1e6 some of them can trade places.",
-    )
+    text = "A cell is one load on one started engine: so many requests of some lengths."
+    parts.metric(left, "Measured cells in the fit", f"{report.n_cells:,}", None, text)
+    text = "Numbers of the model that the cells decide; each has a meaning, a bound and an interval."
+    parts.metric(middle, "Coefficients", f"{report.n_coefficients:,}", None, text)
+    text = "How well the data tell the coefficients apart; above 1e6 some of them can trade places."
+    parts.metric(right, "Condition number", f"{report.condition_number:,.3g}", None, text)
     errors = {k: v for k, v in report.median_abs_error.items() if k != RESIDUAL}
     if RESIDUAL in report.median_abs_error:
         value = report.median_abs_error[RESIDUAL]
