@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from advisor.errors import BadData, UnknownName
 from advisor.schema import CoefficientSet, Gpu, Model, Note, Price, Workload, first_error
 from advisor.units import MIB
 
+T = TypeVar("T")
 __all__ = [
     "Catalog",
     "ParsedGpus",
@@ -44,6 +46,7 @@ class Catalog:
         self._gpus = GpuFiles(root / "hardware")
         self._prices = PriceFiles(root / "prices")
         self._presets: dict[str, Any] | None = None
+        self._read: dict[Path, tuple[tuple[int, int], Any]] = {}
 
     def models(self) -> dict[str, ModelEntry]:
         """Return the index of models: name to hub id and aliases, without reading their files."""
@@ -91,20 +94,26 @@ class Catalog:
 
     def coefficients(self, name: str) -> CoefficientSet:
         """Return the fitted coefficients of an engine from `fitted/NAME.json`."""
-        path = self._file("coefficient set", "fitted", name, ".json")
-        try:
-            return CoefficientSet.model_validate(read_json(path, max_bytes=16 * MIB))
-        except ValidationError as error:
-            raise BadData(str(path), first_error(error)) from None
+        return self._kept(self._file("coefficient set", "fitted", name, ".json"), _coefficients_from)
 
     def accuracy(self) -> dict[str, Any]:
         """Return the errors on left-out engine starts that the last fit wrote, empty where there was none."""
         path = self.root / "fitted" / "accuracy.json"
-        return read_json(path, max_bytes=16 * MIB) if path.is_file() else {}
+        return self._kept(path, partial(read_json, max_bytes=16 * MIB)) if path.is_file() else {}
 
     def engine(self, name: str) -> dict[str, Any]:
         """Return the facts of an engine (defaults by version, flags) from `engines/NAME.toml`."""
-        return read_toml(self._file("engine", "engines", name, ".toml"))
+        return self._kept(self._file("engine", "engines", name, ".toml"), read_toml)
+
+    def _kept(self, path: Path, read: Callable[[Path], T]) -> T:
+        """Return a file as `read` gives it, read again only when it has changed: a fit rewrites its coefficients."""
+        status = path.stat()
+        state = (status.st_mtime_ns, status.st_size)
+        found = self._read.get(path)
+        if found is None or found[0] != state:
+            found = self._read[path] = (state, read(path))
+        value: T = found[1]
+        return value
 
     @property
     def _preset_path(self) -> Path:
@@ -121,6 +130,13 @@ class Catalog:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or name not in known:
             raise UnknownName(kind, name, known)
         return self.root / folder / f"{name}{suffix}"
+
+
+def _coefficients_from(path: Path) -> CoefficientSet:
+    try:
+        return CoefficientSet.model_validate(read_json(path, max_bytes=16 * MIB))
+    except ValidationError as error:
+        raise BadData(str(path), first_error(error)) from None
 
 
 @lru_cache(maxsize=8)

@@ -16,12 +16,14 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import groupby
 
 from advisor.errors import DomainError
-from advisor.predict.engine_state import EngineLimits, Group, Sequence_, Stage, Step, Work
+from advisor.predict.clock import Decodes
+from advisor.predict.engine_state import EngineLimits, Group, Part, Sequence_, Step, Work
+from advisor.predict.ledger import NO_GAP, Ledger
 from advisor.predict.step import StepCost
-from advisor.predict.stretch import fast_forward
+from advisor.predict.stretch import fast_forward, run_decodes
 
 
 class Engine:
@@ -31,14 +33,13 @@ class Engine:
     """
 
     def __init__(self, stages: Sequence[StepCost], limits: EngineLimits, send_s: float = 0.0) -> None:
-        # stages of equal cost share a clock, which is then asked once a step
-        clocks = {stage: stage.clock() for stage in stages}
-        self.stages = [Stage(clocks[stage]) for stage in stages]
-        self.clocks = tuple(clocks.values())
+        self.parts = [Part(cost, len([*same]), send_s) for cost, same in groupby(stages)]
+        self.first = self.parts[0].stages[0]
+        self.is_linear = all(part.clock.is_linear for part in self.parts)
+        self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
         self.limits = limits
-        self.send_s = send_s
         self.now_s = 0.0
-        self.counts = Work()
+        self.ledger = Ledger([part.clock for part in self.parts], limits)
         self.waiting: deque[Sequence_] = deque()
         self.running: list[Sequence_] = []
         self.n_running = 0
@@ -50,7 +51,6 @@ class Engine:
         self.group_ready_s = [0.0] * limits.pp
         self.groups = [Group(residues=[0] * limits.kv_block_tokens) for _ in range(limits.pp)]
         self.step_number = 0
-        self.itl: list[tuple[float, float, float]] = []
         self.timeline: list[tuple[float, int, int, int]] = []
         self.sample_every_s = 0.0
         self._next_sample_s = 0.0
@@ -69,8 +69,7 @@ class Engine:
     @property
     def work(self) -> Work:
         """Return the totals of the work done so far."""
-        terms = zip(*(clock.terms() for clock in self.clocks), strict=True)
-        return replace(self.counts, terms=[float(sum(parts)) for parts in terms])
+        return self.ledger.work()
 
     @property
     def load_score(self) -> int:
@@ -85,19 +84,30 @@ class Engine:
         """
         n_in_flight = self.limits.n_in_flight
         in_flight = self.in_flight
+        only = self.groups[0] if self.limits.pp == 1 else None
         while self.now_s < until_s:
-            if len(in_flight) < n_in_flight and (self.waiting or self.n_running) and self._schedule(until_s):
-                continue
-            if self.now_s >= until_s:  # a stretch led up to the arrival: what is in flight stays there
-                return []
+            if len(in_flight) < n_in_flight and (self.waiting or self.n_running):
+                if only is None:
+                    if self.n_running and not self.waiting:
+                        run_decodes(self, until_s)
+                elif (
+                    only.n
+                    and only.finish[0][0] > only.steps + 2
+                    and self.partial is None
+                    and not (self.waiting and self._can_admit(self._budget(only)))
+                ):
+                    fast_forward(self, only, until_s)
+                if self.now_s >= until_s:  # a stretch led up to the arrival: what is in flight stays there
+                    return []
+                if len(in_flight) < n_in_flight and self._schedule():
+                    continue
             if not in_flight:
                 return []
-            step = in_flight.popleft()
-            if step.end_s > self.now_s:
-                self.now_s = step.end_s
-            step.end_s = self.now_s
-            if (step.finished or step.firsts) and (finished := self.process(step)):
-                return finished
+            end_s, firsts, finished = in_flight.popleft()
+            if end_s > self.now_s:
+                self.now_s = end_s
+            if (finished or firsts) and (done := self.process(self.now_s, firsts, finished)):
+                return done
         return []
 
     def idle_until(self, time_s: float) -> None:
@@ -106,19 +116,22 @@ class Engine:
             self.now_s = time_s
 
     # ---- results of a step --------------------------------------------------------------------------------------
-    def process(self, step: Step) -> list[tuple[Sequence_, float]]:
+    def process(
+        self, end_s: float, firsts: Sequence[Sequence_], finished: Sequence[Sequence_]
+    ) -> list[tuple[Sequence_, float]]:
         """Hand out the tokens of a step that has ended; return the requests that finished with it."""
-        for sequence in step.firsts:
+        for sequence in firsts:
             if sequence.first_token_s < 0:
-                sequence.first_token_s = step.end_s
-        done = []
-        for sequence in step.finished:
+                sequence.first_token_s = end_s
+        if not finished:
+            return []
+        for sequence in finished:
             if sequence.is_running:
                 self._release(sequence, sequence.prompt_tokens + sequence.output_tokens - 1)
-            done.append((sequence, step.end_s))
         if len(self.running) > 2 * self.n_running + 64:
             self.running = [s for s in self.running if s.is_running]
-        return done
+        self.ledger.settle(is_over=False)
+        return [(sequence, end_s) for sequence in finished]
 
     def _release(self, sequence: Sequence_, n_tokens: int) -> None:
         sequence.is_running = False
@@ -130,25 +143,23 @@ class Engine:
         return blocks if blocks > 0 else 0
 
     # ---- one scheduling decision --------------------------------------------------------------------------------
-    def _schedule(self, until_s: float) -> bool:
-        pp = self.limits.pp
-        if pp == 1 and self.partial is None:
-            group = self.groups[0]
-            if group.n and not (self.waiting and self._can_admit(self._budget(group))):
-                fast_forward(self, group, until_s)
-                if self.now_s >= until_s or len(self.in_flight) >= self.limits.n_in_flight:
-                    return False
-        preempted = self.counts.n_preemptions
-        for number in range(self.step_number + 1, self.step_number + 1 + pp):
-            if self._schedule_step(number):
+    def _schedule(self) -> bool:
+        """Launch the next step that has something to compute; return whether there is one."""
+        n_preemptions = self.ledger.n_preemptions
+        number = self.step_number
+        for _ in self.groups:
+            number += 1
+            if self._step(number):
                 return True
         # blocks given back in an empty step can be taken in the next
-        return preempted != self.counts.n_preemptions and not self.in_flight
+        return n_preemptions != self.ledger.n_preemptions and not self.in_flight
 
-    def _schedule_step(self, number: int) -> bool:
+    def _step(self, number: int) -> bool:
+        """Fill and launch step `number`: decodes, the prompt in progress, then the queue; False when it is empty."""
         limits = self.limits
-        group = self.groups[number % limits.pp]
-        preempted = self.counts.n_preemptions
+        slot = number % limits.pp
+        group = self.groups[slot]
+        n_preemptions = self.ledger.n_preemptions
         if group.n:
             needed = group.blocks_opened(1, limits)
             if needed <= self.free_blocks:
@@ -156,8 +167,63 @@ class Engine:
             else:
                 self._take_decode_blocks(group)
         n_decode = group.n
-        budget = self._budget(group)
+        n_tokens = n_decode * limits.verify_tokens
         firsts: list[Sequence_] = []
+        n_prefill = 0
+        pairs = 0.0
+        if self.waiting or self.partial is not None:
+            n_prefill, pairs = self._take_prompts(limits.max_num_batched_tokens - n_tokens, n_preemptions, firsts)
+        if n_prefill:
+            n_padded = n_tokens
+            n_sampled = n_decode + len(firsts)
+        elif n_decode:
+            n_padded = self.graph(n_tokens)
+            n_sampled = n_decode
+        else:
+            return False
+        self.step_number = number
+        context = group.context + n_decode
+        if limits.hot_context_tokens and n_decode:
+            context -= (n_decode - 1) * limits.hot_context_tokens
+        launch_s = self.now_s if self.now_s > self.launch_free_s else self.launch_free_s
+        if n_prefill and self.is_graph_running and self.first.free_s > launch_s:
+            launch_s += limits.graph_wait_frac * (self.first.free_s - launch_s)
+        self.is_graph_running = not n_prefill
+        ready_s = self.group_ready_s[slot]
+        begin_s = end_s = busy_s = 0.0
+        weights: list[float] = []
+        for part in self.parts:
+            full_s, ratio, host_s, prepare_s = part.clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
+            if not weights:
+                self.launch_free_s = launch_s + host_s
+                if launch_s + prepare_s > ready_s:
+                    ready_s = launch_s + prepare_s
+            begin_s, end_s, spent_s, weight = part.run(ready_s, full_s, ratio, launch_s + host_s)
+            ready_s = end_s + part.send_s
+            busy_s += spent_s
+            weights.append(weight)
+        self.group_ready_s[slot] = ready_s
+
+        finished: Sequence[Sequence_] = ()
+        gap_s = NO_GAP
+        if n_decode:
+            gap_s = end_s - (group.last_end_s if group.steps else begin_s)
+            group.steps += 1
+            group.context += n_decode * limits.tokens_per_step
+            if group.finish[0][0] <= group.steps:
+                finished = self._finish(group)
+        group.last_end_s = end_s
+        self.ledger.rows += (1.0, n_prefill, pairs, n_decode, context, n_sampled, gap_s, busy_s / limits.pp, *weights)
+        if firsts and (short := [s for s in firsts if self._join(s, group, slot)]):
+            finished = [*finished, *short]
+        self.in_flight.append((end_s, firsts, finished))
+        if self.sample_every_s:
+            self.sample(end_s)
+        self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
+        return True
+
+    def _take_prompts(self, budget: int, n_preemptions: int, firsts: list[Sequence_]) -> tuple[int, float]:
+        """Fill a step's token budget with prompts; return their tokens and pairs, and note which are complete."""
         n_prefill = 0
         pairs = 0.0
         partial = self.partial
@@ -170,19 +236,15 @@ class Engine:
                 self._after_chunk(partial, chunk, firsts)
             else:
                 self._preempt()  # the newest request is the prompt itself: it gives its blocks back and starts again
-        if self.partial is None and preempted == self.counts.n_preemptions:
+        if self.partial is None and n_preemptions == self.ledger.n_preemptions:
             while self.waiting and self._can_admit(budget):
-                sequence = self._admit(min(self.waiting[0].to_compute_tokens, budget))
-                chunk = min(sequence.to_compute_tokens, budget)
+                chunk = min(self.waiting[0].to_compute_tokens, budget)
+                sequence = self._admit(chunk)
                 pairs += chunk * (sequence.cached_tokens + 0.5 * (chunk + 1))
                 n_prefill += chunk
                 budget -= chunk
                 self._after_chunk(sequence, chunk, firsts)
-        if not n_decode and not n_prefill:
-            return False
-        self.step_number = number
-        self._launch(number, group, n_prefill, pairs, firsts)
-        return True
+        return n_prefill, pairs
 
     def _budget(self, group: Group) -> int:
         return self.limits.max_num_batched_tokens - group.n * self.limits.verify_tokens
@@ -242,7 +304,7 @@ class Engine:
         if not self.running:
             return False
         victim = self.running.pop()
-        self.counts.n_preemptions += 1
+        self.ledger.n_preemptions += 1
         if victim is self.partial:
             self.partial = None
             self._release(victim, victim.cached_tokens + victim.computed_tokens)
@@ -262,7 +324,7 @@ class Engine:
             heapq.heapify(group.finish)
             victim.group = -1
             victim.to_compute_tokens = victim.prompt_tokens + victim.done_tokens - victim.cached_tokens
-        self.counts.recomputed_tokens += victim.to_compute_tokens
+        self.ledger.recomputed_tokens += victim.to_compute_tokens
         victim.computed_tokens = 0
         self.waiting.appendleft(victim)
         return True
@@ -273,72 +335,9 @@ class Engine:
         sizes = self.limits.graph_sizes
         return sizes[n] if n < len(sizes) else n
 
-    def _launch(self, number: int, group: Group, n_prefill: int, pairs: float, firsts: list[Sequence_]) -> None:
-        limits, counts = self.limits, self.counts
-        pp = limits.pp
-        n_decode = group.n
-        n_sampled = n_decode + len(firsts)
-        n_tokens = n_decode * limits.verify_tokens
-        sizes = limits.graph_sizes
-        n_padded = n_tokens if n_prefill or n_tokens >= len(sizes) else sizes[n_tokens]
-        context = group.context + n_decode
-        if limits.hot_context_tokens and n_decode:
-            context -= (n_decode - 1) * limits.hot_context_tokens
-        slot = number % pp
-        launch_s = self.now_s if self.now_s > self.launch_free_s else self.launch_free_s
-        first = self.stages[0]
-        if n_prefill and self.is_graph_running and first.free_s > launch_s:
-            launch_s += limits.graph_wait_frac * (first.free_s - launch_s)
-        self.is_graph_running = not n_prefill
-        begin_s = launch_s + first.clock.prepare_s(n_sampled)
-        ready_s = self.group_ready_s[slot]
-        if pp == 1 or ready_s < begin_s:
-            ready_s = begin_s
-        clock = None
-        busy_s = end_s = 0.0
-        for stage in self.stages:
-            if stage.clock is not clock:
-                clock = stage.clock
-                full_s, ratio, host_s = clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
-            begin_s, stretch = stage.begin(ready_s, full_s, ratio)
-            end_s = begin_s + full_s * stretch
-            if launch_s + host_s > end_s:
-                end_s = launch_s + host_s
-            stage.free_s = end_s
-            busy_s += end_s - begin_s
-            ready_s = end_s + self.send_s
-            clock.count(stretch)
-            if stage is first:
-                self.launch_free_s = launch_s + host_s
-        self.group_ready_s[slot] = ready_s
-        if n_decode:
-            gap_s = end_s - (group.last_end_s if group.steps else begin_s)
-            self.itl.append((gap_s, gap_s, float(n_decode)))
-            counts.context_tokens += context
-        group.last_end_s = end_s
-        counts.n_steps += 1.0
-        counts.tokens += n_tokens + n_prefill
-        counts.pairs += pairs
-        counts.sampled += n_sampled
-        counts.busy_s += busy_s / pp
-        if n_prefill:
-            counts.prefill_steps += 1.0
-        finished: list[Sequence_] = []
-        if n_decode:
-            group.steps += 1
-            group.context += n_decode * limits.tokens_per_step
-            if group.finish[0][0] <= group.steps:
-                self._finish(group, finished)
-        for sequence in firsts:
-            if self._join(sequence, group, slot):
-                finished.append(sequence)
-        self.in_flight.append(Step(end_s, firsts, finished))
-        if self.sample_every_s:
-            self.sample(end_s)
-        self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
-
-    def _finish(self, group: Group, finished: list[Sequence_]) -> None:
-        """Take the decodes out of a group that have all their tokens."""
+    def _finish(self, group: Group) -> list[Sequence_]:
+        """Take the decodes out of a group that have all their tokens, and return them."""
+        finished = []
         while group.finish and group.finish[0][0] <= group.steps:
             sequence = heapq.heappop(group.finish)[2]
             group.n -= 1
@@ -348,6 +347,7 @@ class Engine:
             finished.append(sequence)
         if not group.n:
             group.context = 0.0
+        return finished
 
     def _join(self, sequence: Sequence_, group: Group, slot: int) -> bool:
         """Make a prefilled request a decode of `group`; return whether its first token was also its last."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp
 
-from advisor.predict.clock import Clock
-from advisor.predict.step import TERMS
+from advisor.predict.step import TERMS, StepCost
 
 
 @dataclass(slots=True)
@@ -84,40 +83,66 @@ class Work:
 
 
 class Stage:
-    """One pipeline stage: when its GPUs are free, and how hot they ran lately."""
+    """One pipeline stage: when its GPUs are free, and how hot they ran lately (power over the limit, averaged)."""
 
-    __slots__ = ("clock", "free_s", "power_ratio")
+    __slots__ = ("free_s", "power_ratio")
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
         self.free_s = 0.0
         self.power_ratio = 0.0
 
-    def begin(self, ready_s: float, full_s: float, ratio: float) -> tuple[float, float]:
-        """Return when a step that is ready at `ready_s` begins [s], and by how much the power limit stretches it.
 
-        full_s : its time at full clock [s]
-        ratio  : the power it draws meanwhile, over the limit
+class Part:
+    """Neighbouring pipeline stages of equal cost: one clock, asked once a step."""
+
+    __slots__ = ("clock", "exponent", "send_s", "stages", "throttle_s")
+
+    def __init__(self, cost: StepCost, n_stages: int, send_s: float) -> None:
+        self.clock = cost.clock()
+        self.throttle_s = cost.throttle_s
+        self.exponent = cost.clock_exponent
+        self.send_s = send_s
+        self.stages = [Stage() for _ in range(n_stages)]
+
+    def run(self, ready_s: float, full_s: float, ratio: float, launched_s: float) -> tuple[float, float, float, float]:
+        """Run a step through the stages; return when the last begins and ends it, the seconds of all, and the number
+        of steps at full clock that they are worth.
+
+        ready_s    : when the first could begin; it may still be busy
+        full_s     : a stage's time at full clock [s]
+        ratio      : the power it draws meanwhile, over the limit; above 1 the clock falls (`StepCost.stretch`)
+        launched_s : when the launch is over; no stage ends earlier
         """
-        clock, begin_s = self.clock, self.free_s
-        if ready_s > begin_s:
-            self.power_ratio *= math.exp((begin_s - ready_s) / clock.throttle_s)
-            begin_s = ready_s
-        mean = self.heat(ratio, full_s)
-        return begin_s, clock.stretch(mean) if mean > 1.0 else 1.0
+        begin_s = end_s = busy_s = weight = 0.0
+        kept = exp(-full_s / self.throttle_s)
+        for stage in self.stages:
+            begin_s, old = stage.free_s, stage.power_ratio
+            if ready_s > begin_s:
+                old *= exp((begin_s - ready_s) / self.throttle_s)
+                begin_s = ready_s
+            new = stage.power_ratio = ratio + (old - ratio) * kept
+            if old + new > 2.0:
+                stretch = (0.5 * (old + new)) ** self.exponent
+                end_s = begin_s + full_s * stretch
+                weight += stretch
+            else:
+                end_s = begin_s + full_s
+                weight += 1.0
+            if launched_s > end_s:
+                end_s = launched_s
+            stage.free_s = end_s
+            busy_s += end_s - begin_s
+            ready_s = end_s + self.send_s
+        return begin_s, end_s, busy_s, weight
 
-    def heat(self, ratio: float, seconds: float) -> float:
-        """Draw `ratio` of the power limit for `seconds`; return the average that the limiter sees."""
-        old = self.power_ratio
-        new = self.power_ratio = ratio + (old - ratio) * math.exp(-seconds / self.clock.throttle_s)
-        return 0.5 * (old + new)
+    def heat(self, ratio: float, seconds: float) -> None:
+        """Let the first stage draw `ratio` of the power limit for `seconds`."""
+        stage = self.stages[0]
+        stage.power_ratio = ratio + (stage.power_ratio - ratio) * exp(-seconds / self.throttle_s)
 
 
-@dataclass(slots=True)
-class Step:
-    end_s: float
-    firsts: list[Sequence_]
-    finished: list[Sequence_]
+Step = tuple[float, Sequence["Sequence_"], Sequence["Sequence_"]]
+"""A step in flight: when it ends [s], the prompts that are complete with it, the requests that are done with it."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
 from advisor.predict.traffic import draw
 from advisor.predict.transfer import joined_rel, transfer_rel, transferred
+from advisor.predict.widths import Widths, bounded, is_sparse, scaled, widened
 from advisor.schema import (
     ClosedLoad,
     Cluster,
@@ -39,12 +40,6 @@ WARM_E2ES = 2.0
 CLOSED_ROUNDS = 5
 """An open loop is replayed for a minute or 8 request times, at least 200 requests, of which the first 2 request times
 are warm-up; a closed loop for 5 rounds, all counted, as its clients start together in reality too."""
-
-DEFAULT_Q90 = {"ttft": 0.30, "tpot": 0.10, "requests_per_s": 0.10, "board_power_w.mean": 0.15}
-"""Half-widths (natural log) where a coefficient set brings none of its own: twice the targets of docs/accuracy.md."""
-
-Z_95 = 1.6449
-"""Standard errors to either side of a 90 % interval of a normal distribution."""
 
 MAX_E2E_S = 600.0
 """Longest request time that the length of a replay follows."""
@@ -127,7 +122,30 @@ def replay_replica(
     )
 
 
-def predict_vllm(
+@dataclass(frozen=True)
+class Forecast:
+    """A prediction without targets, and of a simulated one the counted requests, their rate, and widths."""
+
+    prediction: Prediction
+    counted: Simulation | None = None
+    requests_per_s: float = 0.0
+    widths: Widths | None = None
+
+    def against(self, slo: Slo | None) -> Prediction:
+        """Return the prediction with the share of requests that meet all targets, and the rate of those."""
+        if slo is None or not slo.targets or self.counted is None or self.widths is None:
+            return self.prediction
+        met, interval = float(self.counted.attainment(slo).mean()), self.widths.interval
+        quantities: dict[str, Interval] = {}
+        for name, quantity in self.prediction.quantities.items():
+            quantities[name] = quantity
+            if name == "total_tokens_per_s":
+                quantities["slo_attainment_frac"] = bounded(interval(met, "requests_per_s"), 1.0)
+                quantities["goodput_requests_per_s"] = interval(self.requests_per_s * met, "requests_per_s")
+        return self.prediction.model_copy(update={"quantities": quantities})
+
+
+def forecast_vllm(
     model: Model,
     cluster: Cluster,
     deployment: Deployment,
@@ -135,14 +153,13 @@ def predict_vllm(
     coefficients: CoefficientSet,
     *,
     method: str = "simulated",
-    slo: Slo | None = None,
     seed: int = 0,
     facts: EngineFacts | None = None,
     power: CoefficientSet | None = None,
     progress: Callable[[float], None] | None = None,
     steady: Mapping[str, float] | None = None,
-) -> Prediction:
-    """Return what `deployment` will do under `workload`.
+) -> Forecast:
+    """Return what `deployment` will do under `workload`, whatever the targets.
 
     method : 'simulated' replays the scheduler; 'steady' is the closed form
     steady : the closed form of just this, from a caller that has it: a row of `sweep`
@@ -153,13 +170,13 @@ def predict_vllm(
         rows = sweep(model, cluster.gpu, [deployment], workload, coefficients, facts)
         steady = {name: float(column[0]) for name, column in rows.items()}
     if method == "steady":
-        return _steady(model, cluster, deployment, workload, coefficients, facts, steady)
+        return Forecast(_steady(model, cluster, deployment, workload, coefficients, facts, steady))
     e2e_s = min(steady["e2e_p50_s"], MAX_E2E_S) if math.isfinite(steady["e2e_p50_s"]) else 0.0
     run = replay(
         model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
     )
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
-    q = _Widths(coefficients.error_q90, rel, is_sparse(deployment, workload))
+    q = Widths(coefficients.error_q90, rel, is_sparse(deployment, workload))
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     most = steady["saturation_requests_per_s"]
@@ -179,14 +196,10 @@ def predict_vllm(
     found["output_tokens_per_s"] = q.interval(rate * float(sim.output_tokens.mean()), "requests_per_s")
     total = rate * float(sim.output_tokens.mean() + sim.prompt_tokens.mean())
     found["total_tokens_per_s"] = q.interval(total, "requests_per_s")
-    if slo is not None and slo.targets:
-        met = float(sim.attainment(slo).mean())
-        found["slo_attainment_frac"] = _bounded(q.interval(met, "requests_per_s"), 1.0)
-        found["goodput_requests_per_s"] = q.interval(rate * met, "requests_per_s")
     found["saturation_requests_per_s"] = q.interval(most, "requests_per_s")
     work = whole.total_work
     occupancy = work.context_tokens / max(work.n_steps, 1.0) / max(memory.kv_cache_tokens, 1)
-    found["kv_occupancy_frac"] = _bounded(q.interval(occupancy, "requests_per_s"), 1.0)
+    found["kv_occupancy_frac"] = bounded(q.interval(occupancy, "requests_per_s"), 1.0)
     found["n_preemptions"] = Interval(value=float(work.n_preemptions), low=0.0, high=float(work.n_preemptions) * 2 + 1)
     breakdowns = [memory.breakdown()]
     breakdowns += run_breakdowns(whole, sim, run.replica, run.workload)
@@ -196,22 +209,53 @@ def predict_vllm(
         stages, formats = run.replica.stages, deployment.weight_dtype
         activity = activity_of(stages, work, span_s, formats, n_replicas=deployment.dp)
         watts, parts = board_power(activity, cluster.gpu, power, deployment.n_gpus)
-        watts = _widened(
+        watts = widened(
             watts, rel, cluster.gpu.idle_power_w * deployment.n_gpus, cluster.gpu.board_power_w * deployment.n_gpus
         )
         found["board_power_w"] = watts
         breakdowns.append(parts)
         tokens_per_s = found["output_tokens_per_s"].value
-        found["energy_j_per_output_token"] = _scaled(watts, 1.0 / tokens_per_s)
-        found["energy_j_per_request"] = _scaled(watts, 1.0 / rate)
+        found["energy_j_per_output_token"] = scaled(watts, 1.0 / tokens_per_s)
+        found["energy_j_per_request"] = scaled(watts, 1.0 / rate)
     found |= _activity(run, span_s, cluster, deployment, q)
-    return Prediction(
+    prediction = Prediction(
         quantities=found,
         breakdowns=tuple(breakdowns),
         is_saturated=is_saturated,
         method="simulated",
         notes=tuple(_notes(cluster, deployment, coefficients, is_saturated)),
     )
+    return Forecast(prediction, sim, rate, q)
+
+
+def predict_vllm(
+    model: Model,
+    cluster: Cluster,
+    deployment: Deployment,
+    workload: Workload,
+    coefficients: CoefficientSet,
+    *,
+    method: str = "simulated",
+    slo: Slo | None = None,
+    seed: int = 0,
+    facts: EngineFacts | None = None,
+    power: CoefficientSet | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Prediction:
+    """Return what `deployment` will do under `workload` and how much of it meets `slo`; the rest as `forecast_vllm`."""
+    forecast = forecast_vllm(
+        model,
+        cluster,
+        deployment,
+        workload,
+        coefficients,
+        method=method,
+        seed=seed,
+        facts=facts,
+        power=power,
+        progress=progress,
+    )
+    return forecast.against(slo)
 
 
 def counted(sim: Simulation, workload: Workload, e2e_s: float, is_saturated: bool) -> tuple[Simulation, float]:
@@ -240,56 +284,7 @@ def busy_span_s(sim: Simulation, workload: Workload, is_saturated: bool) -> floa
     return float(sim.submitted_s.max() - sim.submitted_s.min()) * n / (n - 1)
 
 
-def is_sparse(deployment: Deployment, workload: Workload) -> bool:
-    """Return whether one engine start stands for this kind of plan: fp8 cache, no CUDA graphs, a shared prefix."""
-    is_shared = deployment.prefix_caching and workload.prefix.shared_prefix_tokens > 0
-    return deployment.kv_dtype == "fp8" or deployment.enforce_eager or is_shared
-
-
-class _Widths:
-    """Half-widths of intervals: the fit's errors on left-out engine starts, joined with the transfer's."""
-
-    def __init__(self, error_q90: Mapping[str, float], rel: float, is_sparse: bool) -> None:
-        # kinds of plans that one engine start stands for have wider intervals of their own
-        sparse = {k.removesuffix("@sparse"): v for k, v in error_q90.items() if k.endswith("@sparse")}
-        self.error_q90 = {**error_q90, **sparse} if is_sparse else error_q90
-        self.rel = rel
-
-    def of(self, name: str) -> float:
-        """Return the half-width (natural log) of a metric such as 'ttft_p99' or 'requests_per_s'."""
-        if name == "requests_per_s":
-            own = self.error_q90.get("requests_per_s", DEFAULT_Q90["requests_per_s"])
-        else:
-            metric, statistic = name.split("_")
-            is_tail = statistic in ("p95", "p99")
-            if metric == "ttft":
-                own = self.error_q90.get(f"ttft_s.{'p99' if is_tail else 'p50'}", DEFAULT_Q90["ttft"])
-            else:
-                own = self.error_q90.get("tpot_s.p50", DEFAULT_Q90["tpot"]) * (
-                    2.0 if metric == "itl" or is_tail else 1.0
-                )
-        return joined_rel(own, math.log1p(self.rel))
-
-    def interval(self, value: float, name: str, drawn: float = 0.0) -> Interval:
-        """Return a value with its 90 % interval; `drawn` is its standard error (natural log) from the drawn traffic."""
-        width = joined_rel(self.of(name), Z_95 * drawn)
-        return Interval(value=value, low=value * math.exp(-width), high=value * math.exp(width))
-
-
-def _bounded(interval: Interval, most: float) -> Interval:
-    return Interval(value=min(interval.value, most), low=min(interval.low, most), high=min(interval.high, most))
-
-
-def _scaled(interval: Interval, factor: float) -> Interval:
-    return Interval(value=interval.value * factor, low=interval.low * factor, high=interval.high * factor)
-
-
-def _widened(interval: Interval, rel: float, floor: float, ceiling: float) -> Interval:
-    low = max(min(interval.low, interval.value * (1 - rel)), min(floor, interval.value))
-    return Interval(value=interval.value, low=low, high=max(interval.value, min(interval.high * (1 + rel), ceiling)))
-
-
-def _memory(memory: Footprint, q: _Widths) -> dict[str, Interval]:
+def _memory(memory: Footprint, q: Widths) -> dict[str, Interval]:
     width = max(q.error_q90.get("kv_blocks", 0.02), 0.002)
     used, tokens = memory.used_bytes, float(memory.kv_cache_tokens)
     return {
@@ -300,7 +295,7 @@ def _memory(memory: Footprint, q: _Widths) -> dict[str, Interval]:
     }
 
 
-def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment, q: _Widths) -> dict[str, Interval]:
+def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment, q: Widths) -> dict[str, Interval]:
     work = run.simulation.total_work
     share = 1.0 / (deployment.pp * deployment.dp * span_s)
     flops = moved = 0.0
@@ -321,8 +316,8 @@ def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment,
         peak = peaks.get("fp8") or peaks.get("int8") or peak
     mbu = moved / cluster.gpu.memory_bandwidth_bytes_per_s
     return {
-        "mfu_frac": _bounded(q.interval(flops / peak, "requests_per_s"), 1.0),
-        "mbu_frac": _bounded(q.interval(mbu, "requests_per_s"), 1.0),
+        "mfu_frac": bounded(q.interval(flops / peak, "requests_per_s"), 1.0),
+        "mbu_frac": bounded(q.interval(mbu, "requests_per_s"), 1.0),
     }
 
 
@@ -362,7 +357,7 @@ def _steady(
     steady: Mapping[str, float],
 ) -> Prediction:
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
-    q = _Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(deployment, workload))
+    q = Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(deployment, workload))
     values = transferred(coefficients, cluster.gpu)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
     found = _memory(memory, q)

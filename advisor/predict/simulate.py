@@ -199,7 +199,7 @@ class _Run:
         """Return a rough duration, only to space the samples of the timeline."""
         if self.traffic.arrival_s is not None and len(self.traffic.arrival_s) > 1:
             return float(self.traffic.arrival_s[-1]) + 1e-9
-        gpu_s, _, host_s = self.engines[0].stages[0].clock.step(0, 0.0, 1, 1, 1.0, 1)
+        gpu_s, _, host_s, _ = self.engines[0].parts[0].clock.step(0, 0.0, 1, 1, 1.0, 1)
         step = max(gpu_s, host_s) * 2
         return step * float(np.mean(self.traffic.output_tokens)) * self.n / max(1, self.traffic.concurrency) + 1e-9
 
@@ -290,10 +290,7 @@ class _Run:
         back = self.client.return_s
         output = self.traffic.output_tokens
         decode = np.where(output > 1, output - 1, 1)
-        pieces = [piece for engine in self.engines for piece in engine.itl]
-        itl = np.asarray(pieces, dtype=float).reshape(-1, 3)
-        quarter = np.array([0.125, 0.375, 0.625, 0.875])
-        values = itl[:, :1] + (itl[:, 1:2] - itl[:, :1]) * quarter
+        itl_s, itl_weights = np.concatenate([engine.ledger.gaps() for engine in self.engines], axis=1)
         return Simulation(
             ttft_s=self.first + back - self.submitted,
             tpot_s=np.where(output > 1, (self.end - self.first) / decode, np.nan),
@@ -301,8 +298,8 @@ class _Run:
             submitted_s=self.submitted,
             output_tokens=output,
             prompt_tokens=self.traffic.prompt_tokens,
-            itl_s=values.ravel(),
-            itl_weights=np.repeat(itl[:, 2] / 4, 4),
+            itl_s=itl_s,
+            itl_weights=itl_weights,
             duration_s=float(self.end.max() + back - self.submitted.min()),
             work=tuple(engine.work for engine in self.engines),
             timeline=tuple(sorted(sample for engine in self.engines for sample in engine.timeline)),

@@ -19,7 +19,7 @@ from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
 from advisor.laws.kv import kv_heads_per_rank
 from advisor.laws.roofline import larger_of, smooth_max
-from advisor.predict.clock import Clock
+from advisor.predict.clock import Clock, clock_of
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Deployment, Gpu
 
@@ -232,7 +232,7 @@ class StepCost:
 
     def clock(self) -> Clock:
         """Return the same law for an event loop, which asks for single steps again and again."""
-        return Clock(self)
+        return clock_of(self)
 
     def seconds(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the GPU time of one step at full clock [s]: the sum of `terms`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from advisor.laws.roofline import larger_of
-from advisor.predict.engine_state import Group, Step
+from advisor.predict.clock import Decodes
+from advisor.predict.engine_state import Group, Part
+from advisor.predict.ledger import NO_GAP
 
 if TYPE_CHECKING:
     from advisor.predict.engine import Engine
@@ -22,19 +24,21 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     """
     limits = engine.limits
     m = min(group.finish[0][0] - group.steps - 1, MAX_STRETCH_STEPS)
-    if m < 2 or any(step.finished for step in engine.in_flight):
-        return
+    part = engine.parts[0]
+    stage, clock = part.stages[0], part.clock
+    if m < 2 or (limits.n_in_flight == 2 and not limits.blocks_on_launch and stage.free_s >= until_s):
+        return  # the second step of a stretch is fixed when the GPU is free
+    for _, _, finished in engine.in_flight:
+        if finished:
+            return
     while m > 1 and group.blocks_opened(m, limits) > engine.free_blocks:
         m //= 2
-    stage = engine.stages[0]
-    clock = stage.clock
     n = group.n
     n_tokens = n * limits.verify_tokens
     n_padded = engine.graph(n_tokens)
     per_step = n * limits.tokens_per_step
     first_context = group.context + n - (n - 1) * limits.hot_context_tokens
-    full_s, ratio, host_s = clock.step(0, 0.0, n_tokens, n_padded, first_context, n)
-    prepare_s = clock.prepare_s(n)
+    full_s, ratio, host_s, prepare_s = clock.step(0, 0.0, n_tokens, n_padded, first_context, n)
     # with one batch in flight the GPU waits for each preparation, with more it is over when a step ends
     is_alone = limits.n_in_flight == 1
     wait_s = prepare_s if is_alone else 0.0
@@ -76,19 +80,20 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     if m < 2:
         return
     launched_s = launch_s + host_s if limits.blocks_on_launch else 0.0
-    for step in engine.in_flight:
-        step.end_s = max(step.end_s, launched_s)
-        engine.process(step)
+    for step_end_s, firsts, finished in engine.in_flight:
+        engine.process(max(step_end_s, launched_s), firsts, finished)
     engine.in_flight.clear()
     engine.free_blocks -= group.blocks_opened(m, limits)
     last_s = first_s + slope_s * (m - 1)
+    ledger = engine.ledger
+    gap_s = NO_GAP
     if group.steps and start_s > group.last_end_s:
-        engine.itl.append((start_s - group.last_end_s + first_s, start_s - group.last_end_s + first_s, float(n)))
-        engine.itl.append((first_s + slope_s, last_s, float(n * (m - 1))))
+        gap_s = start_s - group.last_end_s + first_s
+        ledger.ramps += (first_s + slope_s, last_s, n * (m - 1))
     else:
-        engine.itl.append((first_s, last_s, float(n * m)))
+        ledger.ramps += (first_s, last_s, n * m)
     end_s = end_of(m)
-    stage.heat(ratio, end_s - start_s)
+    part.heat(ratio, end_s - start_s)
     group.steps += m
     group.context += per_step * m
     group.last_end_s = end_s
@@ -99,13 +104,85 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     )
     engine.is_graph_running = True
     total_context = m * first_context + per_step * m * (m - 1) / 2
-    engine.counts.add(m, m * n_tokens, 0.0, total_context, m * n, end_s - start_s)
-    clock.step(0, 0.0, n_tokens, n_padded, total_context / m, n)
-    clock.count(m)
+    ledger.rows += (m, 0.0, 0.0, n, total_context / m, n, gap_s, end_s - start_s, m)
     if limits.n_in_flight > 1:
-        engine.in_flight.append(Step(end_s, [], []))
+        engine.in_flight.append((end_s, (), ()))
         engine.now_s = max(engine.now_s, engine.launch_free_s if is_blocked else end_of(m - 1))
     else:
         engine.now_s = end_s
     if engine.sample_every_s:
         engine.sample(end_s)
+
+
+def run_decodes(engine: Engine, until_s: float) -> None:
+    """Launch decode steps of a pipeline one after the other, as long as nothing else happens.
+
+    The same step by step as `Engine.advance` would do it, with what does not change looked up once. It ends where a
+    prompt waits or is complete, a request has its last token, blocks run out or `until_s` comes.
+    """
+    if engine.partial is not None or not engine.is_linear or engine.sample_every_s:
+        return
+    limits, in_flight, groups, ready = engine.limits, engine.in_flight, engine.groups, engine.group_ready_s
+    pp, core_s, n_in_flight, per_step = limits.pp, limits.core_s, limits.n_in_flight, limits.tokens_per_step
+    hot, is_blocked = limits.hot_context_tokens, limits.blocks_on_launch
+    now_s, free_s, number = engine.now_s, engine.launch_free_s, engine.step_number
+    rows = engine.ledger.rows
+    while now_s < until_s:
+        if len(in_flight) >= n_in_flight:
+            end_s, firsts, finished = in_flight[0]
+            if firsts or finished:
+                break
+            del in_flight[0]
+            if end_s > now_s:
+                now_s = end_s
+                if end_s >= until_s:
+                    break
+        following = number + 1
+        group = groups[following % pp]
+        while not group.n and following < number + pp:
+            following += 1
+            group = groups[following % pp]
+        n = group.n
+        if not n or group.finish[0][0] <= group.steps + 1:
+            break
+        needed = group.blocks_opened(1, limits)
+        if needed > engine.free_blocks:
+            break
+        engine.free_blocks -= needed
+        number = following
+        context = group.context + n
+        if hot:
+            context -= (n - 1) * hot
+        launch_s = now_s if now_s > free_s else free_s
+        ready_s = ready[number % pp]
+        busy_s = 0.0
+        weights: list[float] = []
+        for law, part in engine.laws.get(n) or _new_laws(engine, n):
+            full_s, context_s, full_j, context_j, power_w, host_s, prepare_s = law
+            if not weights:
+                free_s = launch_s + host_s
+                if launch_s + prepare_s > ready_s:
+                    ready_s = launch_s + prepare_s
+            full_s += context * context_s
+            ratio = (full_j + context * context_j) / (full_s * power_w)
+            begin_s, end_s, spent_s, weight = part.run(ready_s, full_s, ratio, launch_s + host_s)
+            ready_s = end_s + part.send_s
+            busy_s += spent_s
+            weights.append(weight)
+        ready[number % pp] = ready_s
+        gap_s = end_s - (group.last_end_s if group.steps else begin_s)
+        group.last_end_s = end_s
+        group.steps += 1
+        group.context += n * per_step
+        rows += (1.0, 0.0, 0.0, n, context, n, gap_s, busy_s / pp, *weights)
+        in_flight.append((end_s, (), ()))
+        now_s = free_s if is_blocked else now_s + core_s
+        engine.is_graph_running = True
+    engine.now_s, engine.launch_free_s, engine.step_number = now_s, free_s, number
+
+
+def _new_laws(engine: Engine, n: int) -> list[tuple[Decodes, Part]]:
+    n_tokens = n * engine.limits.verify_tokens
+    n_padded = engine.graph(n_tokens)
+    laws = engine.laws[n] = [(part.clock.decodes(n_tokens, n_padded, n), part) for part in engine.parts]
+    return laws

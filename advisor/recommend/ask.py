@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from advisor.catalog import Catalog
 from advisor.errors import DomainError, UnknownName, printable
+from advisor.recommend.kept import Kept, kept_for
 from advisor.schema import (
     ClosedLoad,
     Cluster,
@@ -74,6 +75,7 @@ class Question:
     deepspeed: CoefficientSet | None
     power: CoefficientSet | None
     notes: tuple[Note, ...]
+    kept: Kept = field(default_factory=Kept, compare=False)
 
     @property
     def slo(self) -> Slo:
@@ -321,6 +323,7 @@ def ask(request: Request, catalog: Catalog) -> Question:
     pools, notes = _pools(request, catalog)
     workload, max_model_len, fault, cut = fit_context(workload_of(request, catalog), model, request)
     facts, older = _facts(request, pools, catalog)
+    vllm, deepspeed, power = (_coefficients(catalog, name) for name in ("vllm", "deepspeed", "power"))
     return Question(
         request=request,
         model=model,
@@ -330,8 +333,9 @@ def ask(request: Request, catalog: Catalog) -> Question:
         max_model_len=max_model_len,
         context_fault=fault,
         facts=facts,
-        vllm=_coefficients(catalog, "vllm"),
-        deepspeed=_coefficients(catalog, "deepspeed"),
-        power=_coefficients(catalog, "power"),
+        vllm=vllm,
+        deepspeed=deepspeed,
+        power=power,
         notes=(*notes, *cut, *older),
+        kept=kept_for(model, tuple(p.cluster for p in pools), facts, vllm, deepspeed, power, request.seed),
     )

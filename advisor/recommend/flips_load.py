@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from advisor.errors import AdvisorError
-from advisor.predict.serving import predict_vllm
-from advisor.recommend.ask import Question
+from advisor.predict.traffic import mean_lengths
+from advisor.recommend.ask import Pool, Question
 from advisor.recommend.explain import plan_text
-from advisor.recommend.plan import Option, latency_s, option_badness, option_score, with_offered_rates
-from advisor.recommend.rank import SATURATED, Floats, badness, missed, order, score, usd_per_h, values_of
-from advisor.recommend.sample import sampled, scaled
+from advisor.recommend.forecast import forecast
+from advisor.recommend.plan import Option, latency_s, option_badness, option_score
+from advisor.recommend.rank import SATURATED, Floats, badness, missed, order, score, score_bin, usd_per_h, values_of
 from advisor.recommend.search import Found, steady_values
-from advisor.schema import ClosedLoad, FixedLengths, Lengths, LognormalLengths, Plan, Workload
+from advisor.schema import ClosedLoad, Deployment, FixedLengths, Lengths, LognormalLengths, Plan, TraceLoad, Workload
 from advisor.units import format_rate
 
 SPAN = 32.0
@@ -98,8 +99,10 @@ class _Rivals:
         for pool in {p.name: p for p in self.pools}.values():
             mine = [k for k, p in enumerate(self.pools) if p.name == pool.name]
             deployments = [self.found.table.deployments[self.rows[k]] for k in mine]
-            spread = [d.model_copy(update={"dp": d.dp / f}) for d in deployments for f in factors.tolist()]
-            values = steady_values(self.question, pool, spread, workload)
+            values = self.question.kept.get(
+                ("spread", pool.name, tuple(deployments), factors.tobytes(), workload),
+                partial(self._spread, pool, deployments, factors, workload),
+            )
             for name, array in values.items():
                 column = np.asarray(array, dtype=float).reshape(len(mine), n_factors)
                 if name.endswith("_per_s") or name == "board_power_w":
@@ -119,6 +122,12 @@ class _Rivals:
             rows = order(scores * by[0], bad, at["e2e_p50_s"] * by[2], n_gpus).tolist()
             found.append(tuple(row for row in rows if bad[row] <= 1))
         return found
+
+    def _spread(
+        self, pool: Pool, deployments: Sequence[Deployment], factors: Floats, workload: Workload
+    ) -> dict[str, Floats]:
+        spread = [d.model_copy(update={"dp": d.dp / f}) for d in deployments for f in factors.tolist()]
+        return steady_values(self.question, pool, spread, workload)
 
     def is_mine(self, ranked: tuple[int, ...]) -> bool:
         """Return whether the winner of the answer leads a ranking."""
@@ -171,37 +180,46 @@ class _Rivals:
         return self.replayed[key]
 
     def _predict(self, row: int, workload: Workload) -> Option | None:
-        pool, d = self.pools[row], self.plans[row].deployment
-        asked = replace(self.question, workload=workload)
-        assert asked.vllm is not None
-        few, load, scale = sampled(d, workload)
         try:
-            prediction = predict_vllm(
-                asked.model,
-                pool.cluster,
-                few,
-                load,
-                asked.vllm,
-                slo=asked.slo,
-                seed=asked.request.seed,
-                facts=asked.facts,
-                power=asked.power,
-            )
+            return forecast(self.question, self.pools[row], self.plans[row].deployment, workload)
         except AdvisorError:
             return None
-        return Option(pool, d, with_offered_rates(asked, scaled(prediction, scale)))
 
     def first(self, rows: Sequence[int], workload: Workload) -> int | None:
-        """Return which of some plans wins, all replayed; None when none meets the targets with headroom."""
+        """Return which of some plans wins, replayed; None when none meets the targets with headroom.
+
+        Where the price alone decides and is known beforehand, the cheapest are replayed first, and dearer ones only
+        when none of those meets the targets.
+        """
         asked, has_prices = replace(self.question, workload=workload), self.found.has_prices
-        able = [(row, option) for row in rows if (option := self.replay(row, workload)) is not None]
-        bad = np.array([option_badness(asked, o) for _, o in able])
-        if not len(bad) or bad.min() > 1:
-            return None
-        scores = np.array([option_score(asked, o, has_prices=has_prices) for _, o in able])
-        latency = np.array([latency_s(o.prediction) for _, o in able])
-        n_gpus = np.array([float(o.deployment.n_gpus) for _, o in able])
-        return able[int(order(scores, bad, latency, n_gpus)[0])][0]
+        for alike in self._by_price(rows, workload):
+            able = [(row, option) for row in alike if (option := self.replay(row, workload)) is not None]
+            bad = np.array([option_badness(asked, o) for _, o in able])
+            if not len(bad) or bad.min() > 1:
+                continue
+            scores = np.array([option_score(asked, o, has_prices=has_prices) for _, o in able])
+            latency = np.array([latency_s(o.prediction) for _, o in able])
+            n_gpus = np.array([float(o.deployment.n_gpus) for _, o in able])
+            return able[int(order(scores, bad, latency, n_gpus)[0])][0]
+        return None
+
+    def _by_price(self, rows: Sequence[int], workload: Workload) -> list[list[int]]:
+        """Return rows in groups of equal score, the best first; one group where only a replay tells the score.
+
+        A plan that serves an open load delivers what arrives, so that rent decides its cost; power is the replay's.
+        """
+        request, load = self.question.request, workload.load
+        is_known = request.objective == "cost" and not request.electricity_usd_per_kwh
+        if not is_known or isinstance(load, ClosedLoad | TraceLoad) or load.n_requests or load.duration_s:
+            return [[*rows]]
+        _, output = mean_lengths(workload.lengths)
+        groups: dict[float, list[int]] = {}
+        for row in rows:
+            rent = self.pools[row].usd_per_gpu_h if self.found.has_prices else None
+            hourly = usd_per_h(self.plans[row].deployment.n_gpus, 0.0, 1.0 if rent is None else rent, request)
+            delivered = {"output_tokens_per_s": load.arrivals_per_s * output}
+            groups.setdefault(score_bin(score("cost", delivered, hourly, is_open=True)), []).append(row)
+        return [groups[key] for key in sorted(groups)]
 
     def confirm(self, shaped: Shaped, factor: float, ranking: tuple[int, ...], most: float) -> Change | None:
         """Return the change that the closed form sees at a factor as replays bear it out; None when they do not.

@@ -98,6 +98,11 @@ def badness(values: Mapping[str, Real], slo: Slo, is_saturated: Real, offered_pe
     return worst
 
 
+def score_bin(score_of: Real) -> Real:
+    """Return the bin of a score; scores in one bin count as equal."""
+    return np.round(np.sign(score_of) * np.log(np.maximum(np.abs(score_of), 1e-300)) * SCORE_BINS)
+
+
 def order(
     score_of: Floats, badness_of: Floats, latency_s: Floats, n_gpus: Floats, tier: Floats | None = None
 ) -> NDArray[np.intp]:
@@ -108,9 +113,7 @@ def order(
     """
     tier = np.zeros(len(score_of)) if tier is None else tier
     misses = badness_of > 1
-    sign = np.sign(score_of)
-    bins = np.round(sign * np.log(np.maximum(np.abs(score_of), 1e-300)) * SCORE_BINS)
-
+    bins = score_bin(score_of)
     first = np.where(misses, np.round(np.log(np.maximum(badness_of, 1e-300)) * SCORE_BINS), 0.0)
     kind = misses.astype(float) + (badness_of >= SATURATED)
     return np.lexsort((n_gpus, latency_s, bins, first, tier, kind))

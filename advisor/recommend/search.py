@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -11,14 +12,13 @@ from numpy.typing import NDArray
 
 from advisor.errors import AdvisorError
 from advisor.predict.deepspeed_paths import DEEPSPEED_BACKENDS, path_of
-from advisor.predict.serving import predict_vllm
 from advisor.predict.spend import Activity, power_parts
 from advisor.predict.steady import sweep
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.feasible import Fits, Rejections, fitting
-from advisor.recommend.plan import Option, latency_s, offered_per_s, option_badness, option_score, with_offered_rates
+from advisor.recommend.forecast import forecast
+from advisor.recommend.plan import Option, latency_s, offered_per_s, option_badness, option_score
 from advisor.recommend.rank import SATURATED, Floats, badness, first_of_each, order, score, usd_per_h
-from advisor.recommend.sample import sampled, scaled
 from advisor.recommend.static import offers
 from advisor.schema import Deployment, Rejected, Workload
 from advisor.units import format_usd, format_w
@@ -82,9 +82,9 @@ def steady_values(
 
     The estimate takes all arithmetic as that of matrices; it serves to compare plans and is not shown.
     """
-    assert question.vllm is not None
-    gpu = pool.cluster.gpu
-    values = sweep(question.model, gpu, deployments, workload, question.vllm, question.facts)
+    vllm, gpu = question.vllm, pool.cluster.gpu
+    assert vllm is not None
+    values = sweep(question.model, gpu, deployments, workload, vllm, question.facts)
     n = np.array([d.n_gpus for d in deployments], dtype=float)
     if question.power is None:
         return values | {"board_power_w": n * gpu.board_power_w}
@@ -144,7 +144,10 @@ def tabulate(question: Question, rejections: Rejections, *, has_prices: bool) ->
         fits = fitting(question, pool, rejections)
         if not fits.deployments:
             continue
-        values = steady_values(question, pool, fits.deployments, question.workload)
+        values = question.kept.get(
+            ("steady", pool.name, tuple(fits.deployments), question.workload),
+            partial(steady_values, question, pool, fits.deployments, question.workload),
+        )
         keep = _limits(question, pool, fits, values, rejections)
         kept = [d for d, k in zip(fits.deployments, keep.tolist(), strict=True) if k]
         table.deployments += kept
@@ -267,26 +270,11 @@ class _Contest:
     def predict(self, row: int, method: str) -> Option | None:
         """Return a row with its prediction; None when it turns out not to run."""
         q, pool, d = self.question, self.table.pools[row], self.table.deployments[row]
-        assert q.vllm is not None
-        sample, workload, scale = sampled(d, q.workload) if method == "simulated" else (d, q.workload, 1.0)
         try:
-            prediction = predict_vllm(
-                q.model,
-                pool.cluster,
-                sample,
-                workload,
-                q.vllm,
-                method=method,
-                slo=q.slo,
-                seed=q.request.seed,
-                facts=q.facts,
-                power=q.power,
-                steady=self.table.row(row) if sample is d else None,
-            )
+            return forecast(q, pool, d, q.workload, method=method, steady=self.table.row(row))
         except AdvisorError:
             self.failed.add(row)
             return None
-        return Option(pool, d, with_offered_rates(q, scaled(prediction, scale)))
 
     def simulate(self, rows: Iterable[int]) -> None:
         """Simulate rows and put what comes out in place of the closed form."""

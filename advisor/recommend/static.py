@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from advisor.predict.deepspeed import deepspeed_deployments, predict_deepspeed
 from advisor.predict.deepspeed_paths import (
@@ -85,5 +86,9 @@ def offers(question: Question, pool: Pool, backends: tuple[Backend, ...], reject
         if able:
             is_far = cluster.gpu.name != coefficients.gpu
             chosen = _choose(question, pool, able, rates, is_far)
-            made.append(Offer(pool, chosen, predict_deepspeed(model, cluster, chosen, question.workload, coefficients)))
+            prediction = question.kept.get(
+                ("static", pool.name, chosen, question.workload),
+                partial(predict_deepspeed, model, cluster, chosen, question.workload, coefficients),
+            )
+            made.append(Offer(pool, chosen, prediction))
     return made

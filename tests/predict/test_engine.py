@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.errors import DomainError
+from advisor.predict import engine as engine_module
 from advisor.predict import stretch
 from advisor.predict.clock import Clock
 from advisor.predict.engine import Engine
@@ -28,7 +29,8 @@ class Cost:
     host_s = 1.07e-4
     host_step_s = 0.0
     host_seq_s = 0.0
-    host_busy_factor = 1.0
+    host_busy_factor = clock_exponent = 1.0
+    window_frac = 1.0  # attention is asked for step by step
 
     def gpu_s(self, n_prefill: float, n_pairs: float, n_decode: float, n_context: float, n_sampled: float) -> float:
         return 4.0013e-3 + 9.0077e-5 * n_prefill + 1e-6 * n_pairs + 2e-4 * n_decode + 5e-6 * n_context
@@ -145,6 +147,44 @@ def test_stretches_summed_or_stepped_are_the_same(
         assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9), name
     assert sum(one.terms) == pytest.approx(sum(other.terms), rel=1e-9)
     assert fast.latency("itl", "mean") == pytest.approx(slow.latency("itl", "mean"), rel=1e-9, nan_ok=True)
+
+
+class LinearCost(Cost):
+    """The same with attention by its coefficients, so that runs of decodes are taken together; it heats the board."""
+
+    window_frac = 0.0
+    throttle_s, clock_exponent = 0.05, 0.5
+
+    def token_terms(self, n_tokens: Any) -> tuple[Any, ...]:
+        return 4.0013e-3 + 9.0077e-5 * n_tokens, 0.0, 0.0, 0.0
+
+    def attention_terms(self, n_prefill: Any, n_pairs: Any, n_decode: Any, n_context: Any) -> tuple[Any, Any]:
+        return 1e-6 * n_pairs, 5e-6 * n_context
+
+    def token_j(self, n_tokens: Any) -> Any:
+        return 5e-3 + 2e-4 * n_tokens
+
+
+@given(LENGTHS, SHAPES, st.booleans(), st.sampled_from([1.0, 1.7]))
+def test_runs_of_decodes_in_a_pipeline_are_the_same_step_by_step(
+    requests: list[tuple[int, int, int]], shape: dict[str, int], blocking: bool, per_step: float
+) -> None:
+    pp = shape["pp"] = max(2, shape["pp"])
+    more = {"n_in_flight": pp + 1, "blocks_on_launch": blocking, "tokens_per_step": per_step, "graph_wait_frac": 0.5}
+    costs = [LinearCost() for _ in range(pp)]
+    cell, bounds = cell_of(requests), limits(**shape, **more)
+    fast = simulate(costs, bounds, cell, NO_CLIENT, send_s=1e-4)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "run_decodes", lambda engine, until_s: None)
+        slow = simulate(costs, bounds, cell, NO_CLIENT, send_s=1e-4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(fast.ttft_s, slow.ttft_s, rtol=1e-9)
+    np.testing.assert_allclose(fast.e2e_s, slow.e2e_s, rtol=1e-9)
+    one, other = fast.total_work, slow.total_work
+    for name in ("n_steps", "tokens", "context_tokens", "sampled", "busy_s", "pairs", "n_preemptions"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9), name
+    assert one.terms == pytest.approx(other.terms, rel=1e-9)
+    for statistic in ("mean", "p99"):
+        assert fast.latency("itl", statistic) == pytest.approx(slow.latency("itl", statistic), rel=1e-9, nan_ok=True)
 
 
 @given(LENGTHS)

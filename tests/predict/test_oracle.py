@@ -33,6 +33,8 @@ class LinearCost:
     throttle_s = dynamic_power_w = 1.0
     host_seq_s = 3e-6
     host_busy_factor = 1.5
+    clock_exponent = 1.0
+    window_frac = 1.0  # attention is asked for step by step
 
     def __init__(self, host_s: float = 1e-4) -> None:
         self.alone_s = self.host_step_s = host_s

@@ -88,22 +88,34 @@ def test_arrays_and_scalars_are_the_same(steps: list[tuple[float, ...]], model: 
 
 
 @given(st.lists(STEP, min_size=1, max_size=6), st.sampled_from([DENSE, MOE, WINDOW]), st.integers(0, 9))
-def test_a_clock_keeps_the_law_and_counts_its_terms(steps: list[tuple[float, ...]], model: str, padding: int) -> None:
+def test_a_clock_keeps_the_law_and_sums_its_terms(steps: list[tuple[float, ...]], model: str, padding: int) -> None:
     c = cost(model, tp=2)
     clock = c.clock()
     summed = np.zeros(len(TERMS))
+    rows = []
     for weight, step in enumerate([*steps, *steps], start=1):  # the second time from memory
         n_prefill, pairs, n_decode, context, n_sampled = step
         n_padded = n_decode + padding * (n_prefill == 0)
-        seconds, ratio, host_s = clock.step(n_prefill, pairs, n_decode, n_padded, context, n_sampled)
-        clock.count(0.5 * weight)
+        seconds, ratio, host_s, prepare_s = clock.step(n_prefill, pairs, n_decode, n_padded, context, n_sampled)
+        rows.append((n_prefill, pairs, n_padded, context, n_sampled, 0.5 * weight))
         summed += 0.5 * weight * np.array(c.terms(n_prefill, pairs, n_padded, context, n_sampled))
         assert seconds == pytest.approx(c.seconds(n_prefill, pairs, n_padded, context, n_sampled), rel=1e-12)
         assert ratio == pytest.approx(
             c.power_ratio(seconds, n_prefill + n_decode, pairs, context, n_sampled), rel=1e-12
         )
         assert host_s == pytest.approx(c.host_s(n_prefill, n_decode, n_sampled), rel=1e-12)
-    np.testing.assert_allclose(clock.terms(), summed, rtol=1e-12)
+        assert prepare_s == pytest.approx(c.host_step_s + n_sampled * c.host_seq_s, rel=1e-12)
+    np.testing.assert_allclose(clock.terms(*np.array(rows).T), summed, rtol=1e-12)
+
+
+@given(st.sampled_from([DENSE, MOE]), st.integers(1, 256), st.integers(0, 20), st.integers(0, 4000))
+def test_the_law_of_decodes_is_the_step(model: str, n: int, padding: int, tokens: int) -> None:
+    clock = cost(model, tp=2).clock()
+    law = clock.decodes(n, n + padding, n)
+    seconds, ratio, host_s, prepare_s = clock.step(0, 0.0, n, n + padding, n * tokens, n)
+    assert law.full_s + n * tokens * law.context_s == pytest.approx(seconds, rel=1e-12)
+    assert (law.full_j + n * tokens * law.context_j) / (seconds * law.power_w) == pytest.approx(ratio, rel=1e-12)
+    assert (law.host_s, law.prepare_s) == (host_s, prepare_s)
 
 
 @pytest.mark.parametrize("model", [DENSE, MOE])
