@@ -17,6 +17,9 @@ SEVERITIES = ("bad", "doubtful", "note")
 NEEDED = ("schema", "run_id", "engine", "engine_version", "gpu", "n_gpus", "model", "hf_config", "measured")
 BUSY_BYTES = 2.5e9  # a free GPU holds some 0.5 GB; more belongs to somebody
 IDLE_LIMIT_FRAC = 0.2  # of the power limit: an H100 idles at 73 of 700 W, 25 % means that something runs
+PAUSE_S, PAUSE_RATIO = 0.8, 6.0
+"""A gap between two tokens that is longer, and so many times the 99th percentile, is no step of a serving engine: the
+Triton kernels of experts take 1 to 2 s to compile at a batch size that they meet for the first time."""
 LITTLE_TOLERANCE = 0.02
 ENERGY_TOLERANCE = 0.1
 REPEAT_TOLERANCE = 0.03
@@ -198,6 +201,13 @@ def _check_load(record: Record, m: Record, add: Any) -> None:
         s = m.get(name)
         if s and not s["p50"] <= s["p90"] * (1 + 1e-9) <= s["p95"] * (1 + 2e-9) <= s["p99"] * (1 + 3e-9):
             add("bad", f"the percentiles of {name} are out of order")
+    gap, longest = (m.get("itl_s") or {}).get("p99"), (m.get("itl_max_s") or {}).get("p99")
+    if gap and longest and longest > PAUSE_S and longest > PAUSE_RATIO * gap:
+        why = "kernels compiled during the cell (the engine's log says so), or the host was taken away"
+        add(
+            "doubtful",
+            f"a pause of {longest:.1f} s between two tokens, {longest / gap:.0f} x the 99th percentile: {why}",
+        )
     if m.get("duration_s") and m["duration_s"] < 0.5:
         add("note", f"the cell took {m['duration_s']:.2f} s only: its power means little")
 
@@ -228,7 +238,10 @@ def _key(record: Record) -> str:
     what = {
         k: record.get(k) for k in (*CONFIG, "load", "lengths", "n_microbatches", "micro_batch_size", "sequence_length")
     }
-    cell = {k: v for k, v in (record.get("cell") or {}).items() if k in ("shared_prefix_tokens", "n_prefixes")}
+    said = record.get("cell")  # our runner says everything that it was asked for, `advisor verify` a name
+    cell: Any = said
+    if isinstance(said, dict):
+        cell = {k: v for k, v in said.items() if k in ("shared_prefix_tokens", "n_prefixes")}
     load = what["load"] or {}
     if load.get("kind") == "poisson":  # a share of a measured saturation is never the same number twice
         what["load"] = load | {"arrivals_per_s": float(f"{load['arrivals_per_s']:.2g}")}

@@ -51,6 +51,11 @@ def test_the_first_committed_records_hold_nothing_bad():
         ({"idle_power_w": 250.0}, "doubtful", "idle power of 250 W a GPU"),
         ({"measured__n_short_answers": 3}, "doubtful", "3 answers have another length"),
         (
+            {"measured__itl_s": {"p99": 0.1}, "measured__itl_max_s": {"p99": 2.0}},
+            "doubtful",
+            "a pause of 2.0 s between two tokens, 20 x the 99th percentile",
+        ),
+        (
             {
                 "host": {"max_sm_clock_mhz": 1980},
                 "measured__board_power_w__sm_clock_mhz": 1200,
@@ -100,6 +105,11 @@ def test_repeats_show_drift_within_a_start_and_the_noise_between_starts():
     assert noise_floor([GOOD, other])[0].startswith(
         "between starts: requests_per_s of 1 repeated cells spreads by 1.0%"
     )
+
+
+def test_records_that_verify_wrote_are_checked_like_our_own():
+    named = changed(cell="load"), changed(cell="light", run_id="another-start")
+    assert not [f for f in check_all(named) if f.severity == "bad"]
 
 
 def test_a_cell_that_is_there_twice_is_found():
