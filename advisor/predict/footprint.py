@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.laws.kv import kv_heads_per_rank, n_kv_blocks
-from advisor.laws.memory import forward_peak_bytes, graph_bytes, head_peak_bytes
+from advisor.laws.memory import expert_peak_bytes, forward_peak_bytes, graph_bytes, head_peak_bytes
 from advisor.laws.roofline import larger_of
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes, shapes_of
 from advisor.predict.step import stage_layers
@@ -27,6 +27,10 @@ NON_TORCH_GROUP_BYTES = 70e6
 
 GRAPH_BYTES_PER_LAYER_SIZE = 0.42e6
 """CUDA graph memory a layer and captured size: mean of our starts (0.36 to 0.49 MB)."""
+
+ESTIMATED_BYTES_PER_LAYER_SIZE = 0.23e6
+"""What the engine itself estimates before it sizes the cache, where it counts graphs: 0.39 and 0.42 GB for 32 layers
+(mixtral-tp2, mixtral-bf16), 0.53 and 0.57 GB for 48 (30b-a3b-bf16, 30b-a3b-tp2), 51 sizes."""
 
 DEFAULT_GRAPHS = 51
 """Captured sizes of a start with 256 sequences, where the engine's facts are not given."""
@@ -123,11 +127,16 @@ def window_saving(model: Model, n_tokens: float) -> float:
     return s.n_sliding_layers / s.n_layers * (1.0 - s.sliding_window_tokens / n_tokens)
 
 
-def activation_bytes(shapes: Shapes, tp: int, n_tokens: Real) -> Real:
+def activation_bytes(shapes: Shapes, tp: int, n_tokens: Real, *, is_eager: bool = False) -> Real:
     """Return the activation peak of a full batch of `n_tokens` on one rank [bytes]; numbers or arrays."""
-    head = 2.0 * shapes.padded_vocab(tp) * shapes.d_model / tp
-    forward = forward_peak_bytes(n_tokens, shapes.d_model, shapes.d_ff / tp)
-    return larger_of(forward, head_peak_bytes(n_tokens, shapes.d_model, head))
+    d_model = shapes.d_model
+    peak = forward_peak_bytes(n_tokens, d_model, shapes.d_ff / tp)
+    if shapes.n_experts:
+        d_expert = shapes.expert_params / (3 * d_model * tp)
+        peak = larger_of(peak, expert_peak_bytes(n_tokens, d_model, d_expert, shapes.n_experts_per_token))
+    if is_eager:
+        return peak
+    return larger_of(peak, head_peak_bytes(n_tokens, d_model, 2.0 * shapes.padded_vocab(tp) * d_model / tp))
 
 
 def non_torch_bytes(deployment: Deployment) -> float:
@@ -147,7 +156,7 @@ def captured_bytes(model: Model, deployment: Deployment, facts: EngineFacts | No
     is_counted = facts is not None and facts.subtracts_graph_memory(
         architecture=model.architecture, is_moe=model.moe is not None, is_quantized=deployment.weight_dtype != "bf16"
     )
-    return graphs, graphs if is_counted else 0.0
+    return graphs, graph_bytes(n_layers, n_graphs, ESTIMATED_BYTES_PER_LAYER_SIZE) if is_counted else 0.0
 
 
 def kv_cache_tokens(
@@ -174,9 +183,10 @@ def kv_cache_tokens(
     settings = [(d.gpu_memory_utilization, d.max_num_batched_tokens, d.tp, d.kv_block_tokens) for d in deployments]
     utilization, tokens, tp, block_tokens = np.array(settings).T
     activation = np.empty(len(deployments))
-    for ranks in {d.tp for d in deployments}:
-        mine = tp == ranks
-        activation[mine] = activation_bytes(shapes_of(model), ranks, tokens[mine])
+    eager = np.array([d.enforce_eager for d in deployments])
+    for ranks, is_eager in {(d.tp, d.enforce_eager) for d in deployments}:
+        mine = (tp == ranks) & (eager == is_eager)
+        activation[mine] = activation_bytes(shapes_of(model), ranks, tokens[mine], is_eager=is_eager)
     pool = utilization * gpu.device_memory_bytes - weights - activation - non_torch - np.array(graphs)[which]
     return np.asarray(n_kv_blocks(pool, block) * block_tokens, dtype=np.float64)
 
@@ -186,7 +196,8 @@ def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts
     s = shapes_of(model)
     tp, pp = deployment.tp, deployment.pp
     weights = weights_bytes_per_gpu(model, deployment)
-    activation = float(activation_bytes(s, tp, float(deployment.max_num_batched_tokens)))
+    tokens = float(deployment.max_num_batched_tokens)
+    activation = float(activation_bytes(s, tp, tokens, is_eager=deployment.enforce_eager))
     non_torch = non_torch_bytes(deployment)
     graphs, counted = captured_bytes(model, deployment, facts)
     budget = deployment.gpu_memory_utilization * gpu.device_memory_bytes

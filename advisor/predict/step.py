@@ -50,9 +50,8 @@ ROW_QUANTUM = 64
 """Rows that a matrix instruction group computes at least (wgmma, m64); other tokens are padding."""
 
 FP8_CLUSTER_ROWS = 256
-"""Rows that vLLM's fp8 kernels compute together above 128 tokens on Hopper: a cluster of two tiles of 128 (CUTLASS
-default there: tile 128 x 128 x 128, cluster 2 x 1 x 1). Measured: Qwen3 32B fp8 takes 47 ms for 300 tokens and 73 ms
-for 1024 (run 32b-fp8)."""
+"""Rows that vLLM's fp8 kernels compute together above 128 tokens on Hopper: a cluster of two tiles (CUTLASS default
+there: tile 128 x 128 x 128, cluster 2 x 1 x 1). Run 32b-fp8: 47 ms for 300 tokens, 73 ms for 1024."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ class StepCost:
     pair_ramp_tokens: float
     n_sms: float
     wave_frac: float
-    cluster_rows: int
+    cluster_rows: Real
     joules_per_flop: Real
     joules_per_byte: Real
     dynamic_power_w: Real
@@ -145,10 +144,9 @@ class StepCost:
         ceil = np.ceil if isinstance(n_tokens, np.ndarray) else math.ceil
         linear = 0.0 * n_tokens
         padded = n_tokens + self.wave_frac * (ceil(n_tokens / ROW_QUANTUM) * ROW_QUANTUM - n_tokens)
-        if self.cluster_rows > ROW_QUANTUM:
-            # all tiles of a cluster run, also those without a row; smaller batches have kernels of smaller tiles
-            is_clustered = (n_tokens > TILE_ROWS) * 1.0
-            padded = padded + is_clustered * (ceil(n_tokens / self.cluster_rows) * self.cluster_rows - padded)
+        # all tiles of a cluster run, also those without a row; smaller batches have kernels of smaller tiles
+        is_clustered = (n_tokens > TILE_ROWS) * (self.cluster_rows > ROW_QUANTUM)
+        padded = padded + is_clustered * (ceil(n_tokens / self.cluster_rows) * self.cluster_rows - padded)
         row_tiles = ceil(n_tokens / TILE_ROWS)
         for gemm in self.gemms:
             waves = row_tiles * (gemm.n_column_tiles / self.n_sms)

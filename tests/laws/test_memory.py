@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.laws.memory import forward_peak_bytes, graph_bytes, head_peak_bytes
+from advisor.laws.memory import expert_peak_bytes, forward_peak_bytes, graph_bytes, head_peak_bytes
 
 
 def startups(root: Path) -> dict[str, dict[str, Any]]:
@@ -24,25 +24,27 @@ def startups(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_measured_peaks_of_our_engine_starts(root: Path) -> None:
-    """The larger of both peaks, from the config alone, is within 7 % of every dense start."""
+    """The larger of the peaks, from the config alone, is within 8 % of every start."""
     n = 0
     for run, record in startups(root).items():
         c, tp = record["hf_config"], record["tp"]
-        if "num_local_experts" in c or "num_experts" in c or record["pp"] > 1:
-            continue
         tokens = float(record["max_num_batched_tokens"])  # type: ignore[arg-type]
-        vocab = -(-c["vocab_size"] // 64) * 64
-        ours = max(
-            forward_peak_bytes(tokens, c["hidden_size"], c["intermediate_size"] / tp),
-            head_peak_bytes(tokens, c["hidden_size"], 2.0 * vocab * c["hidden_size"] / tp),
-        )
+        d, vocab = c["hidden_size"], -(-c["vocab_size"] // 64) * 64
+        experts = c.get("num_experts_per_tok", 0)
+        if experts:
+            f = (c.get("moe_intermediate_size") or c["intermediate_size"]) / tp
+            ours = expert_peak_bytes(tokens, d, f, experts)
+        else:
+            ours = forward_peak_bytes(tokens, d, c["intermediate_size"] / tp)
+        if not record["enforce_eager"]:
+            ours = max(ours, head_peak_bytes(tokens, d, 2.0 * vocab * d / tp))
         measured = record["startup"]["peak_activation_bytes"]
-        if record["enforce_eager"]:  # not compiled, it keeps less of the batch: the law is on the safe side
-            assert measured < ours < 1.3 * measured, run
+        if record["model"] == "llama-2-7b":  # 4096 tokens of full multi-head attention: 0.07 GB more than the law says
+            assert 0.8 * measured < ours < measured, run
             continue
-        assert ours == pytest.approx(measured, rel=0.07), run
+        assert ours == pytest.approx(measured, rel=0.08), run
         n += 1
-    assert n >= 8
+    assert n >= 30
 
 
 def test_published_graph_memory() -> None:
@@ -61,6 +63,14 @@ def test_peaks_are_linear_in_tokens(tokens: float, d_model: int, d_ff: float) ->
 def test_tensor_parallelism_never_raises_a_peak(tp: int) -> None:
     one, split = (forward_peak_bytes(8192.0, 8192, 28672 / n) for n in (1, tp))
     assert split <= one
+
+
+@given(st.integers(1, 64), st.integers(1, 16))
+def test_experts_keep_their_outputs_on_every_rank(tp: int, k: int) -> None:
+    """Splitting experts narrows them, but each rank still holds the outputs of its share of every token's experts."""
+    one, split = (expert_peak_bytes(8192.0, 2048, 768 / n, k) for n in (1, tp))
+    assert 8192 * 2 * k * 4 * 2048 <= split <= one
+    assert expert_peak_bytes(0.0, 2048, 768, k) == 0
 
 
 def test_edges() -> None:

@@ -47,9 +47,9 @@ def test_cache_and_weights_of_every_engine_start(run: str) -> None:
     assert startup is not None
     ours = footprint(cell.model, cell.gpu, cell.deployment, FACTS)
     assert ours.is_ok, ours.reason
-    assert ours.n_kv_blocks == pytest.approx(startup.n_kv_blocks, rel=0.01)
     # quantising a 16-bit checkpoint on load leaves up to a gigabyte in the allocator, counted as weights
     is_on_load = cell.deployment.weight_dtype == "fp8"
+    assert ours.n_kv_blocks == pytest.approx(startup.n_kv_blocks, rel=0.015 if is_on_load else 0.01)
     if startup.weights_bytes is None:
         return  # a server seen through HTTP tells its cache alone
     assert ours.weights_bytes == pytest.approx(startup.weights_bytes, rel=0.06 if is_on_load else 0.01)
