@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         if text.endswith(": expected one argument"):
             flag = text.split(":")[0].split("/")[0]
             text = f"{flag} needs a value; one that begins with '-' is written {flag}=VALUE"
+        if text.endswith("are required: COMMAND"):
+            text = "give a command, such as advisor recommend --model 70b --gpus 8xA100; advisor --help lists them"
         raise UsageError(printable(text, 400))
 
 

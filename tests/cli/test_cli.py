@@ -202,7 +202,7 @@ def test_validate_predicts_records_without_refitting(cli: Cli, root: Path, tmp_p
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no command": ([], "COMMAND"),
+    "no command": ([], "such as advisor recommend"),
     "unknown command": (["recomend"], "recommend"),
     "unknown option": (["recommend", "--modle", "8b"], "did you mean --model"),
     "no model": (["recommend", "--gpus", "1xH100"], "needs --model"),
@@ -239,6 +239,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["recommend", "--model", "8b", "--gpus", "1xH100", "--task", "train", "--slo", "ttft_p99=1s"],
         "--slo does not apply to --task train",
     ),
+    "provider": (["recommend", "--model", "8b", "--gpus", "1xH100", "--provider", "nimbus"], "Published prices: aws,"),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }
 
