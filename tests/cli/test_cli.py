@@ -240,6 +240,28 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "--slo does not apply to --task train",
     ),
     "provider": (["recommend", "--model", "8b", "--gpus", "1xH100", "--provider", "nimbus"], "Published prices: aws,"),
+    "offload by vllm": (
+        ["predict", "--model", "8b", "--gpus", "1xH100", "--offload", "cpu"],
+        "--offload is a setting of DeepSpeed's",
+    ),
+    "offload by autotp": (
+        ["predict", "--model", "llama-2-7b", "--gpus", "1xH100", "--backend", "deepspeed-autotp", "--offload", "cpu"],
+        "deepspeed-zero-inference",
+    ),
+    "sequences of autotp": (
+        [
+            "predict",
+            "--model",
+            "llama-2-7b",
+            "--gpus",
+            "1xH100",
+            "--backend",
+            "deepspeed-autotp",
+            "--max-num-seqs",
+            "8",
+        ],
+        "--max-num-seqs is a setting of vLLM",
+    ),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }
 
