@@ -105,6 +105,16 @@ def test_deepspeed_is_predicted_too(cli: Cli) -> None:
     one = json_of(cli, "predict", "--model", "llama-2-7b", "--gpus", "1xH100", *words)
     assert one["backend"] == "deepspeed-autotp"
     assert one["deployment"]["static_batch"] == 8
+    # unset, the batch is the largest that fits and that the clients fill, and the weights go where they find room
+    for clients in (4, 8):
+        words = ("--backend", "deepspeed-autotp", "--concurrency", str(clients), "--prompt-tokens", "128")
+        some = json_of(cli, "predict", "--model", "llama-2-7b", "--gpus", "1xH100", *words)
+        assert some["deployment"]["static_batch"] == clients
+    streamed = ("predict", "--model", "70b", "--gpus", "1xH100", "--backend", "deepspeed-zero-inference")
+    found = json_of(cli, *streamed)["deployment"]
+    assert found["offload"] == "cpu"
+    assert found["static_batch"] > 1
+    assert json_of(cli, *streamed, "--host-memory", "32GB")["deployment"]["offload"] == "nvme"
 
 
 def test_compare_puts_both_sides_beside_each_other(cli: Cli) -> None:
