@@ -47,7 +47,7 @@ class PriceFiles:
         if provider is not None:
             known = sorted({p.provider for p in self.all()})
             if provider.lower() not in known:
-                raise UnknownName("provider", provider, known)
+                raise UnknownName("provider", provider, known, f"Published prices: {', '.join(known)}.")
         cheapest: dict[str, Price] = {}
         for price in self.all():
             if price.gpu == gpu_name and price.kind == kind:

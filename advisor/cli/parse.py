@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         if text.endswith(": expected one argument"):
             flag = text.split(":")[0].split("/")[0]
             text = f"{flag} needs a value; one that begins with '-' is written {flag}=VALUE"
+        if text.endswith("are required: COMMAND"):
+            text = "give a command, such as advisor recommend --model 70b --gpus 8xA100; advisor --help lists them"
         raise UsageError(printable(text, 400))
 
 
@@ -266,8 +268,14 @@ def add_deployment(p: argparse.ArgumentParser) -> None:
     g.add_argument("--gpu-memory-utilization", type=number, metavar="F", help="share of memory for vLLM")
     g.add_argument("--no-prefix-caching", action="store_true", help="reuse no prompt prefixes")
     g.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
-    g.add_argument("--static-batch", type=count, metavar="N", help="sequences of one DeepSpeed batch")
-    g.add_argument("--offload", choices=("none", "cpu", "nvme"), help="where ZeRO-Inference keeps the weights")
+    g.add_argument(
+        "--static-batch", type=count, metavar="N", help="sequences of one DeepSpeed batch (default: the most that fit)"
+    )
+    g.add_argument(
+        "--offload",
+        choices=("none", "cpu", "nvme"),
+        help="where ZeRO-Inference keeps the weights (default: the first that holds them)",
+    )
 
 
 def request_fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def recommendation_lines(answer: Recommendation, *, verbose: bool = False) -> li
         shown = answer.rejected if verbose else answer.rejected[:6]
         for r in shown:
             nearest = f" Nearest that fits: {r.nearest}." if r.nearest else ""
-            many = f"{r.count:,} x " if r.count > 1 else ""
+            many = f"{r.count:,} plans of " if r.count > 1 else ""
             text = f"{many}{backend_text(r.backend)} on {r.deployment.gpu}: {r.reason}.{nearest}"
             lines += bullet(text)
         if len(shown) < len(answer.rejected):

@@ -9,6 +9,7 @@ from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
 from advisor.recommend.explain import plan_text
 from advisor.recommend.flips_load import load_flips
+from advisor.recommend.flips_memory import memory_flips
 from advisor.recommend.rank import target_value, values_of
 from advisor.recommend.search import Found
 from advisor.schema import Plan, Target
@@ -89,7 +90,7 @@ def flips(question: Question, plans: Sequence[Plan], found: Found) -> tuple[str,
         return ()
     sentences = target_flips(question, plans) + price_flips(question, plans)
     if plans[0].backend == "vllm" and question.vllm is not None:
-        sentences += load_flips(question, plans, found)
+        sentences += load_flips(question, plans, found) + memory_flips(question, plans[0])
     starts_with_name = {p.cluster.gpu.name for p in question.pools}
     return tuple(
         f"{s}." if s.split()[0] in starts_with_name else f"{s[0].upper()}{s[1:]}." for s in dict.fromkeys(sentences)

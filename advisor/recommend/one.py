@@ -12,7 +12,7 @@ from advisor.predict.serving import predict_vllm
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.plan import Option, make_plan, with_offered_rates
 from advisor.recommend.space import base_deployment, format_fault, kv_dtype_for, layouts, legal_tp, replicas
-from advisor.schema import CoefficientSet, Deployment, Plan
+from advisor.schema import Backend, ClosedLoad, CoefficientSet, Deployment, Plan
 
 
 def _pool(question: Question) -> Pool:
@@ -31,8 +31,7 @@ def deployment_of(question: Question, chosen: Mapping[str, Any]) -> Deployment:
     cluster, model = pool.cluster, question.model
     backend = chosen.get("backend", "vllm")
     if backend != "vllm":
-        every = deepspeed_deployments(model, cluster, max_model_len=question.max_model_len, backends=(backend,))
-        return Deployment.model_validate(every[0].model_dump() | dict(chosen))
+        return _deepspeed(question, backend, chosen)
     base = base_deployment(model, cluster.gpu, question.facts, max_model_len=question.max_model_len)
     fields = base.model_dump() | dict(chosen)
     if "weight_dtype" in chosen and "kv_dtype" not in chosen:
@@ -68,6 +67,31 @@ def deployment_of(question: Question, chosen: Mapping[str, Any]) -> Deployment:
     if dp > at.max_dp:
         raise DomainError(f"{dp} replicas of {at.tp * at.pp} GPUs exceed {cluster.n_gpus} GPUs; dp can be {at.max_dp}")
     return picked.model_copy(update={"dp": dp})
+
+
+def _deepspeed(question: Question, backend: Backend, chosen: Mapping[str, Any]) -> Deployment:
+    """Return a DeepSpeed deployment: unset, the first place of the weights that holds them and the largest batch.
+
+    The batch is at most what the clients of a closed loop fill. Where nothing fits, the first one, so that its reason
+    can be told.
+    """
+    model, pool, load = question.model, _pool(question), question.workload.load
+    every = deepspeed_deployments(model, pool.cluster, max_model_len=question.max_model_len, backends=(backend,))
+    asked = [Deployment.model_validate(d.model_dump() | dict(chosen)) for d in every]
+    if question.deepspeed is None or "static_batch" in chosen:
+        return asked[0]
+    most = load.concurrency if isinstance(load, ClosedLoad) else asked[-1].static_batch
+    for first in dict.fromkeys((d.offload, d.tp, d.dp) for d in asked):
+        alike = [d for d in asked if (d.offload, d.tp, d.dp) == first]
+        able = [
+            d
+            for d in alike
+            if feasible_deepspeed(model, pool.cluster, d, question.workload, question.deepspeed) is None
+        ]
+        if able:
+            fill = [d for d in able if d.static_batch * (1 if d.offload != "none" else d.dp) <= most]
+            return max(fill or able[:1], key=lambda d: d.static_batch)
+    return asked[0]
 
 
 def check_vllm(question: Question, deployment: Deployment) -> CoefficientSet:

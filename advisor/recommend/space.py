@@ -118,10 +118,11 @@ def format_fault(
             )
         least = facts.quantization_min_capability.get(_BITS.get(weight_dtype, ""))
         if least and capability < version_key(least):
-            return (
-                f"{weight_dtype} weights need compute capability {least}, {gpu.label} has {gpu.compute_capability}",
-                "fp16 weights" if not has_bf16(gpu) else "bf16 weights",
-            )
+            reason = f"{weight_dtype} weights need compute capability {least}, {gpu.label} has {gpu.compute_capability}"
+            if model.quantization is not None and weight_dtype == weight_dtype_of(model):
+                # the checkpoint has no other format, so only another card helps
+                return reason, f"a card of compute capability {least} or newer"
+            return reason, f"--weight-dtype {'bf16' if has_bf16(gpu) else 'fp16'}"
     if weight_dtype == "bf16" and not has_bf16(gpu):
         return f"{gpu.label} does not compute bf16", "--weight-dtype fp16"
     if weight_dtype in ("bf16", "fp16") and model.quantization is not None:

@@ -105,6 +105,16 @@ def test_deepspeed_is_predicted_too(cli: Cli) -> None:
     one = json_of(cli, "predict", "--model", "llama-2-7b", "--gpus", "1xH100", *words)
     assert one["backend"] == "deepspeed-autotp"
     assert one["deployment"]["static_batch"] == 8
+    # unset, the batch is the largest that fits and that the clients fill, and the weights go where they find room
+    for clients in (4, 8):
+        words = ("--backend", "deepspeed-autotp", "--concurrency", str(clients), "--prompt-tokens", "128")
+        some = json_of(cli, "predict", "--model", "llama-2-7b", "--gpus", "1xH100", *words)
+        assert some["deployment"]["static_batch"] == clients
+    streamed = ("predict", "--model", "70b", "--gpus", "1xH100", "--backend", "deepspeed-zero-inference")
+    found = json_of(cli, *streamed)["deployment"]
+    assert found["offload"] == "cpu"
+    assert found["static_batch"] > 1
+    assert json_of(cli, *streamed, "--host-memory", "32GB")["deployment"]["offload"] == "nvme"
 
 
 def test_compare_puts_both_sides_beside_each_other(cli: Cli) -> None:
@@ -202,7 +212,7 @@ def test_validate_predicts_records_without_refitting(cli: Cli, root: Path, tmp_p
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no command": ([], "COMMAND"),
+    "no command": ([], "such as advisor recommend"),
     "unknown command": (["recomend"], "recommend"),
     "unknown option": (["recommend", "--modle", "8b"], "did you mean --model"),
     "no model": (["recommend", "--gpus", "1xH100"], "needs --model"),
@@ -238,6 +248,29 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "targets of a training": (
         ["recommend", "--model", "8b", "--gpus", "1xH100", "--task", "train", "--slo", "ttft_p99=1s"],
         "--slo does not apply to --task train",
+    ),
+    "provider": (["recommend", "--model", "8b", "--gpus", "1xH100", "--provider", "nimbus"], "Published prices: aws,"),
+    "offload by vllm": (
+        ["predict", "--model", "8b", "--gpus", "1xH100", "--offload", "cpu"],
+        "--offload is a setting of DeepSpeed's",
+    ),
+    "offload by autotp": (
+        ["predict", "--model", "llama-2-7b", "--gpus", "1xH100", "--backend", "deepspeed-autotp", "--offload", "cpu"],
+        "deepspeed-zero-inference",
+    ),
+    "sequences of autotp": (
+        [
+            "predict",
+            "--model",
+            "llama-2-7b",
+            "--gpus",
+            "1xH100",
+            "--backend",
+            "deepspeed-autotp",
+            "--max-num-seqs",
+            "8",
+        ],
+        "--max-num-seqs is a setting of vLLM",
     ),
     "artefact": (["emit", "composse", "--model", "8b", "--gpus", "1xH100", "--tp", "1"], "did you mean compose"),
 }

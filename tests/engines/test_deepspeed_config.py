@@ -149,3 +149,17 @@ def test_our_list_of_top_level_keys_holds_every_key_that_the_parser_reads() -> N
     assert len(keys) > 15
     inner = {"dtype", "log_level", "lower_precision_safe_modules"}  # read from sub-blocks with the same helper
     assert {k for k in keys if isinstance(k, str)} - inner <= TOP_LEVEL | set(REMOVED)
+
+
+def test_the_topology_of_our_split_pipelines_has_the_degrees_that_we_mean() -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed not installed")
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # noqa: F401  what the script imports
+
+    job = TrainJob(model="m", zero_stage=1, pp=2, tp=2, dp=4, gradient_accumulation_steps=16)
+    script = training_script(job, MODEL)
+    call = script.split("topology=")[1].split(",  #")[0]
+    topology = eval(call)  # our own text, in the scope of the import that it names
+    assert topology.world_size() == job.n_gpus
+    assert [topology.get_dim(axis) for axis in ("pipe", "model", "data")] == [job.pp, job.tp, job.dp]
+    # the batch that the pipeline engine asserts: micro x accumulation x data-parallel ranks
+    assert training_config(job)["train_batch_size"] == 1 * 16 * topology.get_dim("data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -100,3 +101,19 @@ def test_flips_cost_no_more_replays_than_allowed(monkeypatch: pytest.MonkeyPatch
 def test_without_replays_no_load_flips() -> None:
     answer = recommend(Request(model="8b", gpus="2xH100", rate=5, n_finalists=0), CATALOG)
     assert not any("replayed" in text or "closed form" in text for text in answer.flips)
+
+
+def test_the_size_that_leaves_vllm_for_streamed_weights_is_where_memory_ends() -> None:
+    request = Request(model="llama-3.1-8b", gpus="1xH100", rate=1, n_finalists=0)
+    answer = recommend(request)
+    said = next(x for x in answer.flips if "ZeRO-Inference" in x)
+    billions = float(re.search(r"above about ([\d.]+)B parameters", said)[1])  # type: ignore[index]
+    # by hand: 0.92 of 85 GB hold 16-bit weights and the cache of one longest request beside them
+    assert 0.6 * 78.2e9 / 2 < billions * 1e9 < 78.2e9 / 2
+    # the rate of our ZeRO-Inference records, 26 GB/s, over the weights
+    seconds = float(re.search(r"at ([\d.]+) s a token", said)[1])  # type: ignore[index]
+    assert seconds == pytest.approx(2 * billions * 1e9 / 26e9, rel=0.1)
+    # formats that it does not load, and a request for one side only, have no such flip
+    assert not any("ZeRO-Inference" in x for x in recommend(request.model_copy(update={"backends": ("vllm",)})).flips)
+    eight = request.model_copy(update={"weight_dtypes": ("fp8",)})
+    assert not any("ZeRO-Inference" in x for x in recommend(eight).flips)

@@ -15,7 +15,7 @@ from advisor.errors import DomainError
 from advisor.recommend.ask import Question, ask, fit_context, parse_power_w, parse_slo, workload_of
 from advisor.recommend.feasible import Rejections, fitting, smallest_fit, what_would_fit
 from advisor.recommend.space import engine_settings, format_fault, layouts, legal_tp, replicas, weight_dtypes
-from advisor.schema import ClosedLoad, Cluster, FixedLengths, LognormalLengths, PoissonLoad, Request
+from advisor.schema import ClosedLoad, Cluster, EngineFacts, FixedLengths, LognormalLengths, PoissonLoad, Request
 
 CATALOG = load_catalog()
 
@@ -81,6 +81,13 @@ def test_formats_follow_checkpoint_and_card() -> None:
     assert "no fp8 matrix units" in fault[0]
     assert "published as fp8" in (format_fault(deepseek, h100, "bf16", "bf16", facts) or ("",))[0]
     assert "7.5" in (format_fault(llama, v100, "fp16", "fp16", facts) or ("",))[0]
+    # a checkpoint without another format needs another card: "fp16 weights" sent its user in a circle
+    older = EngineFacts.from_table(CATALOG.engine("vllm"), "0.18.1")
+    oss = CATALOG.model("gpt-oss-20b")[0]
+    assert (format_fault(oss, v100, "mxfp4", "fp16", older) or ("", ""))[
+        1
+    ] == "a card of compute capability 8.0 or newer"
+    assert (format_fault(llama, v100, "awq-int4", "fp16", older) or ("", ""))[1] == "--weight-dtype fp16"
 
 
 def test_an_old_card_gets_the_newest_release_that_runs_on_it() -> None:
