@@ -3,11 +3,12 @@
 if __name__ == "__main__":  # a worker process reads this file too, under another name: it has nothing to draw
     import streamlit as st
 
-    from advisor.ui import warm
+    from advisor.ui import style, warm
     from advisor.ui.navigation import pages
 
     st.set_page_config(
         page_title="advisor: vLLM or DeepSpeed", page_icon="🧮", layout="wide", initial_sidebar_state=340
     )
     warm.start()
+    st.html(style.css())
     st.navigation(pages(), position="top").run()

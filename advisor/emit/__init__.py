@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advisor.emit.artefacts import ARTEFACTS, DEEPSPEED_ARTEFACTS, FILE_NAMES, artefacts_for, emit, file_name
+    from advisor.emit.artefacts import (
+        ARTEFACTS,
+        DEEPSPEED_ARTEFACTS,
+        FILE_NAMES,
+        PURPOSES,
+        artefacts_for,
+        emit,
+        file_name,
+    )
     from advisor.emit.launch import Launch
     from advisor.emit.nsys import nsys_command
     from advisor.emit.vllm import explain_flags, launch_notes, vllm_command, vllm_serve_args
@@ -18,6 +26,7 @@ __all__ = [
     "ARTEFACTS",
     "DEEPSPEED_ARTEFACTS",
     "FILE_NAMES",
+    "PURPOSES",
     "Launch",
     "artefacts_for",
     "emit",

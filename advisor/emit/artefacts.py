@@ -62,6 +62,21 @@ FILE_NAMES = {
     "deepspeed-command": "deepspeed.sh",
     "deepspeed-config": "ds_config.json",
 }
+PURPOSES = {
+    "vllm": "Starts the server: the launch line, each option with its reason.",
+    "compose": "Docker Compose for one node: its replicas behind one port.",
+    "kubernetes": "Deployment, Service, autoscaler, disruption budget; a LeaderWorkerSet where a replica spans nodes.",
+    "ray": "Starts or joins a Ray cluster, waits for its nodes and runs vLLM on them.",
+    "kuberay": "A Ray cluster inside Kubernetes that runs vLLM, and its Service.",
+    "slurm": "A batch script: one array task a replica.",
+    "locust": "A load test with the workload's lengths and arrivals.",
+    "nsys": "A profile with Nsight Systems around the launch line.",
+    "prometheus": "Alert rules: one a latency target, and warnings for cache, queue and preemption.",
+    "deepspeed": "The Python script that the launch line starts.",
+    "deepspeed-command": "The launch line as a script.",
+    "deepspeed-config": "DeepSpeed's configuration of ZeRO-Inference.",
+}
+"""What each artefact is for, in one sentence."""
 
 
 def artefacts_for(backend: str) -> tuple[str, ...]:

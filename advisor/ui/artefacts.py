@@ -6,20 +6,20 @@ from typing import Any
 
 import streamlit as st
 
+from advisor.emit import PURPOSES, artefacts_for
 from advisor.schema import Plan
 from advisor.ui import call, state
 from advisor.ui.text import plain
 
 
 def artefacts(plan: Plan, request: dict[str, Any]) -> None:
-    """Show the command of a plan and, for vLLM, one of its artefacts to read and download."""
+    """Show the command of a plan, and one of its artefacts to read and download."""
     st.code(plan.command, language="bash", wrap_lines=True)
-    names = call.artefact_names(plan.backend)
-    if not names:
-        return
+    names = artefacts_for(plan.backend)
     name = state.choice(
         "file", "File to download", names, default=names[0], help="Each is written for its tool's own parser."
     )
+    st.caption(plain(PURPOSES[name]))
     text, file_name, problem = call.artefact(name, plan, request)
     if problem:
         st.info(plain(problem))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from advisor.catalog import load_catalog
 from advisor.catalog.files import data_root
-from advisor.emit import ARTEFACTS, FILE_NAMES, emit
+from advisor.emit import emit, file_name
 from advisor.emit.deepspeed_training import training_command, training_config, training_script
 from advisor.errors import AdvisorError, BadData, DomainError, printable
 from advisor.laws.schedule import Pass
@@ -113,11 +113,6 @@ def card_limit(gpu: str) -> tuple[str, float]:
     return f"{card.label}: {format_bytes(card.device_memory_bytes)}", card.device_memory_bytes
 
 
-def artefact_names(backend: str) -> tuple[str, ...]:
-    """Return the artefacts that a backend has."""
-    return tuple(ARTEFACTS) if backend == "vllm" else ()
-
-
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
 def _artefact(name: str, plan_json: str, request_json: str) -> tuple[str, str, str]:
     plan, request = Plan.model_validate_json(plan_json), Request.model_validate_json(request_json)
@@ -125,11 +120,12 @@ def _artefact(name: str, plan_json: str, request_json: str) -> tuple[str, str, s
     clusters = [pool.cluster for pool in question.pools if pool.cluster.gpu.name == plan.deployment.gpu]
     if not clusters:
         raise DomainError(f"'{printable(request.gpus)}' has no {plan.deployment.gpu}, which this plan uses")
+    facts, saved_as = question.facts if plan.backend == "vllm" else None, file_name(name, plan.deployment)
     try:
-        text = emit(name, plan, question.model, clusters[0], question.workload, request.slo, facts=question.facts)
+        text = emit(name, plan, question.model, clusters[0], question.workload, question.slo, facts=facts)
     except AdvisorError as error:
-        return "", FILE_NAMES[name], str(error)
-    return text, FILE_NAMES[name], ""
+        return "", saved_as, str(error)
+    return text, saved_as, ""
 
 
 def artefact(name: str, plan: Plan, request: dict[str, Any]) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from advisor.ui import charts
 from advisor.ui.memory import remembered
@@ -15,6 +16,19 @@ from advisor.ui.text import plain_html, show
 
 WORST = 0.3
 """Error at which the colours of the grid end."""
+COLOURS = "Cividis"
+"""Pale yellow to dark blue, in order for any colour vision."""
+
+
+def text_colour(error: float) -> str:
+    """Return black or white, whichever is easier to read on the colour of an error: at least 4.5 : 1.
+
+    Reference: relative luminance and contrast of WCAG 2.2.
+    """
+    (shade,) = sample_colorscale(COLOURS, [1.0 - min(max(error / WORST, 0.0), 1.0)], colortype="tuple")
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shade]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#FFFFFF"
 
 
 @remembered
@@ -38,9 +52,7 @@ def heat_map(
             z=[list(row) for row in errors],
             x=list(range(len(columns))),
             y=list(range(len(rows))),
-            text=text,
-            texttemplate="%{text}",
-            colorscale="Cividis",
+            colorscale=COLOURS,
             reversescale=True,
             zmin=0,
             zmax=WORST,
@@ -61,6 +73,11 @@ def heat_map(
             ygap=2,
         )
     )
+    for i, row in enumerate(errors):
+        for j, e in enumerate(row):
+            if e is not None:
+                font = {"color": text_colour(e), "size": 11}
+                figure.add_annotation(x=j, y=i, text=text[i][j], font=font, showarrow=False)
     cells = [(i, j) for i, row in enumerate(errors) for j, e in enumerate(row) if e is not None]
     of = [f", {counts[i][j]} measured cells" if counts else "" for i, j in cells]
     figure.add_scatter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -35,6 +36,45 @@ READY = """() => !document.querySelector('[data-testid=stStatusWidget]')
   && !!document.querySelector('h1')
   && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(e => e.querySelector('.main-svg'))"""
 WAIT_MS = 60_000
+VIEWS = [
+    "/?model=8b&gpus=2xH100&load=clients&clients=16",
+    "/compare?model=8b&gpus=2xH100",
+    "/explore?model=8b&gpus=2xH100",
+    "/train?gpus=8xH100&train_pp=4&stage=1%3A+optimizer+states",
+    "/capacity?model=8b&gpus=4xH100",
+    "/capacity?model=8b&gpus=4xH100&view=Money",
+    "/capacity?model=8b&gpus=4xH100&view=Power+and+energy",
+    "/trust",
+    "/audit",
+]
+FAINT = """() => {
+  const channel = x => (x /= 255) <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+  const luminance = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const read = text => { const n = text.match(/[\\d.]+/g).map(Number), k = text.startsWith('color(srgb') ? 255 : 1;
+    return [n[0] * k, n[1] * k, n[2] * k, n[3] ?? 1]; };
+  const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]));
+  const behind = e => { const found = [];
+    for (let x = e; x; x = x.parentElement) found.push(read(getComputedStyle(x).backgroundColor));
+    return found.reverse().reduce((below, c) => over(c, below), [255, 255, 255]); };
+  const faint = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, said = walk.currentNode.textContent.trim();
+    // in the grid of errors the cell behind a number is a picture: its colours have a test of their own
+    const is_in_grid = e.closest('.js-plotly-plot:has(.heatmaplayer .hm) .annotation-text');
+    if (!said || !e.getClientRects().length || is_in_grid) continue;
+    const style = getComputedStyle(e), size = parseFloat(style.fontSize), ground = behind(e);
+    const colour = read(e.namespaceURI.endsWith('svg') ? style.fill : style.color);
+    for (let x = e; x; x = x.parentElement) colour[3] *= Number(getComputedStyle(x).opacity);
+    if (style.visibility === 'hidden' || !colour[3]) continue;
+    const [a, b] = [luminance(over(colour, ground)), luminance(ground)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05), wanted = size >= 24 ? 3 : 4.5;
+    // stops of a slider are drawn in the colour of its track until somebody touches it
+    if (ratio < wanted && !(ratio < 1.01 && e.closest('[data-testid=stSlider]')))
+      faint.add(`${ratio.toFixed(2)} : 1 for '${said.slice(0, 40)}'`);
+  }
+  return [...faint];
+}"""
+"""Texts that are harder to read than WCAG 2.2 asks for (success criterion 1.4.3)."""
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +204,62 @@ def test_downloads_hold_what_the_page_shows(visit: Callable[..., Any]) -> None:
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download serve.sh").click()
     assert "vllm serve" in Path(waiting.value.path()).read_text()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_legible_and_its_files_and_charts_can_be_saved(visit: Callable[..., Any], view: str) -> None:
+    page = visit(view, width=1400)
+    page.locator("[data-testid=stCode]", has_text="advisor ").last.wait_for(state="attached", timeout=WAIT_MS)
+    settle(page)
+    grounds = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        settle(page)
+        grounds.append(page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"))
+        assert page.evaluate(FAINT) == [], scheme
+    assert len(set(grounds)) == 2
+    names = []
+    for button in page.locator("[data-testid=stDownloadButton] button").all():
+        with page.expect_download() as waiting:
+            button.click()
+        name, text = waiting.value.suggested_filename, Path(waiting.value.path()).read_text()
+        names.append(name)
+        if name.endswith(".json"):
+            assert json.loads(text), name
+        elif name.endswith(".csv"):
+            head, first = list(csv.reader(text.splitlines()))[:2]
+            assert len(head) == len(first) > 1, name
+        else:
+            assert text.strip(), name
+    for kind in (".json", ".csv"):
+        assert [n for n in names if n.endswith(kind)], names
+    charts = page.locator("[data-testid=stPlotlyChart]")
+    if charts.count():
+        charts.first.hover()
+        with page.expect_download() as waiting:
+            charts.first.locator("[data-title^='Download plot']").click()
+        assert waiting.value.suggested_filename.startswith("advisor-")
+        assert Path(waiting.value.path()).read_bytes()[:4] == b"\x89PNG"
+    assert charts.count() or view == "/audit"
+
+
+def test_the_keyboard_reaches_inputs_files_and_the_end_of_the_page(visit: Callable[..., Any]) -> None:
+    page = visit("/?model=8b&gpus=2xH100", width=1400)
+    page.locator("[data-testid=stCode]", has_text="advisor ").last.wait_for(state="attached", timeout=WAIT_MS)
+    settle(page)
+    named = (
+        "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || e.tagName }"
+    )
+    stops = []
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate(named)[:80])  # the page itself can have the focus, to be scrolled
+        if "What the words mean" in stops[-1]:
+            break
+    for wanted in ("Model", "TTFT P99 at most", "Explore", "Download serve.sh", "Answer (JSON)", "What the words mean"):
+        assert any(wanted in stop for stop in stops), wanted
+    page.keyboard.press("Enter")
+    page.get_by_text("Time to first token: from sending").first.wait_for(timeout=WAIT_MS)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

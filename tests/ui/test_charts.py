@@ -90,6 +90,20 @@ def test_the_grid_says_where_it_was_clicked_and_frames_the_cell() -> None:
     assert (frame.x0, frame.x1, frame.y0, frame.y1) == (-0.5, 0.5, 0.5, 1.5)
 
 
+def test_the_numbers_of_the_grid_are_legible_on_every_colour_of_its_scale() -> None:
+    from plotly.colors import sample_colorscale
+
+    for percent in range(61):
+        error = percent / 100
+        (shade,) = sample_colorscale("Cividis", [1 - min(error / charts_trust.WORST, 1)], colortype="tuple")
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shade]
+        ground = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        text = {"#000000": 0.0, "#FFFFFF": 1.0}[charts_trust.text_colour(error)]
+        assert (max(ground, text) + 0.05) / (min(ground, text) + 0.05) >= 4.5
+    figure = charts_trust.heat_map(["a"], ["TTFT P50", "KV blocks"], [[0.1, None]])
+    assert [(a.x, a.y, a.text) for a in figure.layout.annotations] == [(0, 0, "10.0%")]
+
+
 def test_names_of_rows_are_shortened_and_cannot_bring_markup() -> None:
     assert charts_trust.short_row("vllm-0.26.0__h100-sxm-80gb__8b-awq") == "8b-awq<br>h100"
     assert charts_trust.short_row("qwen3-32b · h200-sxm-141gb") == "qwen3-32b<br>h200"

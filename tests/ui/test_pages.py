@@ -166,6 +166,29 @@ def test_another_plan_can_be_taken_apart(answers: Answers, open_page: Open, word
     assert "DeepSpeed AutoTP · a100-sxm-80gb · TP 8 · DP 1 · bf16" in words(test)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "backend", "name"),
+    [
+        ("2xH100", "vllm", "prometheus"),
+        ("2xH100", "vllm", "kubernetes"),
+        ("1xH100", "deepspeed-autotp", "deepspeed"),
+        ("1xH100", "deepspeed-autotp", "deepspeed-command"),
+    ],
+)
+def test_the_page_writes_the_files_that_the_command_line_writes(
+    open_page: Open, codes: Codes, capsys: pytest.CaptureFixture[str], gpus: str, backend: str, name: str
+) -> None:
+    from advisor.cli import run
+    from advisor.ui.text import BACKENDS
+
+    assert run(["emit", name, "--model", "8b", "--gpus", gpus, "--backend", backend]) == 0
+    wanted = capsys.readouterr().out
+    test = open_page("recommend", model="8b", gpus=gpus, file=name, backends=BACKENDS[backend])
+    assert not test.exception
+    assert not test.error
+    assert wanted.strip() in [code.strip() for code in codes(test)]
+
+
 def test_train_shows_the_prediction_of_the_api(open_page: Open, metrics: Metrics) -> None:
     from advisor.catalog import load_catalog
     from advisor.predict.train import predict_train

@@ -212,7 +212,7 @@ def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cl
         "train",
     )
     with st.expander("Read ds_config.json"):
-        st.json(config)
+        st.code(json.dumps(config, indent=2), language="json")
 
 
 def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
