@@ -10,7 +10,7 @@ import numpy as np
 from advisor.catalog import load_catalog
 from advisor.predict.serving import replay
 from advisor.predict.steady import sweep as steady_sweep
-from advisor.schema import Deployment, EngineFacts, LognormalLengths, PoissonLoad, TraceLoad, Workload
+from advisor.schema import Deployment, EngineFacts, LognormalLengths, PoissonLoad, Slo, Target, TraceLoad, Workload
 
 MODEL, GPUS = "llama-2-70b", "8xA100-80GB"
 CHAT = Workload(
@@ -21,6 +21,22 @@ CHAT = Workload(
     load=PoissonLoad(arrivals_per_s=4.0),
 )
 Case = tuple[int, Callable[[], object]]
+
+
+def _slo(ttft_s: float, tpot_s: float) -> Slo:
+    targets = (("ttft", ttft_s), ("tpot", tpot_s))
+    return Slo(targets=tuple(Target(metric=m, statistic="p99", max_s=s) for m, s in targets))  # type: ignore[arg-type]
+
+
+CHANGES: dict[str, list[dict[str, object]]] = {
+    "another target": [{"slo": _slo(2.0 + 0.1 * k, 0.1 + 0.01 * k)} for k in range(5)],
+    "another price": [{"price_usd_per_gpu_h": 1.1 + 0.1 * k} for k in range(5)],
+    "another objective": [{"objective": name} for name in ("latency", "throughput", "energy")],
+    "other traffic (lengths)": [{"prompt_tokens": 700 + 10 * k, "output_tokens": 200} for k in range(5)],
+    "other traffic (rate)": [{"rate": 3.0 + 0.1 * k} for k in range(5)],
+}
+"""Changes of a question whose first answer is known, several of each: none is asked twice."""
+REPLAYED = ("other traffic (lengths)", "other traffic (rate)")
 
 
 def sweep(n: int) -> Case:

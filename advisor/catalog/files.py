@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tomllib
+from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,9 @@ from advisor.units import KIB, MIB
 
 MAX_FILE_BYTES = MIB
 """Larger than any config.json or catalogue file; a user's path may name anything."""
+
+MIN_COMPILED = 2000
+"""Characters from which reading a TOML file of the catalogue takes long enough to keep it as JSON."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -61,12 +68,45 @@ def read_json(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
 def read_toml(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
     """Return a TOML file as a table; BadData when it cannot be parsed."""
     shown = printable(path, 200)
+    text = read_text(path, max_bytes)
     try:
-        return tomllib.loads(read_text(path, max_bytes))
+        return (
+            _compiled(text) if len(text) >= MIN_COMPILED and path.is_relative_to(data_root()) else tomllib.loads(text)
+        )
     except tomllib.TOMLDecodeError as error:
         raise BadData(shown, f"is no TOML: {printable(error)}") from None
     except (RecursionError, ValueError):
         raise BadData(shown, "is nested too deeply or holds a number out of range") from None
+
+
+def _compiled(text: str) -> dict[str, Any]:
+    """Return a TOML text as a table, from JSON that an earlier process wrote where Python keeps its bytecode.
+
+    The name of that file is the digest of the text, so that an edited text is read anew; as for bytecode, a folder that
+    cannot be written, `PYTHONDONTWRITEBYTECODE`, or a file that cannot be read only cost time.
+    """
+    folder = Path(__file__).parent / "__pycache__"
+    kept = folder / f"toml-{blake2b(text.encode(), digest_size=16).hexdigest()}.json"
+    try:
+        table = json.loads(kept.read_bytes())
+        if isinstance(table, dict):
+            return table
+    except (OSError, ValueError):
+        pass
+    table = tomllib.loads(text)
+    if sys.dont_write_bytecode:
+        return table
+    try:
+        content = json.dumps(table)
+    except TypeError:  # a date, which JSON does not know
+        return table
+    if json.loads(content) == table:
+        part = kept.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            part.write_text(content, encoding="utf-8")
+            part.replace(kept)
+    return table
 
 
 def _refuse_constant(name: str) -> None:

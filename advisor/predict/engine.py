@@ -21,9 +21,11 @@ from itertools import groupby
 from advisor.errors import DomainError
 from advisor.predict.clock import Decodes
 from advisor.predict.engine_state import EngineLimits, Group, Part, Sequence_, Step, Work
-from advisor.predict.ledger import NO_GAP, Ledger
+from advisor.predict.ledger import MAX_NUMBERS, NO_GAP, Ledger
 from advisor.predict.step import StepCost
 from advisor.predict.stretch import fast_forward, run_decodes
+
+ENDLESS = -1
 
 
 class Engine:
@@ -35,7 +37,6 @@ class Engine:
     def __init__(self, stages: Sequence[StepCost], limits: EngineLimits, send_s: float = 0.0) -> None:
         self.parts = [Part(cost, len([*same]), send_s) for cost, same in groupby(stages)]
         self.first = self.parts[0].stages[0]
-        self.is_linear = all(part.clock.is_linear for part in self.parts)
         self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
         self.limits = limits
         self.now_s = 0.0
@@ -53,6 +54,7 @@ class Engine:
         self.step_number = 0
         self.timeline: list[tuple[float, int, int, int]] = []
         self.sample_every_s = 0.0
+        self.takes_runs = all(part.clock.is_linear for part in self.parts)
         self._next_sample_s = 0.0
 
     # ---- outside view -------------------------------------------------------------------------------------------
@@ -87,19 +89,20 @@ class Engine:
         only = self.groups[0] if self.limits.pp == 1 else None
         while self.now_s < until_s:
             if len(in_flight) < n_in_flight and (self.waiting or self.n_running):
-                if only is None:
-                    if self.n_running and not self.waiting:
-                        run_decodes(self, until_s)
-                elif (
-                    only.n
-                    and only.finish[0][0] > only.steps + 2
-                    and self.partial is None
-                    and not (self.waiting and self._can_admit(self._budget(only)))
-                ):
-                    fast_forward(self, only, until_s)
-                if self.now_s >= until_s:  # a stretch led up to the arrival: what is in flight stays there
+                n_runs = 0
+                if self.partial is not None:
+                    pass
+                elif only is None:
+                    if self.takes_runs and not (self.waiting and self.n_running < self.limits.max_num_seqs):
+                        n_runs = run_decodes(self, until_s, ENDLESS)
+                elif only.n and not (self.waiting and self._can_admit(self._budget(only))):
+                    if only.finish[0][0] > only.steps + 2:
+                        fast_forward(self, only, until_s)
+                    if self.takes_runs and len(in_flight) < n_in_flight:
+                        n_runs = run_decodes(self, until_s, 1)
+                if self.now_s >= until_s:  # decodes led up to the arrival: what is in flight stays there
                     return []
-                if len(in_flight) < n_in_flight and self._schedule():
+                if len(in_flight) < n_in_flight and (n_runs or self._schedule()):
                     continue
             if not in_flight:
                 return []
@@ -109,6 +112,11 @@ class Engine:
             if (finished or firsts) and (done := self.process(self.now_s, firsts, finished)):
                 return done
         return []
+
+    def sample_every(self, seconds: float) -> None:
+        """Note running, waiting and occupied blocks at most so often [s]; runs of decodes are then taken in steps."""
+        self.sample_every_s = seconds
+        self.takes_runs = False
 
     def idle_until(self, time_s: float) -> None:
         """Move the clock of an idle engine to an arrival."""
@@ -130,7 +138,8 @@ class Engine:
                 self._release(sequence, sequence.prompt_tokens + sequence.output_tokens - 1)
         if len(self.running) > 2 * self.n_running + 64:
             self.running = [s for s in self.running if s.is_running]
-        self.ledger.settle(is_over=False)
+        if len(self.ledger.rows) > MAX_NUMBERS:
+            self.ledger.settle()
         return [(sequence, end_s) for sequence in finished]
 
     def _release(self, sequence: Sequence_, n_tokens: int) -> None:
@@ -211,7 +220,7 @@ class Engine:
             group.steps += 1
             group.context += n_decode * limits.tokens_per_step
             if group.finish[0][0] <= group.steps:
-                finished = self._finish(group)
+                finished = group.done()
         group.last_end_s = end_s
         self.ledger.rows += (1.0, n_prefill, pairs, n_decode, context, n_sampled, gap_s, busy_s / limits.pp, *weights)
         if firsts and (short := [s for s in firsts if self._join(s, group, slot)]):
@@ -334,20 +343,6 @@ class Engine:
         """Return the batch size of the CUDA graph that `n` decode tokens run in."""
         sizes = self.limits.graph_sizes
         return sizes[n] if n < len(sizes) else n
-
-    def _finish(self, group: Group) -> list[Sequence_]:
-        """Take the decodes out of a group that have all their tokens, and return them."""
-        finished = []
-        while group.finish and group.finish[0][0] <= group.steps:
-            sequence = heapq.heappop(group.finish)[2]
-            group.n -= 1
-            group.context -= sequence.prompt_tokens + sequence.output_tokens - 1
-            group.residues[sequence.residue] -= 1
-            sequence.group = -1
-            finished.append(sequence)
-        if not group.n:
-            group.context = 0.0
-        return finished
 
     def _join(self, sequence: Sequence_, group: Group, slot: int) -> bool:
         """Make a prefilled request a decode of `group`; return whether its first token was also its last."""

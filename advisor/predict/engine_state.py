@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop
 from math import exp
 
 from advisor.predict.step import TERMS, StepCost
@@ -168,3 +169,17 @@ class Group:
         for step in range(self.steps, self.steps + n_steps % tokens):
             opened += self.residues[-step % tokens]
         return opened
+
+    def done(self) -> list[Sequence_]:
+        """Take out the sequences that have all their tokens, and return them."""
+        finished = []
+        while self.finish and self.finish[0][0] <= self.steps:
+            sequence = heappop(self.finish)[2]
+            self.n -= 1
+            self.context -= sequence.prompt_tokens + sequence.output_tokens - 1
+            self.residues[sequence.residue] -= 1
+            sequence.group = -1
+            finished.append(sequence)
+        if not self.n:
+            self.context = 0.0
+        return finished

@@ -13,8 +13,8 @@ from advisor.predict.engine_state import EngineLimits, Work
 
 Floats = NDArray[np.float64]
 N_COLUMNS = 8
-MAX_ROWS = 20_000
-"""Rows that are kept before they are added up: the memory of a long replay is that of its requests."""
+MAX_NUMBERS = 200_000
+"""Numbers in rows before an engine has them added up: the memory of a long replay is that of its requests."""
 NO_GAP = -1.0
 
 
@@ -38,9 +38,9 @@ class Ledger:
         self._work = Work()
         self._gaps: list[Floats] = []
 
-    def settle(self, *, is_over: bool = True) -> None:
-        """Add up the rows; while the replay goes on, only when there are many."""
-        if not self.rows or not (is_over or len(self.rows) >= MAX_ROWS * self._n_columns):
+    def settle(self) -> None:
+        """Add up the rows and forget them."""
+        if not self.rows:
             return
         columns = np.array(self.rows).reshape(-1, self._n_columns).T
         self.rows.clear()

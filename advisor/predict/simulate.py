@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -160,7 +161,7 @@ def simulate(
     run = _Run(engines, traffic, client, limits.kv_block_tokens, progress)
     if n_samples:
         for engine in engines:
-            engine.sample_every_s = run.expected_span_s() / n_samples
+            engine.sample_every(run.expected_span_s() / n_samples)
     if traffic.arrival_s is None:
         run.closed()
     else:
@@ -186,9 +187,9 @@ class _Run:
         self.progress = progress
         n = len(traffic.prompt_tokens)
         self.n = n
-        self.submitted = np.zeros(n)
-        self.first = np.full(n, np.nan)
-        self.end = np.full(n, np.nan)
+        self.submitted = [0.0] * n
+        self.first = [math.nan] * n
+        self.end = [math.nan] * n
         self.n_done = 0
         self.front_free_s = 0.0
         self.prompt = traffic.prompt_tokens.tolist()
@@ -205,15 +206,13 @@ class _Run:
 
     def sequence(self, index: int, submitted_s: float) -> Sequence_:
         self.submitted[index] = submitted_s
-        cached = self.cached[index]
-        return Sequence_(
-            index=index,
-            prompt_tokens=self.prompt[index],
-            output_tokens=self.output[index],
-            cached_tokens=cached,
+        prompt = self.prompt[index]
+        sequence = Sequence_(index, prompt, self.output[index], self.cached[index])
+        if self.shared_blocks:
             # the first request computes the shared prompt, but into the blocks that all then share
-            shared_blocks=min(self.shared_blocks, (self.prompt[index] - 1) // self.engines[0].limits.kv_block_tokens),
-        )
+            block_tokens = self.engines[0].limits.kv_block_tokens
+            sequence.shared_blocks = min(self.shared_blocks, (prompt - 1) // block_tokens)
+        return sequence
 
     def reaches_engine_s(self, index: int, sent_s: float) -> float:
         """Return when a request that is sent at `sent_s` is at the engine [s]; calls in the order of sending."""
@@ -274,7 +273,7 @@ class _Run:
         for index, submitted in enumerate(arrival_s.tolist()):
             at = self.reaches_engine_s(index, submitted)
             for engine in engines:
-                while finished := engine.advance(at):
+                while engine.now_s < at and (finished := engine.advance(at)):
                     self.done(finished)
             target = min(engines, key=lambda e: e.load_score) if len(engines) > 1 else engines[0]
             if target.is_idle:
@@ -288,19 +287,20 @@ class _Run:
         if self.n_done != self.n:
             raise DomainError(f"the simulated engine stalled after {self.n_done} of {self.n} requests")
         back = self.client.return_s
+        submitted, first, end = np.array(self.submitted), np.array(self.first), np.array(self.end)
         output = self.traffic.output_tokens
         decode = np.where(output > 1, output - 1, 1)
         itl_s, itl_weights = np.concatenate([engine.ledger.gaps() for engine in self.engines], axis=1)
         return Simulation(
-            ttft_s=self.first + back - self.submitted,
-            tpot_s=np.where(output > 1, (self.end - self.first) / decode, np.nan),
-            e2e_s=self.end + back - self.submitted,
-            submitted_s=self.submitted,
+            ttft_s=first + back - submitted,
+            tpot_s=np.where(output > 1, (end - first) / decode, np.nan),
+            e2e_s=end + back - submitted,
+            submitted_s=submitted,
             output_tokens=output,
             prompt_tokens=self.traffic.prompt_tokens,
             itl_s=itl_s,
             itl_weights=itl_weights,
-            duration_s=float(self.end.max() + back - self.submitted.min()),
+            duration_s=float(end.max() + back - submitted.min()),
             work=tuple(engine.work for engine in self.engines),
             timeline=tuple(sorted(sample for engine in self.engines for sample in engine.timeline)),
         )

@@ -7,7 +7,7 @@ the percentiles are rules of thumb (a queue's tail) and finalists are simulated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -83,84 +83,109 @@ def sweep(
     settings = [(d.pp, d.dp, d.max_num_seqs, d.max_num_batched_tokens, d.prefix_caching) for d in deployments]
     columns = np.array(settings, dtype=float).T.copy()
     blocks = [slice(i, i + BLOCK) for i in range(0, len(deployments), BLOCK)]
-    parts = [
-        _solved(stacked(costs, index[block]), cache[block], columns[:, block], workload, values, gpu)
-        for block in blocks
-    ]
+    parts = [_solved(costs, index[block], cache[block], columns[:, block], workload, values, gpu) for block in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _solved(
-    cost: StepCost, cache: Floats, columns: Floats, workload: Workload, values: Mapping[str, float], gpu: Gpu
-) -> dict[str, Floats]:
-    """Return the values of `sweep` for some deployments.
+class _Replicas:
+    """One replica of each deployment in the steady state: what its steps take with n running sequences."""
 
-    cache, columns : tokens that the KV cache holds; stages, replicas, sequences, batched tokens, 1 for prefix caching
-    """
-    pp, dp, seqs, budget, has_cache = columns
-    client_s = values["submit_s"] + values["http_s"] + values["wake_s"] + values["return_s"]
-    send_s = values["send_s"]
-    prompt, output = mean_lengths(workload.lengths)
-    hit = workload.prefix
-    shared = min(hit.shared_prefix_tokens, prompt)
-    to_compute = np.maximum(prompt - has_cache * (shared + (prompt - shared) * hit.conversation_hit_frac), 1.0)
-    held = prompt + 0.5 * output
-    n_most = np.maximum(
-        np.minimum(seqs, (cache - has_cache * shared) / np.maximum(held - has_cache * shared, 1.0)), 1e-9
-    )
+    def __init__(
+        self, cost: StepCost, cache: Floats, columns: Floats, workload: Workload, values: Mapping[str, float]
+    ) -> None:
+        self.pp, _, seqs, self.budget, self.has_cache = columns
+        self.cost = cost
+        self.send_s = values["send_s"]
+        prompt, self.output = mean_lengths(workload.lengths)
+        hit = workload.prefix
+        shared = min(hit.shared_prefix_tokens, prompt)
+        self.cold = shared * (1.0 - values["shared_kv_frac"])
+        self.to_compute = np.maximum(
+            prompt - self.has_cache * (shared + (prompt - shared) * hit.conversation_hit_frac), 1.0
+        )
+        self.held = prompt + 0.5 * self.output
+        own = np.maximum(self.held - self.has_cache * shared, 1.0)
+        self.n_most = np.maximum(np.minimum(seqs, (cache - self.has_cache * shared) / own), 1e-9)
 
-    def mean_step(n: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return mean step time, pure decode step time and the time that one request's prompt adds to its step [s]."""
+    def mean_step(self, n: Floats) -> tuple[Floats, Floats]:
+        """Return the mean step time and the time that one request's prompt adds to its step [s]."""
+        cost, to_compute, pp = self.cost, self.to_compute, self.pp
         group = n / pp
-        context = group * held - np.maximum(group - 1.0, 0.0) * has_cache * shared * (1.0 - values["shared_kv_frac"])
-        chunk = np.minimum(to_compute, np.maximum(budget - group, 1.0))
+        context = group * self.held - np.maximum(group - 1.0, 0.0) * self.has_cache * self.cold
+        chunk = np.minimum(to_compute, np.maximum(self.budget - group, 1.0))
         pairs = chunk * (0.5 * (chunk + 1.0) + 0.5 * (to_compute - chunk))
         # row 0: a step of decodes alone; row 1: one that also carries a chunk of a prompt
         prefill, sampled = np.stack([0.0 * chunk, chunk]), np.stack([group, group + 1.0])
         alone_s, with_prompt_s = cost.seconds(prefill, np.stack([0.0 * pairs, pairs]), group, context, sampled)
         alone_host_s, with_prompt_host_s = cost.host_s(prefill, group, sampled)
-        decode = larger_of(alone_s, alone_host_s) * pp + (pp > 1) * pp * send_s
+        decode = larger_of(alone_s, alone_host_s) * pp + (pp > 1) * pp * self.send_s
         ratio = cost.power_ratio(with_prompt_s, chunk + group, pairs, context, sampled[1])
         mixed = np.maximum(with_prompt_s * cost.stretch(ratio), with_prompt_host_s)
         extra = np.maximum(mixed - decode / pp, 0.0) * (to_compute / chunk)
         # each token of a running sequence brings 1/output of a prompt
-        return decode + n / output * extra, decode, mixed * (to_compute / chunk)
+        return decode + n / self.output * extra, mixed * (to_compute / chunk)
 
-    step_full, _, _ = mean_step(n_most)
+
+def _solved(
+    costs: Sequence[StepCost],
+    index: NDArray[np.int64],
+    cache: Floats,
+    columns: Floats,
+    workload: Workload,
+    values: Mapping[str, float],
+    gpu: Gpu,
+) -> dict[str, Floats]:
+    """Return the values of `sweep` for some deployments.
+
+    costs, index   : the cost of deployment i is ``costs[index[i]]``
+    cache, columns : tokens that the KV cache holds; stages, replicas, sequences, batched tokens, 1 for prefix caching
+    """
+    pp, dp = columns[:2]
+    cost = stacked(costs, index)
+    replicas = _Replicas(cost, cache, columns, workload, values)
+    client_s = values["submit_s"] + values["http_s"] + values["wake_s"] + values["return_s"]
+    prompt, output = mean_lengths(workload.lengths)
+    held, to_compute, n_most = replicas.held, replicas.to_compute, replicas.n_most
+    step_full, _ = replicas.mean_step(n_most)
     most = n_most / (output * step_full)
-    low, high = 1e-6 * n_most, n_most.copy()
-    if isinstance(workload.load, ClosedLoad):
-        per_replica = workload.load.concurrency / dp
-        target = np.minimum(per_replica, n_most)
-    else:
-        target = np.zeros(len(dp))
-    offered = 0.0 if isinstance(workload.load, ClosedLoad) else workload.load.arrivals_per_s
-    for _ in range(N_ITERATIONS):
-        n = np.sqrt(low * high)
-        step, _, mixed = mean_step(n)
+    load = workload.load
+    target = np.minimum(load.concurrency / dp, n_most) if isinstance(load, ClosedLoad) else np.zeros(len(dp))
+    offered = 0.0 if isinstance(load, ClosedLoad) else load.arrivals_per_s
+    # few deployments are solved in fewer rounds: the points of several bisections to come cost as much as one
+    n_ahead = next((k for k, size in ((3, 64), (2, 512)) if len(dp) <= size), 1)
+    n_points = 2**n_ahead - 1
+    many = replicas
+    if n_ahead > 1:
+        tiled = stacked(costs, np.tile(index, n_points))
+        many = _Replicas(tiled, np.tile(cache, n_points), np.tile(columns, n_points), workload, values)
+    many_target, many_dp = np.tile(target, n_points), np.tile(dp, n_points)
+
+    def is_over(points: Floats) -> NDArray[np.bool_]:
+        """Return which numbers of running sequences are more than the load brings, points x deployments."""
+        n = points.ravel()
+        step, mixed = many.mean_step(n)
         rate = n / (output * step)
-        if isinstance(workload.load, ClosedLoad):
-            waiting = rate * (2.0 * step + mixed + client_s)
-            is_over = n + waiting > target
+        if isinstance(load, ClosedLoad):
+            over = n + rate * (2.0 * step + mixed + client_s) > many_target
         else:
-            is_over = rate > offered / dp
-        high = np.where(is_over, n, high)
-        low = np.where(is_over, low, n)
-    n = np.sqrt(low * high)
-    step, _, mixed = mean_step(n)
+            over = rate > offered / many_dp
+        return np.asarray(over).reshape(points.shape)
+
+    n = _bisected(is_over, 1e-6 * n_most, n_most, n_ahead)
+    step, mixed = replicas.mean_step(n)
     rate = n / (output * step)
-    if isinstance(workload.load, ClosedLoad):
+    if isinstance(load, ClosedLoad):
         saturated = np.zeros(len(dp))
-        queue = np.maximum(workload.load.concurrency / dp - n_most, 0.0) / rate
+        queue = np.maximum(load.concurrency / dp - n_most, 0.0) / rate
         ttft = 2.0 * step + mixed + client_s + queue
         ttft_tail = ttft + TAIL * 0.5 * mixed
         requests = rate * dp
     else:
-        load = offered / dp / most
-        saturated = (load >= 1.0).astype(float)
-        wait = 0.5 * np.minimum(load, 0.999) / (1.0 - np.minimum(load, 0.999)) * mixed
+        share = offered / dp / most
+        saturated = (share >= 1.0).astype(float)
+        wait = 0.5 * np.minimum(share, 0.999) / (1.0 - np.minimum(share, 0.999)) * mixed
         ttft = 1.5 * step + mixed + client_s + 0.7 * wait
-        ttft_tail = 1.5 * step + mixed * (1.0 + np.minimum(load, 1.0)) + client_s + TAIL * wait
+        ttft_tail = 1.5 * step + mixed * (1.0 + np.minimum(share, 1.0)) + client_s + TAIL * wait
         requests = np.minimum(np.full(len(dp), offered), most * dp)
         ttft = np.where(saturated > 0, np.inf, ttft)
         ttft_tail = np.where(saturated > 0, np.inf, ttft_tail)
@@ -185,3 +210,30 @@ def _solved(
         "mbu_frac": np.minimum(read / gpu.memory_bandwidth_bytes_per_s, 1.0) * ones,
         "is_saturated": saturated * ones,
     }
+
+
+def _bisected(is_over: Callable[[Floats], NDArray[np.bool_]], low: Floats, high: Floats, n_ahead: int) -> Floats:
+    """Return the middle of the brackets, in the logarithm, after `N_ITERATIONS` bisections of each element.
+
+    is_over : of points (points x elements, always 2^n_ahead - 1 of them), which lie above the solution
+    n_ahead : bisections whose possible points are asked for at once
+    """
+    n_points = 2**n_ahead - 1
+    points = np.empty((n_points + 2, len(low)))
+    columns = np.arange(len(low))
+    left = N_ITERATIONS
+    while left:
+        points[0], points[-1] = low, high
+        half = 2**n_ahead // 2
+        while half:  # first the middle, then the middles of both halves, ...
+            points[half :: 2 * half] = np.sqrt(points[: -half : 2 * half] * points[2 * half :: 2 * half])
+            half //= 2
+        over = is_over(points[1:-1])
+        at_low, at_high = np.zeros(len(low), dtype=np.intp), np.full(len(low), n_points + 1)
+        for _ in range(min(n_ahead, left)):
+            middle = (at_low + at_high) // 2
+            above = over[middle - 1, columns]
+            at_high, at_low = np.where(above, middle, at_high), np.where(above, at_low, middle)
+        low, high = points[at_low, columns], points[at_high, columns]
+        left -= min(n_ahead, left)
+    return np.asarray(np.sqrt(low * high))

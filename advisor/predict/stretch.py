@@ -114,20 +114,19 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
         engine.sample(end_s)
 
 
-def run_decodes(engine: Engine, until_s: float) -> None:
-    """Launch decode steps of a pipeline one after the other, as long as nothing else happens.
+def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
+    """Launch up to `n_most` steps of decodes alone, one after the other; return how many.
 
-    The same step by step as `Engine.advance` would do it, with what does not change looked up once. It ends where a
-    prompt waits or is complete, a request has its last token, blocks run out or `until_s` comes.
+    The same as `Engine.advance` and `Engine._step` would do, with what does not change looked up once. It ends where
+    tokens must be handed out, blocks run out or `until_s` comes; no prompt may be able to join meanwhile.
     """
-    if engine.partial is not None or not engine.is_linear or engine.sample_every_s:
-        return
     limits, in_flight, groups, ready = engine.limits, engine.in_flight, engine.groups, engine.group_ready_s
-    pp, core_s, n_in_flight, per_step = limits.pp, limits.core_s, limits.n_in_flight, limits.tokens_per_step
-    hot, is_blocked = limits.hot_context_tokens, limits.blocks_on_launch
+    pp, n_in_flight, hot = limits.pp, limits.n_in_flight, limits.hot_context_tokens
+    block = limits.kv_block_tokens if limits.tokens_per_step == 1.0 else 0
     now_s, free_s, number = engine.now_s, engine.launch_free_s, engine.step_number
     rows = engine.ledger.rows
-    while now_s < until_s:
+    n_launched = 0
+    while n_launched != n_most and now_s < until_s:
         if len(in_flight) >= n_in_flight:
             end_s, firsts, finished = in_flight[0]
             if firsts or finished:
@@ -143,22 +142,25 @@ def run_decodes(engine: Engine, until_s: float) -> None:
             following += 1
             group = groups[following % pp]
         n = group.n
-        if not n or group.finish[0][0] <= group.steps + 1:
+        if not n:
             break
-        needed = group.blocks_opened(1, limits)
+        steps = group.steps
+        needed = group.residues[-steps % block] if block > 1 else group.blocks_opened(1, limits)
         if needed > engine.free_blocks:
             break
         engine.free_blocks -= needed
         number = following
+        slot = number % pp
         context = group.context + n
         if hot:
             context -= (n - 1) * hot
         launch_s = now_s if now_s > free_s else free_s
-        ready_s = ready[number % pp]
+        ready_s = ready[slot]
         busy_s = 0.0
-        weights: list[float] = []
-        for law, part in engine.laws.get(n) or _new_laws(engine, n):
-            full_s, context_s, full_j, context_j, power_w, host_s, prepare_s = law
+        weights: tuple[float, ...] = ()
+        for (full_s, context_s, full_j, context_j, power_w, host_s, prepare_s), part in engine.laws.get(n) or _new_laws(
+            engine, n
+        ):
             if not weights:
                 free_s = launch_s + host_s
                 if launch_s + prepare_s > ready_s:
@@ -168,17 +170,19 @@ def run_decodes(engine: Engine, until_s: float) -> None:
             begin_s, end_s, spent_s, weight = part.run(ready_s, full_s, ratio, launch_s + host_s)
             ready_s = end_s + part.send_s
             busy_s += spent_s
-            weights.append(weight)
-        ready[number % pp] = ready_s
-        gap_s = end_s - (group.last_end_s if group.steps else begin_s)
+            weights += (weight,)
+        ready[slot] = ready_s
+        gap_s = end_s - (group.last_end_s if steps else begin_s)
         group.last_end_s = end_s
-        group.steps += 1
-        group.context += n * per_step
+        group.steps = steps = steps + 1
+        group.context += n * limits.tokens_per_step
         rows += (1.0, 0.0, 0.0, n, context, n, gap_s, busy_s / pp, *weights)
-        in_flight.append((end_s, (), ()))
-        now_s = free_s if is_blocked else now_s + core_s
+        in_flight.append((end_s, (), group.done() if group.finish[0][0] <= steps else ()))
+        now_s = free_s if limits.blocks_on_launch else now_s + limits.core_s
+        n_launched += 1
         engine.is_graph_running = True
     engine.now_s, engine.launch_free_s, engine.step_number = now_s, free_s, number
+    return n_launched
 
 
 def _new_laws(engine: Engine, n: int) -> list[tuple[Decodes, Part]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -86,8 +86,8 @@ class _Rivals:
         self.n_replays = 0
         self.replayed: dict[tuple[int, Workload], Option | None] = {}
 
-    def ranked(self, factors: Floats, workload: Workload) -> list[tuple[int, ...]]:
-        """Return the plans that meet the targets at each factor on the load of `workload`, best first.
+    def ranked(self, factors: Floats, workload: Workload) -> Iterator[tuple[int, ...]]:
+        """Yield the plans that meet the targets at each factor on the load of `workload`, best first.
 
         A load f times as high on n replicas is the same load on n/f replicas, so all factors are one call of the sweep;
         rates and power of the rows are scaled back.
@@ -111,7 +111,6 @@ class _Rivals:
             rent = pool.usd_per_gpu_h if self.found.has_prices and pool.usd_per_gpu_h is not None else 1.0
             hourly[mine] = usd_per_h(n_gpus[mine][:, None], columns["board_power_w"][mine], rent, request)
         load = workload.load
-        found: list[tuple[int, ...]] = []
         for k, factor in enumerate(factors.tolist()):
             at = {name: column[:, k] for name, column in columns.items()}
             offered = None if isinstance(load, ClosedLoad) else load.arrivals_per_s * factor
@@ -120,8 +119,7 @@ class _Rivals:
             by = self.factors
             bad = np.where(bad >= SATURATED, bad, bad * by[1])
             rows = order(scores * by[0], bad, at["e2e_p50_s"] * by[2], n_gpus).tolist()
-            found.append(tuple(row for row in rows if bad[row] <= 1))
-        return found
+            yield tuple(row for row in rows if bad[row] <= 1)
 
     def _spread(
         self, pool: Pool, deployments: Sequence[Deployment], factors: Floats, workload: Workload
@@ -139,12 +137,12 @@ class _Rivals:
         steps = np.exp(sign * np.linspace(0.0, np.log(SPAN), 2 * GRID + 1)[1:])
         workload = self.question.workload
         for refine in (False, True):
-            rankings = self.ranked(steps, workload)
-            at = next((k for k, ranking in enumerate(rankings) if not self.is_mine(ranking)), None)
+            rankings = enumerate(self.ranked(steps, workload))
+            at, ranking = next(((k, r) for k, r in rankings if not self.is_mine(r)), (None, ()))
             if at is None:
                 return None
             if refine:
-                return float(steps[at]), rankings[at]
+                return float(steps[at]), ranking
             before = steps[at - 1] if at else 1.0
             steps = np.exp(np.linspace(np.log(before), np.log(steps[at]), GRID + 1)[1:])
         return None
@@ -154,7 +152,7 @@ class _Rivals:
         one = np.ones(1)
 
         def ranking(factor: float) -> tuple[int, ...]:
-            return self.ranked(one, with_prompt(factor))[0]
+            return next(self.ranked(one, with_prompt(factor)))
 
         good, bad, others = 1.0, 0.0, ranking(1.0)
         while bad < most and self.is_mine(others):
@@ -321,7 +319,7 @@ def load_changes(question: Question, plans: Sequence[Plan], found: Found) -> lis
     is_replayed = question.request.n_finalists > 0 and plans[0].prediction.method == "simulated"
     if rivals.mine < 0 or question.workload.load.kind == "trace" or not plans[0].meets_slo or not is_replayed:
         return []
-    if not rivals.is_mine(rivals.ranked(np.ones(1), question.workload)[0]):
+    if not rivals.is_mine(next(rivals.ranked(np.ones(1), question.workload))):
         return []
     changes = []
     for name, axis in _axes(question).items():

@@ -175,7 +175,7 @@ def test_runs_of_decodes_in_a_pipeline_are_the_same_step_by_step(
     cell, bounds = cell_of(requests), limits(**shape, **more)
     fast = simulate(costs, bounds, cell, NO_CLIENT, send_s=1e-4)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "run_decodes", lambda engine, until_s: None)
+        patch.setattr(engine_module, "run_decodes", lambda engine, until_s, n_most: 0)
         slow = simulate(costs, bounds, cell, NO_CLIENT, send_s=1e-4)  # type: ignore[arg-type]
     np.testing.assert_allclose(fast.ttft_s, slow.ttft_s, rtol=1e-9)
     np.testing.assert_allclose(fast.e2e_s, slow.e2e_s, rtol=1e-9)
