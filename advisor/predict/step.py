@@ -50,8 +50,7 @@ ROW_QUANTUM = 64
 """Rows that a matrix instruction group computes at least (wgmma, m64); other tokens are padding."""
 
 FP8_CLUSTER_ROWS = 256
-"""Rows that vLLM's fp8 kernels compute together above 128 tokens on Hopper: a cluster of two tiles (CUTLASS default
-there: tile 128 x 128 x 128, cluster 2 x 1 x 1). Run 32b-fp8: 47 ms for 300 tokens, 73 ms for 1024."""
+"""Rows of a cluster of two tiles, which vLLM's fp8 kernels compute together above 128 tokens on Hopper (32b-fp8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,18 +342,15 @@ def step_cost(
     link = gpu.link_bytes_per_s
     joules_per_flop = c["joules_per_flop"] * (half_peak / peak if kind == "fp8" else 1.0) ** c["fp8_energy_exponent"]
     layer_s = c["layer_s"] + {"fp8": c["fp8_layer_s"], "int4": 0.0, "bf16": 0.0}[kind]
+    moe_layers = shapes.n_moe_layers * share
+    large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
     layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
     return StepCost(
         n_layers=n_layers,
         gemms=gemms_of(shapes, tp, share, weight_byte),
         flops_per_token=2.0 * shapes.matrix_params * share / tp,
         weight_bytes=shapes.matrix_params * weight_byte * share / tp + shapes.router_params * 2.0 * share,
-        expert_flops_per_token=2.0
-        * shapes.expert_params
-        * shapes.n_experts_per_token
-        * shapes.n_moe_layers
-        * share
-        / tp,
+        expert_flops_per_token=2.0 * shapes.expert_params * shapes.n_experts_per_token * moe_layers / tp,
         expert_bytes=shapes.all_expert_params * weight_byte * share / tp,
         n_experts=shapes.n_experts,
         n_experts_per_token=shapes.n_experts_per_token,
@@ -392,10 +388,7 @@ def step_cost(
         clock_exponent=c["clock_exponent"],
         host_step_s=c["host_step_s"],
         host_graph_s=c["host_graph_layer_s"] * n_layers,
-        host_eager_s=(
-            c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"] * n_layers
-            + c["host_moe_layer_s"] * shapes.n_moe_layers * share
-        )
+        host_eager_s=(large_s * n_layers + c["host_moe_layer_s"] * moe_layers)
         * (c["host_tp_factor"] if tp > 1 else 1.0),
         host_seq_s=c["host_seq_s"],
         host_busy_factor=c["host_busy_factor"],
