@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,21 @@ from calibration.vllm_probe import last_error
 
 WARMUP = Cell(kind="closed", prompt_tokens=256, output_tokens=16, concurrency=8, n_requests=16, guard_s=180)
 START_MARGIN_S = 2.0
+
+EXPERT_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
+"""Batches for which vLLM's tables of expert kernels have settings of their own: each compiles at its first use, in 1 to
+2 s that would fall into a cell (runs mixtral-tp2, 30b-a3b-tp2). A batch that is no multiple of 16 compiles once more."""
+
+
+def warmups(hf_config: dict[str, Any], max_model_len: int) -> list[Cell]:
+    """Return what an engine does before its first cell: a small burst, and for experts one prompt a batch size."""
+    size = min(WARMUP.prompt_tokens, max_model_len - WARMUP.output_tokens)
+    cells = [replace(WARMUP, prompt_tokens=size)]
+    if any(hf_config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+        sizes = sorted({n for batch in EXPERT_BATCHES for n in (batch, batch + 1)})
+        one = replace(WARMUP, output_tokens=1, concurrency=1, n_requests=1)
+        cells += [replace(one, prompt_tokens=n) for n in sizes if n < max_model_len]
+    return cells
 
 
 class Run:
@@ -67,10 +82,9 @@ class Run:
         say, run_id = self.output.say, common["run_id"]
         budget_end = time.time() + self.job.budget_s
         if self.job.warmup:
-            asks = requests(WARMUP, 0, 999, vocab)
-            size = min(WARMUP.prompt_tokens, self.job.max_model_len - WARMUP.output_tokens)
-            asks = [type(a)(0.0, a.prompt[:size], a.n_output) for a in asks]
-            await asyncio.wait_for(run_cell(send, "warmup", WARMUP, asks, None), WARMUP.guard_s)
+            for number, cell in enumerate(warmups(common.get("hf_config") or {}, self.job.max_model_len)):
+                asks = requests(cell, 0, 999 + number, vocab)
+                await asyncio.wait_for(run_cell(send, f"warmup{number}", cell, asks, None), cell.guard_s)
         for place, cell in self.left:
             where = f"{run_id} {place + 1}/{len(self.cells)} {cell.label}"
             left_s = self.seconds_left(budget_end)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from calibration.cells import Cell, arrivals, default_requests, parse_cell, requests
 from calibration.errors import JobError
+from calibration.session import EXPERT_BATCHES, warmups
 
 
 def test_text_and_object_name_the_same_cell():
@@ -88,3 +89,15 @@ def test_a_draw_beyond_the_models_length_is_refused():
 
 def test_default_requests_fill_a_cell():
     assert [default_requests(c) for c in (1, 8, 127, 128, 256)] == [4, 24, 381, 256, 512]
+
+
+def test_engines_with_experts_compile_their_kernels_before_the_first_cell():
+    dense = warmups({"hidden_size": 64}, 8192)
+    assert [(c.prompt_tokens, c.concurrency) for c in dense] == [(256, 8)]
+    assert warmups({}, 100)[0].prompt_tokens == 84  # prompt and output fit the model's length
+    experts = warmups({"num_experts": 128}, 8192)
+    sizes = [c.prompt_tokens for c in experts[1:]]
+    assert set(EXPERT_BATCHES) <= set(sizes)
+    assert any(n % 16 for n in sizes if n > 16)
+    assert max(c.prompt_tokens for c in warmups({"num_local_experts": 8}, 1000)) < 1000
+    assert all(c.output_tokens == 1 and c.n_requests == 1 for c in experts[1:])
