@@ -258,6 +258,9 @@ def rents(bills: Sequence[CloudBill]) -> go.Figure:
             cliponaxis=False,
             hovertemplate=f"%{{y}}, {title}: %{{text}} a month<extra></extra>",
         )
+    # a phone needs a quarter of the bar's width for the number behind the longest one
+    most = max((b.usd_per_month for b in bills), default=1.0)
+    figure.update_xaxes(range=[0, 1.3 * most])
     figure.update_xaxes({"title": {"text": "rent of a month [$]"}, "tickprefix": "$", "tickformat": "~s"})
     figure.update_yaxes(autorange="reversed")
     return charts.laid_out(figure, height=130 + 52 * len(bills), barmode="group", bargap=0.25)
