@@ -11,6 +11,9 @@ from advisor.recommend.plan import Option, with_offered_rates
 from advisor.recommend.sample import sampled, scaled
 from advisor.schema import Deployment, Workload
 
+MAX_KEPT_REQUESTS = 5000
+"""Requests of the longest replay that is kept: some 0.5 MB; the search's own have up to 4000."""
+
 
 def forecast(
     question: Question,
@@ -44,6 +47,7 @@ def forecast(
             power=power,
             steady=given,
         ),
+        lambda made: made.counted is None or len(made.counted.ttft_s) <= MAX_KEPT_REQUESTS,
     )
     prediction = scaled(found.against(question.slo), scale)
     return Option(pool, deployment, with_offered_rates(replace(question, workload=workload), prediction))

@@ -26,14 +26,19 @@ class Kept:
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the result that is kept under `key`, made if there is none. What `make` raises is not kept."""
+    def get(self, key: Hashable, make: Callable[[], T], is_small: Callable[[T], bool] | None = None) -> T:
+        """Return the result that is kept under `key`, made if there is none.
+
+        What `make` raises is not kept, nor what is too large: where `is_small` says no.
+        """
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 found: T = self._values[key]
                 return found
         made = make()
+        if is_small is not None and not is_small(made):
+            return made
         with self._lock:
             self._values[key] = made
             while len(self._values) > N_VALUES:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from advisor.predict import serving
-from advisor.recommend import answer, flips_load, kept, recommend
+from advisor.recommend import answer, flips_load, forecast, kept, recommend
 from advisor.schema import Recommendation, Request, Slo, Target
 
 REQUEST = Request(model="llama-3.1-8b", gpus="2xL40S", n_finalists=3)
@@ -91,6 +91,21 @@ def test_few_results_are_kept_the_ones_used_last_and_no_errors(monkeypatch: pyte
     with pytest.raises(ValueError):
         some.get(9, fail)
     assert some.get(9, lambda: 1) == 1
+
+
+def test_what_is_large_is_given_and_not_kept() -> None:
+    some = kept.Kept()
+    assert some.get("a", lambda: 9, lambda made: made < 5) == 9
+    assert some.get("a", lambda: 3, lambda made: made < 5) == 3
+    assert some.get("a", lambda: 4) == 3
+
+
+def test_a_long_replay_is_not_kept(replays: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "MAX_KEPT_REQUESTS", 10)
+    first = recommend(REQUEST)
+    n = len(replays)
+    assert shown(recommend(REQUEST)) == shown(first)
+    assert len(replays) == 2 * n
 
 
 def test_few_models_are_kept() -> None:
