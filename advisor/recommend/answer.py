@@ -14,10 +14,14 @@ from advisor.recommend.ask import Question, ask
 from advisor.recommend.explain import accuracy, layout_text, notes, why
 from advisor.recommend.feasible import Rejections, what_would_fit
 from advisor.recommend.flips import flips
+from advisor.recommend.one import predict_one
 from advisor.recommend.plan import Option, latency_s, make_plan
 from advisor.recommend.rank import pareto
-from advisor.recommend.search import Found, search, tabulate
-from advisor.schema import Plan, Recommendation, Rejected, Request
+from advisor.recommend.search import Found, Table, search, tabulate
+from advisor.schema import Deployment, Plan, Recommendation, Rejected, Request
+
+MAX_TRIED = 3
+"""Larger plans that are replayed for each doubling of a pool where no plan of the pool meets the targets."""
 
 LIMITS = ("costs", "draws", "the budget")
 """How the reasons begin that money and power give, not memory."""
@@ -61,16 +65,31 @@ def _what_vllm_needs(question: Question, rejected: Sequence[Rejected], catalog: 
     return what_would_fit(question, catalog.gpus())
 
 
-def _what_would_meet(question: Question, found: Found) -> list[str]:
-    """Return how many cards of each pool would meet the targets: closed form, as wrong as it was on what was simulated.
+def _confirmed(question: Question, table: Table, more_than: int) -> Deployment | None:
+    """Return the first deployment, by GPUs, that meets the targets in its replay; the closed form proposes."""
+    rows = zip(table.deployments, table.badness.tolist(), strict=True)
+    proposed: dict[int, tuple[float, Deployment]] = {}
+    for d, badness in rows:
+        if badness <= 1 and d.n_gpus > more_than and badness < proposed.get(d.n_gpus, (np.inf, d))[0]:
+            proposed[d.n_gpus] = badness, d
+    for _, (_, d) in sorted(proposed.items())[:MAX_TRIED]:
+        if predict_one(question, d).meets_slo:
+            return d
+    return None
 
-    Every doubling of the pool is tried, up to 1024 cards.
+
+def _what_would_meet(question: Question, found: Found) -> list[str]:
+    """Return how many cards of each pool would meet the targets.
+
+    Every doubling of the pool is searched, up to 1024 cards; the closed form proposes, the smallest proposals are
+    replayed. Where no replay meets them, a plan that the closed form, as wrong as it was on what was simulated, holds
+    able.
     """
     factor = median(set(found.table.factors[1].tolist())) if found.table.factors.size else 1.0
     goal = "would meet all targets" if question.slo.targets else "would carry the load with headroom"
     sentences = []
     for pool in question.pools:
-        cluster = pool.cluster
+        cluster, tried = pool.cluster, pool.cluster.n_gpus
         while cluster.n_gpus <= 512:
             limit = cluster.gpu.max_gpus_per_node
             if 2 * cluster.gpus_per_node <= limit and cluster.n_nodes == 1:
@@ -79,12 +98,16 @@ def _what_would_meet(question: Question, found: Found) -> list[str]:
                 cluster = cluster.model_copy(update={"n_nodes": 2 * cluster.n_nodes})
             larger = replace(question, pools=(replace(pool, cluster=cluster),))
             table = tabulate(larger, Rejections(), has_prices=found.has_prices)
-            good = [d for d, b in zip(table.deployments, table.badness.tolist(), strict=True) if b * factor <= 1]
-            if good:
-                fewest = min(good, key=lambda d: d.n_gpus)
-                text = f"{layout_text(fewest)} of {cluster.gpu.name} {goal} (closed form, corrected"
-                sentences.append(f"{text} by what was simulated).")
+            fewest, how = _confirmed(larger, table, tried), "simulated"
+            if fewest is None:
+                able = zip(table.deployments, table.badness.tolist(), strict=True)
+                good = [d for d, b in able if b * factor <= 1]
+                fewest = min(good, key=lambda d: d.n_gpus, default=None)
+                how = "closed form, corrected by what was simulated"
+            if fewest is not None:
+                sentences.append(f"{layout_text(fewest)} of {cluster.gpu.name} {goal} ({how}).")
                 break
+            tried = cluster.n_gpus
     return sentences
 
 

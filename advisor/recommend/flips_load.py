@@ -201,6 +201,14 @@ class _Rivals:
             return able[int(order(scores, bad, latency, n_gpus)[0])][0]
         return None
 
+    def first_of_all(self, rows: Sequence[int], workload: Workload) -> int | None:
+        """Return the winner as `first` does; that none meets the targets only after all that met them were replayed."""
+        winner = self.first(rows, workload)
+        if winner is not None:
+            return winner
+        others = [row for row, plan in enumerate(self.plans) if plan.meets_slo and row not in rows]
+        return self.first(others, workload) if others else None
+
     def _by_price(self, rows: Sequence[int], workload: Workload) -> list[list[int]]:
         """Return rows in groups of equal score, the best first; one group where only a replay tells the score.
 
@@ -229,7 +237,7 @@ class _Rivals:
         inside, winner, outside = 1.0, None, 1.0
         for beside in BESIDE:
             outside = min(factor * beside, most) if is_up else factor / beside
-            winner = self.first(rows, shaped(outside))
+            winner = self.first_of_all(rows, shaped(outside))
             if winner != self.mine:
                 break
             inside = outside
@@ -245,6 +253,7 @@ class _Rivals:
                 winner = self.first((self.mine, winner), shaped(near))
                 outside = near
             else:
+                winner = self.first_of_all((self.mine,), shaped(near)) if is_up else winner
                 outside = near
         return self._change(shaped(outside), inside, outside, winner)
 

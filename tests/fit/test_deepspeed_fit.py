@@ -21,7 +21,12 @@ from advisor.predict.train_power import time_shares
 from advisor.schema import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("deepspeed-0.19.8_h100.jsonl", "deepspeed-0.19.8_h100-2.jsonl", "micro-torch-2.11.0_h100.jsonl")
+FILES = (
+    "deepspeed-0.19.8_h100.jsonl",
+    "deepspeed-0.19.8_h100-2.jsonl",
+    "deepspeed-0.19.8_h100-3.jsonl",
+    "micro-torch-2.11.0_h100.jsonl",
+)
 EVERY = [json.loads(x) for name in FILES for x in (ROOT / "data/runs" / name).read_text().splitlines()]
 RECORDS = [r for r in EVERY if r["engine"] != "micro"]
 PUBLIC = json.loads((ROOT / "data/golden/deepspeed_public.json").read_text())

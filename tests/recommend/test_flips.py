@@ -25,7 +25,7 @@ def layout(d: Deployment) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("asked", "n_least"),
     [
-        ({"model": "70b", "gpus": "8xA100"}, 2),
+        ({"model": "70b", "gpus": "8xA100", "rate": 4.0}, 1),
         ({"model": "8b", "gpus": "4xL40S,1xH100", "rate": 4.0}, 2),
         ({"model": "8b", "gpus": "2xH100", "rate": 5.0}, 2),
         ({"model": "8b", "gpus": "4xH100", "rate": 40.0, "prompt_tokens": 512, "output_tokens": 128}, 1),
@@ -77,7 +77,7 @@ def test_longer_prompts_flip_it_where_replays_say_so() -> None:
 
 
 def test_a_change_that_replays_deny_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    question = ask(Request(model="70b", gpus="8xA100"), CATALOG)
+    question = ask(Request(model="70b", gpus="8xA100", rate=4.0), CATALOG)
     found = search(question)
     plans, _ = plans_of(question, found)
     assert load_flips(question, plans, found)

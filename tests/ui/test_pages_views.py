@@ -264,7 +264,7 @@ def test_calibrate_refits_an_upload_and_shows_what_changed(
 
     test = upload(open_page("calibrate"), "mine.jsonl", records(4))
     assert not test.exception
-    assert "Board power, median error" in metrics(test)
+    assert "TTFT P50, median error" in metrics(test)
     commands = codes(test)[-1].splitlines()
     assert commands == ["advisor validate mine.jsonl", "advisor fit mine.jsonl --out ."]
     test.button(key="refit").click().run()

@@ -39,7 +39,7 @@ def predict(workload: Workload) -> Prediction:
     [
         ("stream_eff_bf16", 0.75, CELLS),
         ("gemm_eff_bf16", 0.7, CELLS),
-        ("kv_eff", 0.5, CELLS),
+        ("kv_eff", 0.7, CELLS),
         # in a closed loop a later client falls into another step: its gaps are no straight line
         ("submit_s", 4.0, {LIGHT: CELLS[LIGHT]}),
     ],
