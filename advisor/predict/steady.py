@@ -146,9 +146,12 @@ def _solved(
     client_s = values["submit_s"] + values["http_s"] + values["wake_s"] + values["return_s"]
     prompt, output = mean_lengths(workload.lengths)
     held, to_compute, n_most = replicas.held, replicas.to_compute, replicas.n_most
-    step_full, _ = replicas.mean_step(n_most)
-    most = n_most / (output * step_full)
     load = workload.load
+    # past the largest CUDA graph each decode step is launched kernel by kernel, and more sequences may serve less
+    n_graph = np.minimum(n_most, np.maximum(cost.graph_tokens * pp, 1.0))
+    most, most_graph = (n / (output * replicas.mean_step(n)[0]) for n in (n_most, n_graph))
+    n_top = n_most if isinstance(load, ClosedLoad) else np.where(most_graph > most, n_graph, n_most)
+    most = most if isinstance(load, ClosedLoad) else np.maximum(most, most_graph)
     target = np.minimum(load.concurrency / dp, n_most) if isinstance(load, ClosedLoad) else np.zeros(len(dp))
     offered = 0.0 if isinstance(load, ClosedLoad) else load.arrivals_per_s
     # few deployments are solved in fewer rounds: the points of several bisections to come cost as much as one
@@ -171,7 +174,7 @@ def _solved(
             over = rate > offered / many_dp
         return np.asarray(over).reshape(points.shape)
 
-    n = _bisected(is_over, 1e-6 * n_most, n_most, n_ahead)
+    n = _bisected(is_over, 1e-6 * n_top, n_top, n_ahead)
     step, mixed = replicas.mean_step(n)
     rate = n / (output * step)
     if isinstance(load, ClosedLoad):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from advisor.catalog import load_catalog
+from advisor.predict.breakdown import queue_grows
 from advisor.predict.replica import replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate, weighted_statistics
 from advisor.predict.traffic import Traffic, draw
@@ -152,3 +154,19 @@ def test_every_parallel_shape_finishes(plan: dict[str, int]) -> None:
     assert np.isfinite(sim.e2e_s).all()
     assert set(STATISTICS) == {"mean", "p50", "p90", "p95", "p99"}
     assert sim.total("sampled") == traffic.output_tokens.sum()
+
+
+def test_a_crowd_that_came_by_chance_is_no_overload() -> None:
+    """The last quarter waits long in both; in a crowd some are served at once again, in a growing queue nobody is."""
+    n = 400
+    submitted = np.arange(n, dtype=float)
+    zeros, ones = np.zeros(n), np.ones(n, dtype=np.int64)
+
+    def run(ttft_s: NDArray[np.float64]) -> Simulation:
+        return Simulation(ttft_s, zeros, ttft_s, submitted, ones, ones, zeros, zeros, float(n), ())
+
+    growing = 0.1 + np.maximum(submitted - 50.0, 0.0) * 0.02
+    crowd = np.where((submitted > 300) & (submitted < 380), 5.0, 0.1)
+    assert queue_grows(run(growing))
+    assert not queue_grows(run(crowd))
+    assert not queue_grows(run(np.full(n, 0.1)))

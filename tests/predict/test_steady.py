@@ -114,6 +114,14 @@ def test_the_closed_form_is_near_enough_to_the_replay_to_rank(load: Any, tpot: f
     assert found["requests_per_s"][0] == pytest.approx(replayed["requests_per_s"], rel=rate)
 
 
+def test_more_sequences_than_any_graph_holds_do_not_lower_what_an_open_load_gets() -> None:
+    """Decode steps of over 512 sequences are launched kernel by kernel; without a flood no engine gets there."""
+    plans = [plan(tp=8, max_num_seqs=n, max_num_batched_tokens=2048) for n in (256, 512, 1024)]
+    most = swept(plans, PoissonLoad(arrivals_per_s=1))["saturation_requests_per_s"]
+    assert most[0] <= most[1] * 1.001
+    assert most[1] <= most[2] * 1.001
+
+
 @pytest.mark.parametrize("output", [32, 128, 512])
 def test_saturation_is_what_a_flooded_replay_serves(output: int) -> None:
     lengths = FixedLengths(prompt_tokens=256, output_tokens=output)
