@@ -22,7 +22,7 @@ START_MARGIN_S = 2.0
 
 EXPERT_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
 """Batches for which vLLM's tables of expert kernels have settings of their own: each compiles at its first use, in 1 to
-2 s that would fall into a cell (runs mixtral-tp2, 30b-a3b-tp2). A batch that is no multiple of 16 compiles once more."""
+2 s that would fall into a cell (runs mixtral-tp2, 30b-a3b-tp2). A batch that is no multiple of 16 compiles again."""
 
 
 def warmups(hf_config: dict[str, Any], max_model_len: int) -> list[Cell]:
