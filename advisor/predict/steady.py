@@ -148,10 +148,11 @@ def _solved(
     held, to_compute, n_most = replicas.held, replicas.to_compute, replicas.n_most
     load = workload.load
     # past the largest CUDA graph each decode step is launched kernel by kernel, and more sequences may serve less
+    n_top, most = n_most, n_most / (output * replicas.mean_step(n_most)[0])
     n_graph = np.minimum(n_most, np.maximum(cost.graph_tokens * pp, 1.0))
-    most, most_graph = (n / (output * replicas.mean_step(n)[0]) for n in (n_most, n_graph))
-    n_top = n_most if isinstance(load, ClosedLoad) else np.where(most_graph > most, n_graph, n_most)
-    most = most if isinstance(load, ClosedLoad) else np.maximum(most, most_graph)
+    if not isinstance(load, ClosedLoad) and (n_graph < n_most).any():
+        most_graph = n_graph / (output * replicas.mean_step(n_graph)[0])
+        n_top, most = np.where(most_graph > most, n_graph, n_most), np.maximum(most, most_graph)
     target = np.minimum(load.concurrency / dp, n_most) if isinstance(load, ClosedLoad) else np.zeros(len(dp))
     offered = 0.0 if isinstance(load, ClosedLoad) else load.arrivals_per_s
     # few deployments are solved in fewer rounds: the points of several bisections to come cost as much as one
