@@ -10,14 +10,15 @@ import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
-from advisor.recommend.ask import Question, ask
+from advisor.recommend.ask import Pool, Question, ask
 from advisor.recommend.explain import accuracy, layout_text, notes, why
 from advisor.recommend.feasible import Rejections, what_would_fit
 from advisor.recommend.flips import flips
-from advisor.recommend.one import predict_one
+from advisor.recommend.forecast import forecast
 from advisor.recommend.plan import Option, latency_s, make_plan
 from advisor.recommend.rank import pareto
 from advisor.recommend.search import Found, Table, search, tabulate
+from advisor.recommend.space import MOST_GPUS, doublings
 from advisor.schema import Deployment, Plan, Recommendation, Rejected, Request
 
 MAX_TRIED = 3
@@ -65,15 +66,17 @@ def _what_vllm_needs(question: Question, rejected: Sequence[Rejected], catalog: 
     return what_would_fit(question, catalog.gpus())
 
 
-def _confirmed(question: Question, table: Table, more_than: int) -> Deployment | None:
-    """Return the first deployment, by GPUs, that meets the targets in its replay; the closed form proposes."""
+def _confirmed(question: Question, pool: Pool, table: Table, more_than: int) -> Deployment | None:
+    """Return the smallest deployment of a pool that meets the targets in its replay; the closed form proposes."""
     rows = zip(table.deployments, table.badness.tolist(), strict=True)
     proposed: dict[int, tuple[float, Deployment]] = {}
     for d, badness in rows:
         if badness <= 1 and d.n_gpus > more_than and badness < proposed.get(d.n_gpus, (np.inf, d))[0]:
             proposed[d.n_gpus] = badness, d
     for _, (_, d) in sorted(proposed.items())[:MAX_TRIED]:
-        if predict_one(question, d).meets_slo:
+        option = forecast(question, pool, d, question.workload)
+        has_price = pool.usd_per_gpu_h is not None
+        if make_plan(question, option, rank=1, has_prices=has_price, is_pareto=False).meets_slo:
             return d
     return None
 
@@ -81,7 +84,7 @@ def _confirmed(question: Question, table: Table, more_than: int) -> Deployment |
 def _what_would_meet(question: Question, found: Found) -> list[str]:
     """Return how many cards of each pool would meet the targets.
 
-    Every doubling of the pool is searched, up to 1024 cards; the closed form proposes, the smallest proposals are
+    Every doubling of the pool is searched, up to `MOST_GPUS`; the closed form proposes, the smallest proposals are
     replayed. Where no replay meets them, a plan that the closed form, as wrong as it was on what was simulated, holds
     able.
     """
@@ -89,16 +92,12 @@ def _what_would_meet(question: Question, found: Found) -> list[str]:
     goal = "would meet all targets" if question.slo.targets else "would carry the load with headroom"
     sentences = []
     for pool in question.pools:
-        cluster, tried = pool.cluster, pool.cluster.n_gpus
-        while cluster.n_gpus <= 512:
-            limit = cluster.gpu.max_gpus_per_node
-            if 2 * cluster.gpus_per_node <= limit and cluster.n_nodes == 1:
-                cluster = cluster.model_copy(update={"gpus_per_node": 2 * cluster.gpus_per_node})
-            else:
-                cluster = cluster.model_copy(update={"n_nodes": 2 * cluster.n_nodes})
-            larger = replace(question, pools=(replace(pool, cluster=cluster),))
+        tried = pool.cluster.n_gpus
+        for cluster in doublings(pool.cluster, MOST_GPUS):
+            grown = replace(pool, cluster=cluster)
+            larger = replace(question, pools=(grown,))
             table = tabulate(larger, Rejections(), has_prices=found.has_prices)
-            fewest, how = _confirmed(larger, table, tried), "simulated"
+            fewest, how = _confirmed(larger, grown, table, tried), "simulated"
             if fewest is None:
                 able = zip(table.deployments, table.badness.tolist(), strict=True)
                 good = [d for d, b in able if b * factor <= 1]

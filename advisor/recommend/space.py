@@ -64,6 +64,20 @@ def layouts(model: Model, cluster: Cluster) -> Iterator[Layout]:
             yield Layout(tp, pp, n_nodes, max_dp)
 
 
+MOST_GPUS = 1024
+"""Largest cluster that is looked at for what would do where the GPUs at hand do not."""
+
+
+def doublings(cluster: Cluster, most: int) -> Iterator[Cluster]:
+    """Yield clusters of twice, four times ... as many GPUs, up to `most`: nodes are filled before they are added."""
+    while cluster.n_gpus * 2 <= most:
+        if cluster.n_nodes == 1 and cluster.gpus_per_node * 2 <= cluster.gpu.max_gpus_per_node:
+            cluster = cluster.model_copy(update={"gpus_per_node": cluster.gpus_per_node * 2})
+        else:
+            cluster = cluster.model_copy(update={"n_nodes": cluster.n_nodes * 2})
+        yield cluster
+
+
 def replicas(max_dp: int) -> list[int]:
     """Return the numbers of replicas to try, up to `max_dp`: all small ones, then steps of about a tenth.
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from advisor.emit.deepspeed_training import training_command
 from advisor.errors import DomainError
 from advisor.predict.train import feasible_train, predict_train, refusal
+from advisor.recommend.space import MOST_GPUS, doublings
 from advisor.recommend.training_flips import TrainObjective, behind, cost_of, label, limits
 from advisor.schema import Cluster, CoefficientSet, Model, Note
 from advisor.schema.base import first_error
@@ -29,8 +30,6 @@ OFFLOADS: tuple[tuple[OffloadTarget, OffloadTarget], ...] = (
     ("nvme", "nvme"),
 )
 PLACES = ("offload_optimizer", "offload_param")
-MOST_GPUS = 1024
-"""Up to so many GPUs are tried where those asked for do not hold the job."""
 LORA_RANK = 16
 """Rank of the adapters that are offered where full training does not fit."""
 NEAR_FRAC = 0.03
@@ -232,12 +231,7 @@ class _Search:
     def would_do(self, cluster: Cluster, global_batch: int) -> Iterator[str]:
         """Yield what would train the model where nothing here does: more of these GPUs, or adapters on them."""
         frugal = {"micro_batch_size": 1, "is_checkpointed": True} | dict(self.fixed)
-        larger = cluster
-        while larger.n_gpus * 2 <= MOST_GPUS:
-            if larger.n_nodes == 1 and larger.gpus_per_node * 2 <= cluster.gpu.max_gpus_per_node:
-                larger = larger.model_copy(update={"gpus_per_node": larger.gpus_per_node * 2})
-            else:
-                larger = larger.model_copy(update={"n_nodes": larger.n_nodes * 2})
+        for larger in doublings(cluster, MOST_GPUS):
             batch = -(-global_batch // larger.n_gpus) * larger.n_gpus
             found = replace(self, fixed=frugal).best_on(larger, batch)
             if found is not None:

@@ -37,6 +37,18 @@ def shown(answer: Recommendation) -> dict[str, Any]:
     return answer.model_dump(mode="json")
 
 
+def counted(replays: list[int], changed: Request) -> tuple[int, int]:
+    """Return the replays of a question asked after `REQUEST`, and in a fresh process; both answers must be the same."""
+    recommend(REQUEST)
+    replays.clear()
+    after = recommend(changed)
+    n_after = len(replays)
+    kept.forget()
+    replays.clear()
+    assert shown(recommend(changed)) == shown(after)
+    return n_after, len(replays)
+
+
 def test_the_same_question_replays_nothing_again(replays: list[int]) -> None:
     first = recommend(REQUEST)
     assert replays
@@ -51,28 +63,14 @@ def test_the_same_question_replays_nothing_again(replays: list[int]) -> None:
 )
 def test_what_no_replay_depends_on_replays_only_new_plans(replays: list[int], change: dict[str, Any]) -> None:
     """The answer is the one of a fresh process; replays come only from plans or loads that were not looked at."""
-    changed = REQUEST.model_copy(update=change)
-    recommend(REQUEST)
-    replays.clear()
-    after = recommend(changed)
-    n_after = len(replays)
-    kept.forget()
-    replays.clear()
-    assert shown(recommend(changed)) == shown(after)
-    assert n_after < len(replays)
+    n_after, n_fresh = counted(replays, REQUEST.model_copy(update=change))
+    assert n_after < n_fresh
 
 
 @pytest.mark.parametrize("change", [{"seed": 7}, {"model": "llama-3.2-1b"}, {"engine_version": "0.11.0"}])
 def test_what_a_replay_depends_on_is_replayed_anew(replays: list[int], change: dict[str, Any]) -> None:
-    changed = REQUEST.model_copy(update=change)
-    recommend(REQUEST)
-    replays.clear()
-    after = recommend(changed)
-    n_after = len(replays)
-    kept.forget()
-    replays.clear()
-    assert shown(recommend(changed)) == shown(after)
-    assert n_after == len(replays)
+    n_after, n_fresh = counted(replays, REQUEST.model_copy(update=change))
+    assert n_after == n_fresh
 
 
 def test_few_results_are_kept_the_ones_used_last_and_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
