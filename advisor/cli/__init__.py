@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(200_000, 50, 1000)
     # nor does it look through every installed package for plugins that would watch its validation
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # and numpy starts no threads for large matrices, which there are none of: a process with one thread can be forked
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -26,6 +26,11 @@ class Kept:
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = Lock()
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Return whether a result is kept under `key`."""
+        with self._lock:
+            return key in self._values
+
     def get(self, key: Hashable, make: Callable[[], T], is_small: Callable[[T], bool] | None = None) -> T:
         """Return the result that is kept under `key`, made if there is none.
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from advisor.errors import AdvisorError
 from advisor.predict.deepspeed_paths import DEEPSPEED_BACKENDS, path_of
+from advisor.predict.serving import Forecast
 from advisor.predict.spend import Activity, power_parts
 from advisor.predict.steady import sweep
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.feasible import Fits, Rejections, fitting
-from advisor.recommend.forecast import forecast
+from advisor.recommend.forecast import forecast, replays
 from advisor.recommend.plan import Option, latency_s, offered_per_s, option_badness, option_score
 from advisor.recommend.rank import SATURATED, Floats, badness, first_of_each, order, score, usd_per_h
 from advisor.recommend.static import offers
@@ -26,6 +27,9 @@ from advisor.units import format_usd, format_w
 POWER_ERROR = 1.3
 """The closed form's estimate of power is up to a quarter off the replay's: within this factor above the cap a plan
 is simulated before it is rejected."""
+CLOSED_ERROR = 1.05
+"""How much worse, in the closed form, another setting of the leader may be to be simulated: what is common to both
+cancels, so that this is less than the closed form's error."""
 NEAR_MISS = 1.6
 """A cheaper plan that misses its targets by up to this factor in the closed form is simulated before it is dropped."""
 
@@ -267,21 +271,22 @@ class _Contest:
         """Return the best row of each plan, best first."""
         return first_of_each(self.keys, self.order())
 
-    def predict(self, row: int, method: str) -> Option | None:
+    def predict(self, row: int, method: str, made: Forecast | None = None) -> Option | None:
         """Return a row with its prediction; None when it turns out not to run."""
         q, pool, d = self.question, self.table.pools[row], self.table.deployments[row]
         try:
-            return forecast(q, pool, d, q.workload, method=method, steady=self.table.row(row))
+            return forecast(q, pool, d, q.workload, method=method, steady=self.table.row(row), made=made)
         except AdvisorError:
             self.failed.add(row)
             return None
 
     def simulate(self, rows: Iterable[int]) -> None:
         """Simulate rows and put what comes out in place of the closed form."""
-        for row in rows:
-            if row in self.simulated or row in self.failed:
-                continue
-            option = self.predict(row, "simulated")
+        table = self.table
+        todo = [row for row in dict.fromkeys(rows) if row not in self.simulated and row not in self.failed]
+        made = replays(self.question, [(table.pools[row], table.deployments[row], table.row(row)) for row in todo])
+        for row, replayed in zip(todo, made, strict=True):
+            option = self.predict(row, "simulated", replayed)
             if option is None:
                 continue
             cap, power = self.question.request.power_cap_w, option.prediction.quantities.get("board_power_w")
@@ -341,12 +346,20 @@ def _is_beaten(table: Table, row: int, better: Sequence[int]) -> bool:
 
 
 def _other_settings(contest: _Contest, n: int) -> list[int]:
-    """Return rows with the leader's layout and other engine settings, the most promising first."""
+    """Return rows with the leader's layout and other engine settings, the most promising first.
+
+    A setting that the closed form finds to change nothing (more sequences than ever run) is none, and one that it finds
+    worse than the leader by more than `CLOSED_ERROR` is not promising.
+    """
     leader = next(iter(contest.ranked()), None)
     if leader is None:
         return []
-    rows = contest.order()
-    return [i for i in rows if contest.keys[i] == contest.keys[leader] and i not in contest.simulated][:n]
+    values, closed = np.stack([*contest.table.values.values()]), contest.closed
+    alike = [i for i in contest.order() if contest.keys[i] == contest.keys[leader] and i not in contest.simulated]
+    is_other = np.any(values != values[:, [leader]], axis=0)
+    is_near = np.all(closed <= closed[:, [leader]] * CLOSED_ERROR, axis=0)
+    promising: list[bool] = (is_other & is_near).tolist()
+    return [i for i in alike if promising[i]][:n]
 
 
 def search(question: Question) -> Found:
