@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from calibration.cells import Cell, requests
+from calibration.cells import Ask, Cell, Prompts, requests
 from calibration.errors import EngineDied, JobError, first_error
 from calibration.gpus import PowerMeter
 from calibration.jobs import Job
@@ -34,6 +34,22 @@ def warmups(hf_config: dict[str, Any], max_model_len: int) -> list[Cell]:
         one = replace(WARMUP, output_tokens=1, concurrency=1, n_requests=1)
         cells += [replace(one, prompt_tokens=n) for n in sizes if n < max_model_len]
     return cells
+
+
+RUNNING = (192, 160, 128, 120, 112, 96, 80, 72, 64, 56, 48, 40, 32, 24, 16, 8)
+"""Batches one of which meets each kernel of the LM head that a start-up leaves to be loaded, up to 192 sequences. The first
+step that needs one waits until the GPU is idle, and hands out the tokens of the step before that late."""
+HEADS = "lm head kernels"
+RAMP_STEPS = 24
+
+
+def head_asks(vocab_size: int, max_model_len: int, seed: int = 998) -> list[Ask]:
+    """Return requests, sent at once, of which so many run as `RUNNING` says, each number for two steps."""
+    prompts = Prompts(vocab_size, seed)
+    last = RAMP_STEPS + 2 * len(RUNNING)
+    size = max(1, min(16, max_model_len - last))
+    ends = [RAMP_STEPS + 2 * sum(n > rank for n in RUNNING) for rank in range(RUNNING[0])]
+    return [Ask(0.0, prompts.draw(size), min(end, max_model_len - size)) for end in ends]
 
 
 class Run:
@@ -85,6 +101,10 @@ class Run:
             for number, cell in enumerate(warmups(common.get("hf_config") or {}, self.job.max_model_len)):
                 asks = requests(cell, 0, 999 + number, vocab)
                 await asyncio.wait_for(run_cell(send, f"warmup{number}", cell, asks, None), cell.guard_s)
+            asks = head_asks(vocab, self.job.max_model_len)
+            burst = replace(WARMUP, concurrency=len(asks), n_requests=len(asks))
+            await asyncio.wait_for(run_cell(send, "heads", burst, asks, None), burst.guard_s)
+            common["warm_up"] = HEADS
         for place, cell in self.left:
             where = f"{run_id} {place + 1}/{len(self.cells)} {cell.label}"
             left_s = self.seconds_left(budget_end)

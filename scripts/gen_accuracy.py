@@ -273,13 +273,18 @@ host and deploys on another, and no prediction that does not know the host can b
 
 {noise_floor(accuracy)}
 
-What lies behind it, from the rows of single requests: the CPU (a step with more tokens than the largest CUDA
-graph is launched kernel by kernel, 0.7 to 1.3 ms a layer from host to host and from process to process), and,
-in the first bursts of a single-GPU engine, tokens that are handed out one step late, because the launch of the
-next step returns only when that step has run: three or four of the four steps of 64 clients with 512 tokens,
-two to five of the sixteen of 128 clients with 1024, none with worker processes (tensor parallelism). What the
-engine waits for we have not found; our law does not have it, and its median first token in such bursts is early
-by 5 to 10 %.
+What lies behind it is the CPU: a step with more tokens than the largest CUDA graph is launched kernel by kernel, 0.7
+to 1.3 ms a layer from host to host and from process to process. Three instrumented engines of one 8B model on one host
+showed more than that: within *one* process the launch of such a step took 16 to 46 ms, all of it CPU time, the middle
+80 % of 78 steps 18 to 42 ms. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as
+that; longer ones hide it.
+
+**First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it is
+first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`) waits
+until all before it has run, and the tokens of the step before it are handed out that much late. A dozen sizes up to 192
+do this once in the life of a process. Replays of records have it, for the batches that the start had not met before (116
+cells changed; their median first token was 8 % early without it); predictions do not: a server that has run a
+while has loaded its kernels. Load a fresh one with a burst of 200 short requests before you measure it.
 
 ## Intervals
 

@@ -92,6 +92,7 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
     stages = [step_cost(shapes, cell.gpu, deployment, values, k) for k in range(deployment.pp)]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
     limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix)
+    limits = replace(limits, cold_heads=cell.cold_heads)
     send_s = values["send_s"] if deployment.pp > 1 else 0.0
     client = client_of(values, is_http=is_http(cell))
     return [simulate(stages, limits, t, client, dp=deployment.dp, send_s=send_s) for t in cell.traffics]

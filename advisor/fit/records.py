@@ -11,8 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from advisor.catalog import Catalog, parse_config
 from advisor.errors import BadData, printable
+from advisor.predict.engine_state import head_of
 from advisor.predict.traffic import Traffic, draw
 from advisor.schema import (
+    ClosedLoad,
     Deployment,
     EngineFacts,
     FixedLengths,
@@ -47,6 +49,8 @@ class Cell:
     workload: Workload
     traffics: tuple[Traffic, ...]
     host: str = ""
+    cold_heads: frozenset[int] = frozenset()
+    """kernels of the LM head that the engine start has not loaded before this cell (`engine_state.head_of`)"""
 
     @property
     def run_id(self) -> str:
@@ -198,4 +202,36 @@ def _as_drawn(traffic: Traffic, record: RunRecord) -> Traffic:
 
 def cells_of(records: Sequence[RunRecord], catalog: Catalog, host: str = "", n_draws: int = N_DRAWS) -> list[Cell]:
     """Return the replayable cells of some records; DeepSpeed and micro records are left to their own fits."""
-    return [cell_of(record, catalog, host, n_draws) for record in records if is_serving(record)]
+    most: dict[str, int] = {}
+    cells = []
+    for record in filter(is_serving, records):
+        cell = cell_of(record, catalog, host, n_draws)
+        before = most.get(record.run_id, 0)
+        if is_from_start(record):
+            cell = replace(cell, cold_heads=frozenset(h for n in range(before + 1, MOST_ROWS) if (h := head_of(n))))
+        cells.append(cell)
+        most[record.run_id] = max(before, most_running(cell))
+    return cells
+
+
+MOST_ROWS = 193
+"""One more than the largest batch whose LM head has a kernel that a start-up does not load."""
+
+
+def is_from_start(record: RunRecord) -> bool:
+    """Return whether a record, and those before it of its run, are all that its engine did since it started."""
+    warm_up = (record.model_extra or {}).get("warm_up")
+    return record.startup is not None and record.startup.startup_s is not None and not warm_up
+
+
+def most_running(cell: Cell) -> int:
+    """Return how many sequences a cell has run at once: its clients, or by Little's law with a half for the crowds."""
+    load, found = cell.workload.load, cell.record.measured
+    if isinstance(load, ClosedLoad):
+        return min(load.concurrency, load.n_requests or load.concurrency)
+    e2e_s = found.e2e_s.mean if found.e2e_s is not None else 0.0
+    return int(CROWD * e2e_s * (found.requests_per_s or 0.0))
+
+
+CROWD = 1.5
+"""How many times the mean number of running requests a random load reaches."""

@@ -59,12 +59,11 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
         if not isinstance(entry, dict):
             continue
         left_out = entry.get("left_out", {})
-        records = [
-            r
-            for r in read_records(folder / name)
-            if f"{r.run_id.rpartition('__')[2]}/{(r.model_extra or {}).get('cell_id')}" not in left_out
+        cells = [
+            cell
+            for cell in cells_of(read_records(folder / name), catalog, str(entry.get("host", name)))
+            if f"{cell.run_id.rpartition('__')[2]}/{(cell.record.model_extra or {}).get('cell_id')}" not in left_out
         ]
-        cells = cells_of(records, catalog, str(entry.get("host", name)))
         rows = read_rows(folder / str(entry["rows"])) if "rows" in entry else {}
         judged += cells
         fitted += [exact_traffic(cell, rows) for cell in cells]

@@ -62,6 +62,7 @@ def jittered(cell: Cell, values: Mapping[str, float]) -> list[Mapping[str, float
     for _ in range(N_JITTERED - 1):
         factors = {name: math.exp(sigma * rng.standard_normal()) for name, sigma in JITTER.items()}
         factors["gemm_eff_fp8"] = factors["gemm_eff_bf16"]
+        factors["wake_s"] = factors["serial_s"]  # how many requests share the first step is the same on all hosts
         sets.append({name: value * factors.get(name, 1.0) for name, value in values.items()})
     return sets
 

@@ -20,7 +20,7 @@ from itertools import groupby
 
 from advisor.errors import DomainError
 from advisor.predict.clock import Decodes
-from advisor.predict.engine_state import EngineLimits, Group, Part, Sequence_, Step, Work
+from advisor.predict.engine_state import LOAD_HEAD_S, EngineLimits, Group, Part, Sequence_, Step, Work, head_of
 from advisor.predict.ledger import MAX_NUMBERS, NO_GAP, Ledger
 from advisor.predict.step import StepCost
 from advisor.predict.stretch import fast_forward, run_decodes
@@ -36,9 +36,11 @@ class Engine:
 
     def __init__(self, stages: Sequence[StepCost], limits: EngineLimits, send_s: float = 0.0) -> None:
         self.parts = [Part(cost, len([*same]), send_s) for cost, same in groupby(stages)]
+        self.parts[0].stages[0].is_first = True
         self.first = self.parts[0].stages[0]
         self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
         self.limits = limits
+        self.cold = set(limits.cold_heads)
         self.now_s = 0.0
         self.ledger = Ledger([part.clock for part in self.parts], limits)
         self.waiting: deque[Sequence_] = deque()
@@ -199,19 +201,24 @@ class Engine:
             launch_s += limits.graph_wait_frac * (self.first.free_s - launch_s)
         self.is_graph_running = not n_prefill
         ready_s = self.group_ready_s[slot]
-        begin_s = end_s = busy_s = 0.0
+        begin_s = end_s = busy_s = launched_s = 0.0
         weights: list[float] = []
         for part in self.parts:
             full_s, ratio, host_s, prepare_s = part.clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
             if not weights:
-                self.launch_free_s = launch_s + host_s
+                self.launch_free_s = launched_s = launch_s + host_s
                 if launch_s + prepare_s > ready_s:
                     ready_s = launch_s + prepare_s
-            begin_s, end_s, spent_s, weight = part.run(ready_s, full_s, ratio, launch_s + host_s)
+            begin_s, end_s, spent_s, weight, launched_s = part.run(
+                ready_s, full_s, ratio, launched_s, host_s, prepare_s
+            )
             ready_s = end_s + part.send_s
             busy_s += spent_s
             weights.append(weight)
         self.group_ready_s[slot] = ready_s
+        if self.cold and (head := head_of(n_sampled)) in self.cold:
+            self.cold.remove(head)
+            self._load_head(end_s)
 
         finished: Sequence[Sequence_] = ()
         gap_s = NO_GAP
@@ -337,6 +344,14 @@ class Engine:
         victim.computed_tokens = 0
         self.waiting.appendleft(victim)
         return True
+
+    def _load_head(self, end_s: float) -> None:
+        """Let the launch of a step that ends at `end_s`, and whoever waits for it, stand until the GPU is idle."""
+        last = self.parts[-1].stages[-1]
+        if last.is_first:
+            self.launch_free_s = max(self.launch_free_s, end_s) + LOAD_HEAD_S
+        else:  # the last stage's worker alone
+            last.worker_free_s = max(last.worker_free_s, end_s) + LOAD_HEAD_S
 
     # ---- execution ----------------------------------------------------------------------------------------------
     def graph(self, n: int) -> int:

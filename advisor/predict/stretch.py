@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from advisor.laws.roofline import larger_of
 from advisor.predict.clock import Decodes
-from advisor.predict.engine_state import Group, Part
+from advisor.predict.engine_state import Group, Part, head_of
 from advisor.predict.ledger import NO_GAP
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     while m > 1 and group.blocks_opened(m, limits) > engine.free_blocks:
         m //= 2
     n = group.n
+    if engine.cold and head_of(n) in engine.cold:
+        return  # the first step of so many loads a kernel
     n_tokens = n * limits.verify_tokens
     n_padded = engine.graph(n_tokens)
     per_step = n * limits.tokens_per_step
@@ -142,7 +144,7 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
             following += 1
             group = groups[following % pp]
         n = group.n
-        if not n:
+        if not n or (engine.cold and head_of(n) in engine.cold):
             break
         steps = group.steps
         needed = group.residues[-steps % block] if block > 1 else group.blocks_opened(1, limits)
@@ -156,18 +158,20 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
             context -= (n - 1) * hot
         launch_s = now_s if now_s > free_s else free_s
         ready_s = ready[slot]
-        busy_s = 0.0
+        busy_s = launched_s = 0.0
         weights: tuple[float, ...] = ()
         for (full_s, context_s, full_j, context_j, power_w, host_s, prepare_s), part in engine.laws.get(n) or _new_laws(
             engine, n
         ):
             if not weights:
-                free_s = launch_s + host_s
+                free_s = launched_s = launch_s + host_s
                 if launch_s + prepare_s > ready_s:
                     ready_s = launch_s + prepare_s
             full_s += context * context_s
             ratio = (full_j + context * context_j) / (full_s * power_w)
-            begin_s, end_s, spent_s, weight = part.run(ready_s, full_s, ratio, launch_s + host_s)
+            begin_s, end_s, spent_s, weight, launched_s = part.run(
+                ready_s, full_s, ratio, launched_s, host_s, prepare_s
+            )
             ready_s = end_s + part.send_s
             busy_s += spent_s
             weights += (weight,)

@@ -60,6 +60,7 @@ class Startup(OpenNoun):
     n_kv_blocks: PositiveInt | None = None
     kv_block_tokens: PositiveInt | None = None
     device_memory_bytes: PositiveFloat | None = None
+    startup_s: NonNegativeFloat | None = None
 
 
 class RunRecord(OpenNoun):

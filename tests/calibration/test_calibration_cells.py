@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advisor.predict.engine_state import head_of
 from calibration.cells import Cell, arrivals, default_requests, parse_cell, requests
 from calibration.errors import JobError
-from calibration.session import EXPERT_BATCHES, warmups
+from calibration.session import EXPERT_BATCHES, RUNNING, head_asks, warmups
 
 
 def test_text_and_object_name_the_same_cell():
@@ -101,3 +102,15 @@ def test_engines_with_experts_compile_their_kernels_before_the_first_cell():
     assert any(n % 16 for n in sizes if n > 16)
     assert max(c.prompt_tokens for c in warmups({"num_local_experts": 8}, 1000)) < 1000
     assert all(c.output_tokens == 1 and c.n_requests == 1 for c in experts[1:])
+
+
+def test_a_warm_up_meets_every_kernel_of_the_head():
+    asks = head_asks(32000, 8192)
+    assert len(asks) == 192
+    assert {len(ask.prompt) for ask in asks} == {16}
+    # once all have begun, so many are running at each step: every number that is wanted, for two steps
+    first = min(ask.n_output for ask in asks)
+    running = [sum(ask.n_output > step for ask in asks) for step in range(first - 2, max(ask.n_output for ask in asks))]
+    assert running == [n for n in RUNNING for _ in range(2)]
+    assert {head_of(n) for n in RUNNING} == {head_of(n) for n in range(1, 257)}
+    assert all(len(ask.prompt) + ask.n_output <= 64 for ask in head_asks(32000, 64))

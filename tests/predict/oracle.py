@@ -61,6 +61,9 @@ class Oracle:
     core_s: float = 0.0
     reserves_full_prompt: bool = True
     graph_wait_frac: float = 0.0
+    cold: set[int] = field(default_factory=set)
+    head_of: Any = None
+    load_s: float = 0.0
     last_was_graph: bool = False
     now_s: float = 0.0
     gpu_free_s: float = 0.0
@@ -173,6 +176,9 @@ class Oracle:
         begin_s = max(launch_s + self.cost.prepare_s(n_sampled), self.gpu_free_s)
         gpu_s = self.cost.gpu_s(n_prefill, pairs, n_decode, n_context, n_sampled)
         self.gpu_free_s = max(begin_s + gpu_s, self.host_free_s)
+        if self.cold and self.head_of(n_sampled) in self.cold:
+            self.cold.remove(self.head_of(n_sampled))
+            self.host_free_s = max(self.host_free_s, self.gpu_free_s) + self.load_s
         self.queue.append(Batch(members, self.gpu_free_s))
         self.n_steps += 1
         self.now_s = self.host_free_s if self.blocks_on_launch else self.now_s + self.core_s

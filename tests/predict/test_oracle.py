@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.predict.clock import Clock
-from advisor.predict.engine_state import EngineLimits
+from advisor.predict.engine_state import LOAD_HEAD_S, EngineLimits
 from advisor.predict.simulate import Client, Simulation, simulate
 from advisor.predict.traffic import Traffic
 
@@ -109,7 +110,13 @@ def limits_of(cell: dict[str, Any], traffic: Traffic) -> EngineLimits:
         graph_wait_frac=0.25,
         reserves_full_prompt=cell["reserves"],
         shared_prefix_blocks=cell["shared"],
+        cold_heads=frozenset(cell["cold"]),
     )
+
+
+def head_of(n_sampled: int) -> int:
+    """Kernels of the LM head for batches as small as those here: one a pair of sizes."""
+    return -(-n_sampled // 2)
 
 
 def judge(cell: dict[str, Any], traffic: Traffic, client: Client) -> Any:
@@ -125,6 +132,9 @@ def judge(cell: dict[str, Any], traffic: Traffic, client: Client) -> Any:
         graph_wait_frac=limits.graph_wait_frac,
         core_s=limits.core_s,
         reserves_full_prompt=limits.reserves_full_prompt,
+        cold=set(limits.cold_heads),
+        head_of=head_of,
+        load_s=LOAD_HEAD_S,
     )
 
     def request(index: int, submitted_s: float) -> tuple[float, int, Any]:
@@ -161,7 +171,9 @@ def judge(cell: dict[str, Any], traffic: Traffic, client: Client) -> Any:
 
 def compare(cell: dict[str, Any], traffic: Traffic) -> Simulation:
     client = Client(submit_s=1.3e-3, return_s=0.7e-3, serial_s=0.0)
-    sim = simulate([LinearCost(cell["host"])], limits_of(cell, traffic), traffic, client)  # type: ignore[list-item]
+    limits = limits_of(cell, traffic)
+    with patch("advisor.predict.engine.head_of", head_of), patch("advisor.predict.stretch.head_of", head_of):
+        sim = simulate([LinearCost(cell["host"])], limits, traffic, client)  # type: ignore[list-item]
     engine, everyone = judge(cell, traffic, client)
     np.testing.assert_allclose(sim.submitted_s, [r.arrival_s for r in everyone], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(sim.ttft_s, [r.first_s + client.return_s - r.arrival_s for r in everyone], rtol=1e-9)
@@ -185,6 +197,7 @@ CELL = st.fixed_dictionaries(
         "reserves": st.booleans(),
         "host": st.sampled_from([1.0213e-4, 1.00371e-3, 2.01379e-2]),
         "shared": st.sampled_from([0, 0, 0, 2]),
+        "cold": st.sampled_from([(), (), (1, 2, 3, 4), (2, 4)]),
     }
 )
 
