@@ -279,12 +279,12 @@ showed more than that: within *one* process the launch of such a step took 16 to
 80 % of 78 steps 18 to 42 ms. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as
 that; longer ones hide it.
 
-**First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it is
-first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`) waits
-until all before it has run, and the tokens of the step before it are handed out that much late. A dozen sizes up to 192
-do this once in the life of a process. Replays of records have it, for the batches that the start had not met before (116
-cells changed; their median first token was 8 % early without it); predictions do not: a server that has run a
-while has loaded its kernels. Load a fresh one with a burst of 200 short requests before you measure it.
+**First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it
+is first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`)
+waits until all before it has run, and the tokens of the step before it are handed out that much late. A dozen sizes up
+to 192 do this once in the life of a process. Replays of records have it, for the batches that the start had not met
+before (a quarter of the cells; their median first token was 8 % early without it); predictions do not: a server that
+has run a while has loaded its kernels. Load a fresh one with a burst of 200 short requests before you measure it.
 
 ## Intervals
 

@@ -103,7 +103,7 @@ LOAD_HEAD_S = 0.012
 
 
 class Stage:
-    """One pipeline stage: when its GPUs and its worker are free, and how hot it ran (power over the limit, averaged)."""
+    """One pipeline stage: when its GPUs and its worker are free, and how hot it ran (power over limit, averaged)."""
 
     __slots__ = ("free_s", "is_first", "power_ratio", "worker_free_s")
 

@@ -38,7 +38,7 @@ def test_a_start_loads_each_kernel_once_up_to_the_most_sequences_that_it_ran() -
 
 
 def test_an_open_load_is_taken_to_have_run_what_littles_law_says_and_half_as_many_again() -> None:
-    waits = {k: 2.0 for k in ("mean", "p50", "p90", "p95", "p99")}
+    waits = dict.fromkeys(("mean", "p50", "p90", "p95", "p99"), 2.0)
     measured = {"n_requests": 300, "requests_per_s": 10.0, "e2e_s": waits}
     poisson = {"kind": "poisson", "arrivals_per_s": 10.0, "duration_s": 30.0}
     _, after = heads(poisson, closed(4), measured=measured)
