@@ -26,6 +26,7 @@ from advisor.cli.parse import (
 )
 from advisor.cli.study import add_study
 from advisor.cli.training_options import add_training_job
+from advisor.schema.mixed import DEFAULT_SWITCH_S
 
 TASKS = ("serve", "batch", "train", "mixed")
 Add = Callable[[argparse.ArgumentParser], None]
@@ -221,6 +222,13 @@ def _mixed(p: argparse.ArgumentParser) -> None:
     )
     g.add_argument(
         "--headroom", type=within(0, 1, below=True), default=0.2, metavar="F", help="capacity kept free (default 0.2)"
+    )
+    g.add_argument(
+        "--restart",
+        type=within(0, 3600),
+        default=DEFAULT_SWITCH_S,
+        metavar="S",
+        help="seconds that GPUs lose when they start other work (default 300)",
     )
     g.add_argument("--batch-tokens", type=positive, default=0, metavar="N", help="tokens of an offline queue")
     g.add_argument("--batch-deadline", type=positive, default=24, metavar="H", help="hours (default 24)")
