@@ -99,6 +99,16 @@ def format_usd(usd: float) -> str:
     return f"${usd:,.2f}" if abs(usd) >= 0.095 or usd == 0 else f"${usd:.4f}"
 
 
+def format_change(frac: float, decimals: int = 0) -> str:
+    """Return a relative change with its sign, never '-0%'.
+
+    >>> format_change(0.123), format_change(-0.001), format_change(-0.0016, 1)
+    ('+12%', '0%', '-0.2%')
+    """
+    text = f"{100 * frac:+,.{decimals}f}"
+    return f"{text if float(text.replace(',', '')) else text[1:]}%"
+
+
 def format_frac(frac: float) -> str:
     """Return a fraction as a percentage."""
     return f"{_significant(100 * frac)} %"

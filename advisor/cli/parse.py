@@ -119,6 +119,14 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """Return a whole number of at least 0."""
+    value = count(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number of at least 0")
+    return value
+
+
 def within(low: float, high: float, *, below: bool = False) -> Callable[[str], float]:
     """Return a type for a number in [low, high]; with `below`, less than `high`."""
 

@@ -11,7 +11,7 @@ from advisor.cli.text import out, print_json
 from advisor.errors import DomainError
 from advisor.recommend.answer import recommend as answer_of
 from advisor.recommend.ask import ask
-from advisor.recommend.compare import OWN_SHARE, at_own_limit
+from advisor.recommend.compare import OWN_SHARE, at_own_limit, duels_json
 from advisor.recommend.form import plan_json, prediction_json, recommendation_json
 from advisor.recommend.one import deployment_of, predict_one
 from advisor.schema import SCHEMA_VERSION, Request
@@ -60,7 +60,8 @@ def compare(args: argparse.Namespace) -> int:
     own = at_own_limit(request, plans) if is_lopsided and request.concurrency is None else {}
     if args.json:
         beside = {b: {"requests_per_s": o.requests_per_s} | prediction_json(o.prediction) for b, o in own.items()}
-        print_json(recommendation_json(answer) | {"at_own_limit": {"share": OWN_SHARE} | beside if own else None})
+        limits = {"share": OWN_SHARE} | beside if own else None
+        print_json(recommendation_json(answer) | {"at_own_limit": limits, "duels": duels_json(plans)})
     else:
         out("\n".join(compare_lines(answer, own)))
     return 0

@@ -23,7 +23,7 @@ from advisor.recommend.training_flips import label as job_label
 from advisor.schema import SCHEMA_VERSION, Cluster, Model, Request
 from advisor.schema.mixed import HOURS, HourPlan, MixedPlan, OfflineJob
 from advisor.schema.training import TrainAnswer, TrainPlan
-from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd
+from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd, plural
 
 MAIN = (
     "step_s",
@@ -65,7 +65,7 @@ def _rejected_lines(answer: TrainAnswer, *, verbose: bool) -> list[str]:
         nearest = f" Nearest that fits: {r.nearest}." if r.nearest else ""
         lines += bullet(f"{many}{job_label(r.job)}: {r.reason}.{nearest}")
     if len(shown) < len(answer.rejected):
-        lines += bullet(f"and {len(answer.rejected) - len(shown)} more groups: -v")
+        lines += bullet(f"and {plural(len(answer.rejected) - len(shown), 'more group')}: -v")
     return lines
 
 
@@ -206,7 +206,8 @@ def mixed(args: argparse.Namespace) -> int:
     out("\n".join(line for text in answer.why for line in bullet(text)))
     out("\n".join(["", *_hours(best, jobs)]))
     cost = f"{format_usd(best.usd)}, " if best.usd else ""
-    out(f"\n{cost}{format_j(best.energy_j)}, {best.idle_gpu_hours:.0f} idle GPU hours")
-    out("\n".join(line for n in best.notes for line in bullet(f"{n.level}: {n.text}")))
+    out(f"\n{cost}{format_j(best.energy_j)}, {plural(round(best.idle_gpu_hours), 'idle GPU hour')}")
+    if best.notes:
+        out("\n".join(line for n in best.notes for line in bullet(f"{n.level}: {n.text}")))
     out("\n".join(month_lines(bill)))
     return 0

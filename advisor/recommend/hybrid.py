@@ -161,7 +161,8 @@ def _risks(
     if short:
         notes.append(
             Note(
-                level="error", text=f"the online load exceeds all GPUs in {len(short)} hours, first in hour {short[0]}"
+                level="error",
+                text=f"the online load exceeds all GPUs in {plural(len(short), 'hour')}, first in hour {short[0]}",
             )
         )
     notes += [
@@ -275,7 +276,7 @@ def plan_mixed(
         state = "meets everything" if plan.meets_all else "misses something"
         why.append(
             f"{plan.mode}: {state} on {plural(plan.n_gpus, 'GPU')}, needs {fewest},"
-            f" idles {plan.idle_gpu_hours:.0f} GPU hours, {format_j(plan.energy_j)}"
+            f" idles {plural(round(plan.idle_gpu_hours), 'GPU hour')}, {format_j(plan.energy_j)}"
         )
     if best.min_gpus is not None and other.min_gpus is not None and usd_per_gpu_h and best.min_gpus < other.min_gpus:
         saved = (other.min_gpus - best.min_gpus) * usd_per_gpu_h * HOURS
