@@ -62,8 +62,17 @@ def _step_law(record: Raw, backend: Backend) -> StepLaw:
     return StepLaw(shapes_of(model_of(record)), cluster, deployment, rates, is_bare=True)
 
 
-def rows_of(record: Raw) -> Iterator[Row]:
-    """Yield every number of a record that a law predicts."""
+def _is_untraced(record: Raw) -> bool:
+    """Return whether a run's first prompt pass is one in which ZeRO-3 still records its trace, without prefetching.
+
+    DeepSpeed 0.19.8, runtime/zero/partitioned_param_coordinator.py, reset_step and _fetch_sub_module_impl: the first
+    pass has no trace, the second records one. Runs without warm passes of their own timed the second.
+    """
+    return bool(record["engine"] == "deepspeed-zero-inference" and not record.get("n_warm_passes"))
+
+
+def rows_of(record: Raw, *, is_first: bool = False) -> Iterator[Row]:
+    """Yield every number of a record that a law predicts; `is_first`: its engine's first cell."""
     m, name = record["measured"], record["run_id"].split("__")[-1]
     catalog = load_catalog()
     if record["engine"] == "deepspeed-zero-train":
@@ -85,7 +94,8 @@ def rows_of(record: Raw) -> Iterator[Row]:
         prompt, output = lengths["prompt_tokens"], lengths["output_tokens"]
         cell = f"{name} {batch} x {prompt}"
         yield Row(f"decode pass, {backend}", cell, law.decode_s(batch, prompt + output / 2), m["decode_step_s"])
-        yield Row(f"prompt pass, {backend}", cell, law.prefill_s(batch, prompt), m["prefill_s"])
+        kind = f"prompt pass, {backend}" + (" (recording its trace)" if is_first and _is_untraced(record) else "")
+        yield Row(kind, cell, law.prefill_s(batch, prompt), m["prefill_s"])
     elif record["engine"] == "deepspeed-fastgen":
         load = record["load"]
         law, n, new = _step_law(record, "deepspeed-fastgen"), load["n_seqs"], load["n_prompt_tokens"]
@@ -98,7 +108,10 @@ def main(files: Sequence[str]) -> None:
     """Print every row and the median and worst error of each kind."""
     paths = [Path(f) for f in files] or sorted(RUNS.glob("deepspeed-*.jsonl"))
     records = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.strip()]
-    rows = [row for record in records for row in rows_of(record)]
+    ids = [record["run_id"] for record in records]
+    rows = [
+        row for i, record in enumerate(records) for row in rows_of(record, is_first=record["run_id"] not in ids[:i])
+    ]
     for row in rows:
         print(f"{row.kind:<42} {row.cell:<44} {row.ours:12.5g} {row.seen:12.5g} {row.error:+7.1%}")
     print()

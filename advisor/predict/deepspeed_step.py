@@ -26,6 +26,12 @@ PREFIX: dict[Backend, str] = {
 }
 
 
+INJECT_PASSES_D, INJECT_PASSES_FF, INJECT_PASSES_SCORES = 23, 3, 4
+"""Times that an injected layer's small kernels read or write a value a token and width, of the MLP, and of the score
+matrix, counted in DeepSpeed 0.19.8, csrc/transformer/inference/csrc/pt_binding.cpp: norm 2, bias_add_transform_0213 6,
+rotary 4, transform4d_0213 2, residual norm 5, residual add 4; gated activation 3; attention_unfused writes the scores,
+softmax reads and writes them, the second product reads them."""
+
 KERNEL_FIGURES = {
     "gemm": ("fastgen_gemm_eff", "inject_gemm_eff", "eager_gemm_eff"),
     "stream": ("fastgen_weight_eff", "inject_weight_eff", "eager_weight_eff"),
@@ -86,6 +92,17 @@ def kv_bytes_per_token(shapes: Shapes, tp: int) -> float:
     """Return cache bytes of one token on one GPU; heads are split over `tp`, latent vectors are not."""
     split = 1 if shapes.is_mla else min(tp, shapes.n_kv_heads)
     return shapes.kv_elements_per_token_layer * shapes.n_layers * KV_BYTES / split
+
+
+def injected_passes_bytes(shapes: Shapes, n_tokens: float, prompt_tokens: float) -> float:
+    """Return the bytes that the small kernels of all injected layers move in a prompt pass: nothing is fused there.
+
+    n_tokens      : of all prompts together
+    prompt_tokens : of one prompt; the score matrix of each head holds `n_tokens * prompt_tokens` values in all
+    """
+    width = INJECT_PASSES_D * shapes.d_model + INJECT_PASSES_FF * shapes.d_ff
+    scores = INJECT_PASSES_SCORES * shapes.n_heads * prompt_tokens
+    return shapes.n_layers * n_tokens * (width + scores) * KV_BYTES
 
 
 @dataclass(frozen=True)
@@ -185,9 +202,13 @@ class StepLaw:
             link = 2 * s.n_layers * (self.rates["allreduce_s"] + ring / self.rates["allreduce_eff"])
         host, stream = self.host_s(prefill_tokens == 0), self.stream_s()
         if prefix == "fastgen":
-            # kernels are launched back to back without CUDA graphs: the gaps add to the kernels' own time
             host += self.rates["fastgen_host_s_per_seq"] * n_decodes
             host += 0.0 if self.is_bare else self.rates["fastgen_mii_s"]
+        if prefix == "inject":
+            passes_bytes = injected_passes_bytes(s, prefill_tokens, 2 * prefill_context) / tp
+            kv += passes_bytes / (bandwidth * self.rates["inject_weight_eff"])
+        if prefix in ("fastgen", "inject"):
+            # fused kernels, launched back to back without CUDA graphs: the gaps add to the kernels' own time
             total = host + float(overlapped_s(compute, memory)) + kv + link
         else:
             total = float(overlapped_s(host, stream, float(overlapped_s(compute, memory)) + kv)) + link

@@ -15,7 +15,7 @@ from advisor.fit.deepspeed import model_of
 from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
 from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
 from advisor.predict.deepspeed_paths import memory_breakdown
-from advisor.predict.deepspeed_step import Rates, StepLaw, rates_of
+from advisor.predict.deepspeed_step import Rates, StepLaw, injected_passes_bytes, rates_of
 from advisor.predict.shapes import shapes_of
 from advisor.schema import (
     ClosedLoad,
@@ -347,3 +347,21 @@ def test_offloaded_weights_need_room_where_they_rest() -> None:
         assert found is not None
         assert says in found[0]
         assert ("3 GPUs" in found[1]) == ((place, offload) == ("host", "cpu"))  # 138 GB and pinned rounding over 64 GB
+
+
+def test_an_injected_prompt_pass_is_gaps_matrices_and_memory_passes() -> None:
+    model, h100 = CATALOG.model("llama-2-7b")[0], CATALOG.gpu("h100-sxm-80gb")
+    shapes, (rates, *_) = shapes_of(model), rates_of(CATALOG.coefficients("deepspeed"), h100.name)
+    deployment = Deployment(
+        backend="deepspeed-kernel-injection", model=model.name, gpu=h100.name, weight_dtype="fp16", static_batch=8
+    )
+    law = StepLaw(shapes, Cluster(gpu=h100, gpus_per_node=1), deployment, rates)
+    # by hand, 8 x 512 tokens through 32 layers of width 4096, MLP 11008, 32 heads: 16-bit values moved
+    moved = 32 * 8 * 512 * (23 * 4096 + 3 * 11008 + 4 * 32 * 512) * 2
+    assert injected_passes_bytes(shapes, 8 * 512, 512) == moved
+    parts = law.parts(8 * 512, 0, 0, 256)
+    passes = moved / (3.35e12 * rates["inject_weight_eff"])
+    gaps = 32 * rates["inject_launch_s_per_layer"]
+    assert parts.total_s == pytest.approx(gaps + passes + parts.compute_s, rel=0.01)
+    # a longer prompt pays for its score matrix; as many tokens in short ones do not
+    assert law.prefill_s(1, 4096) > law.prefill_s(32, 128) + 3 * (law.prefill_s(8, 512) - law.prefill_s(32, 128))

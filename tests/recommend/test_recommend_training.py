@@ -128,7 +128,9 @@ def test_what_may_run_out_of_memory_says_so_and_ranks_behind_what_surely_fits() 
     assert tight == sorted(tight)
     assert not tight[0]
     # by hand: the plan that fills the card is faster, and told, with the gigabytes that make it doubtful
-    fuller = answer("llama-3.1-8b", one, fixed={"is_checkpointed": False, "offload_param": "none", "micro_batch_size": 4})
+    fuller = answer(
+        "llama-3.1-8b", one, fixed={"is_checkpointed": False, "offload_param": "none", "micro_batch_size": 4}
+    )
     assert fuller.best is not None
     assert is_tight(fuller.best.prediction, room)
     assert any("may run out of memory" in line for line in fuller.why)
