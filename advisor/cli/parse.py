@@ -284,6 +284,7 @@ def add_deployment(p: argparse.ArgumentParser) -> None:
         choices=("none", "cpu", "nvme"),
         help="where ZeRO-Inference keeps the weights (default: the first that holds them)",
     )
+    g.add_argument("--kv-offload", choices=("none", "cpu"), help="where ZeRO-Inference keeps the cache (default none)")
 
 
 def request_fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -84,8 +84,14 @@ def rates_of(coefficients: CoefficientSet, gpu: str) -> tuple[Rates, Rates, Rate
 
 
 def weight_bytes_of(shapes: Shapes, weight_dtype: str) -> float:
-    """Return the bytes of all weights in 16-bit (the only formats of DeepSpeed's paths here)."""
-    return shapes.n_params * BYTES_PER_WEIGHT[weight_dtype]
+    """Return the bytes of all weights: 16-bit, or int4 with embedding, LM head and vectors left in 16 bits."""
+    matrices = quantised_params(shapes) if weight_dtype == "int4" else shapes.n_params
+    return matrices * BYTES_PER_WEIGHT[weight_dtype] + (shapes.n_params - matrices) * 2.0
+
+
+def quantised_params(shapes: Shapes) -> int:
+    """Return the parameters that weight_quantization packs: the linear layers of attention, MLP and experts."""
+    return shapes.matrix_params + shapes.all_expert_params
 
 
 def kv_bytes_per_token(shapes: Shapes, tp: int) -> float:
@@ -152,8 +158,7 @@ class StepLaw:
         d, c = self.deployment, self.cluster
         if d.backend != "deepspeed-zero-inference" or (d.offload == "none" and d.dp == 1):
             return 0.0
-        share = self.rates["host_stream_eff_elsewhere" if self.is_transferred else "host_stream_eff"]
-        host = share * c.gpu.host_link_bytes_per_s
+        host = self.host_rate()
         in_node = min(d.dp, c.gpus_per_node)
         gather = self.rates["zero_gather_eff"] * (
             c.gpu.link_bytes_per_s if d.dp <= c.gpus_per_node else c.internode_bytes_per_s_per_gpu
@@ -165,6 +170,11 @@ class StepLaw:
             drives = self.rates["nvme_eff"] * c.nvme_bytes_per_s
             host = float(nvme_bytes_per_s_per_gpu(drives, in_node, host, self.rates["nvme_serial_frac"]))
         return float(weight_stream_s(weights, d.dp, host, gather))
+
+    def host_rate(self) -> float:
+        """Return the bytes/s that one GPU gets from host memory."""
+        share = self.rates["host_stream_eff_elsewhere" if self.is_transferred else "host_stream_eff"]
+        return share * self.cluster.gpu.host_link_bytes_per_s
 
     def parts(
         self, prefill_tokens: float, n_decodes: float, context_tokens: float, prefill_context: float
@@ -189,6 +199,9 @@ class StepLaw:
             touched = self.n_experts_touched or independent
             idle = s.all_expert_params * (1 - touched / s.n_experts)
             weights -= idle * BYTES_PER_WEIGHT[d.weight_dtype] / tp
+        if d.weight_dtype == "int4":
+            # unpacked to 16 bits before every product: written once, read once
+            weights += quantised_params(s) * 2 * 2.0
         memory = weights / (bandwidth * self.rates[f"{prefix}_weight_eff"])
         passes = EAGER_KV_PASSES if prefix == "eager" else 1.0
         kv_token = kv_bytes_per_token(s, tp)
@@ -201,6 +214,9 @@ class StepLaw:
             ring = 2 * (tp - 1) / tp * tokens * s.d_model * KV_BYTES / gpu.link_bytes_per_s
             link = 2 * s.n_layers * (self.rates["allreduce_s"] + ring / self.rates["allreduce_eff"])
         host, stream = self.host_s(prefill_tokens == 0), self.stream_s()
+        if d.kv_offload == "cpu":
+            # the cache of the sequences that decode comes over the same link as the weights
+            stream += kv_token * context_tokens / self.host_rate()
         if prefix == "fastgen":
             host += self.rates["fastgen_host_s_per_seq"] * n_decodes
             host += 0.0 if self.is_bare else self.rates["fastgen_mii_s"]

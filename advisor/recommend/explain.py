@@ -45,6 +45,10 @@ def layout_text(d: Deployment) -> str:
         parts.append(f"batch {d.static_batch}")
     if d.offload != "none":
         parts.append(f"weights on {d.offload}")
+    if d.kv_offload != "none":
+        parts.append(f"cache on {d.kv_offload}")
+    if d.weight_dtype == "int4":
+        parts.append("4-bit")
     gpus = plural(d.n_gpus, "GPU")
     return f"{gpus} ({', '.join(parts)})" if parts else gpus
 
@@ -54,6 +58,8 @@ def layout_short(d: Deployment) -> str:
     parts = [f"{name}{n}" for name, n in (("TP", d.tp), ("PP", d.pp), ("EP", d.ep), ("DP", d.dp)) if n > 1]
     parts += [f"b{d.static_batch}"] if d.static_batch else []
     parts += [d.offload] if d.offload != "none" else []
+    parts += [f"kv-{d.kv_offload}"] if d.kv_offload != "none" else []
+    parts += ["int4"] if d.weight_dtype == "int4" else []
     return " ".join(parts)
 
 
