@@ -374,7 +374,7 @@ RULES: dict[str, Callable[[Subject, Setup, Names], Ruling]] = {
 def judge_statement(rule: str, subject: Subject, setup: Setup, names: Names) -> Ruling:
     """Return the ruling of a named rule; raises UnknownName for a rule that does not exist."""
     if rule not in RULES:
-        raise UnknownName("rule", rule, RULES)
+        raise UnknownName("rule", rule, RULES, f"Known: {', '.join(RULES)}")
     try:
         return RULES[rule](subject, setup, names)
     except DomainError as error:
