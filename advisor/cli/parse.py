@@ -127,6 +127,18 @@ def natural(text: str) -> int:
     return value
 
 
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return a type for a whole number in [low, high]."""
+
+    def read(text: str) -> int:
+        value = count(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number from {low:,} to {high:,}")
+        return value
+
+    return read
+
+
 def within(low: float, high: float, *, below: bool = False) -> Callable[[str], float]:
     """Return a type for a number in [low, high]; with `below`, less than `high`."""
 

@@ -272,7 +272,7 @@ def plan_mixed(
     other = next(p for p in plans if p.mode != best.mode)
     why = []
     for plan in (best, other):
-        fewest = plural(plan.min_gpus, "GPU") if plan.min_gpus is not None else f"no number of GPUs up to {MOST_GPUS:,}"
+        fewest = plural(plan.min_gpus, "GPU") if plan.min_gpus is not None else f"more than {MOST_GPUS:,} GPUs"
         state = "meets everything" if plan.meets_all else "misses something"
         why.append(
             f"{plan.mode}: {state} on {plural(plan.n_gpus, 'GPU')}, needs {fewest},"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from advisor.recommend.fill import Groups, Size, fullest, gpus, options, rate
 from advisor.schema.mixed import HOURS, MixedPlan, OfflineJob, Way
-from advisor.units import HOUR_S, format_rate, format_s, plural
+from advisor.units import HOUR_S, format_rate, format_s, plural, times
 
 MOST_UNUSED = 4
 """Ways not taken that are told, those with the most tokens a GPU."""
@@ -232,11 +232,11 @@ def _unused(plan: MixedPlan, job: OfflineJob, i: int, hours: Sequence[int], swit
         return f"slower, {pair[0]} in all against {pair[1]}"
     each = max(w.tokens_per_s / w.n_gpus for w, used in zip(job.ways, hours, strict=True) if used)
     if way.tokens_per_s / way.n_gpus * AS_MUCH < each:
-        return f"{each * way.n_gpus / way.tokens_per_s - 1:.0%} more a GPU by what runs"
+        return f"what runs does {times(each * way.n_gpus / way.tokens_per_s)} a GPU"
     others = tuple((w.n_gpus, w.tokens_per_s) for k, w in enumerate(job.ways) if k != i)
     ratio = rate(others, fullest(others, way.n_gpus, job.max_groups)) / way.tokens_per_s if others else 0.0
     if ratio > AS_MUCH:
-        return f"on as many GPUs the others do {ratio:.3g} times as much"
+        return f"on as many GPUs the others do {times(ratio)}"
     if ratio >= 1:
         return "on as many GPUs the others do as much"
     return f"its gain does not pay {format_s(switch_s)} a start"
@@ -266,7 +266,7 @@ def worked_how(plan: MixedPlan, job: OfflineJob, switch_s: float) -> list[str]:
         elif engine is not None:
             more = each / (engine.tokens_per_s / engine.n_gpus) - 1
             few = "too few GPUs for another engine that serves"
-            why = f": {more:.0%} more than the engines that serve" if round(more, 2) > 0 else f": {few}"
+            why = f": {times(1 + more)} compared with the engines that serve" if round(more, 2) > 0 else f": {few}"
             if more <= 0 and way.n_gpus >= engine.n_gpus:
                 why = ": as much as the engines that serve, which would restart too"
         lines.append(f"{job.name}: {plural(hours[i], 'GPU hour')} by {text}{why}")

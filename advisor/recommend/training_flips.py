@@ -10,7 +10,7 @@ from advisor.predict.shapes import shapes_of
 from advisor.predict.train import feasible_train
 from advisor.schema import Cluster, CoefficientSet, Model
 from advisor.schema.training import TrainJob, TrainPrediction
-from advisor.units import format_bytes, format_count, format_s
+from advisor.units import format_bytes, format_count, format_s, times
 
 TrainObjective = Literal["throughput", "cost", "energy"]
 Ranked = Sequence[tuple[TrainJob, TrainPrediction]]
@@ -109,7 +109,7 @@ def behind(ranked: Ranked, objective: TrainObjective, room: float) -> tuple[str,
             elif more < 0:
                 text = f"{-more:.0%} less {what} a token, but asks more of its user"
             else:
-                text = f"{more:.0%} more {what} a token" + _extra(prediction, best)
+                text = times(1 + more, f"{what} a token") + _extra(prediction, best)
             lines.append(f"Best with {of(job)}: {text} ({label(job)}).")
     return tuple(lines)
 

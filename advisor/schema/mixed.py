@@ -8,6 +8,8 @@ from advisor.schema.base import Fraction, Name, NonNegativeFloat, NonNegativeInt
 from advisor.schema.provenance import Note
 
 HOURS = 24
+MOST_HOURS = 24 * 366
+"""Latest deadline, from the start of a plan."""
 DEFAULT_SWITCH_S = 300.0
 """Assumed time that a group of GPUs loses when it starts (stop, load weights, compile, warm up): an input."""
 
@@ -45,7 +47,7 @@ class OfflineJob(Noun):
     ways: tuple[Way, ...] = Field(min_length=1, max_length=64)
     total_tokens: PositiveFloat = Field(description="tokens to process in all")
     max_groups: PositiveInt = Field(default=10**6, description="groups that may run at once (1 = one training job)")
-    deadline_hour: PositiveInt = Field(default=HOURS, le=24 * 366, description="hours from the start of the plan")
+    deadline_hour: PositiveInt = Field(default=HOURS, le=MOST_HOURS, description="hours from the start of the plan")
 
 
 class HourPlan(Noun):

@@ -212,7 +212,7 @@ def test_another_plan_is_taken_where_its_gain_pays_the_restarts_and_its_way_back
     night_two = plan.hours[24:32]
     assert {h.job_groups["batch"] for h in night_two} == {(0, 2)}
     assert sum(h.job_tokens["batch"] for h in night_two) == pytest.approx(2000 * (8 * 3600 - 2 * 600))
-    assert any("33% more than the engines that serve" in line for line in worked_how(plan, job, 600))
+    assert any("33% more compared with the engines that serve" in line for line in worked_how(plan, job, 600))
     # with 50 min a start nothing is gained: 8 h x 1500 of an engine without a start against 6.33 h x 1800
     slower = job.model_copy(update={"ways": (ENGINE, faster.model_copy(update={"tokens_per_s": 900}))})
     later = need.model_copy(update={"requests_per_s": STEPS[8:12] + STEPS[:8] + STEPS[12:]})
