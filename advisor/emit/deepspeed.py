@@ -230,6 +230,9 @@ def inference_script(deployment: Deployment, model: Model) -> str:
         command = comment(command_for(deployment, model), 300)
         return _MII.format(title=title, command=command, port=MII_PORT, model=name)
     head = f"# {title}\n# Run: {comment(command_for(deployment, model), 300)}\n"
+    # transformers' HfDeepSpeedConfig does not start without accelerate
+    more = " accelerate" if deployment.backend == "deepspeed-zero-inference" else ""
+    head += f"# It needs: pip install deepspeed transformers{more}\n"
     head += _ARGUMENTS.format(model=name, batch=max(1, deployment.static_batch))
     if deployment.backend == "deepspeed-zero-inference":
         config = zero_inference_config(deployment, model)

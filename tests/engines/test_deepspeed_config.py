@@ -66,14 +66,22 @@ def test_the_parser_takes_our_training_config_as_we_mean_it(job: TrainJob) -> No
     ast.parse(training_script(job, MODEL))
 
 
+@pytest.mark.parametrize("weight_dtype", ["bf16", "int4"])
 @pytest.mark.parametrize("offload", ["none", "cpu", "nvme"])
-def test_the_parser_takes_our_zero_inference_config(offload: Any) -> None:
+def test_the_parser_takes_our_zero_inference_config(offload: Any, weight_dtype: Any) -> None:
     deployment = Deployment(
-        backend="deepspeed-zero-inference", model="tiny", gpu="h100-sxm-80gb", dp=2, offload=offload, static_batch=4
+        backend="deepspeed-zero-inference",
+        model="tiny",
+        gpu="h100-sxm-80gb",
+        dp=2,
+        offload=offload,
+        static_batch=4,
+        weight_dtype=weight_dtype,
     )
     seen = parsed(zero_inference_config(deployment, MODEL), 2)
     assert seen.zero_config.stage == 3
-    assert seen.bfloat16_config.enabled
+    assert seen.bfloat16_config.enabled == (weight_dtype == "bf16")
+    assert seen.float16_config.enabled == (weight_dtype == "int4")
     ast.parse(inference_script(deployment, MODEL))
 
 
