@@ -20,7 +20,7 @@ from advisor.laws.bubble import pipeline_s
 from advisor.predict.deepspeed_step import StepLaw, rates_of
 from advisor.predict.shapes import shapes_of
 from advisor.predict.train import predict_train
-from advisor.schema import Backend, Cluster, Deployment
+from advisor.schema import Backend, Cluster, CoefficientSet, Deployment
 
 Raw = dict[str, Any]
 RUNS = Path(__file__).resolve().parents[1] / "data" / "runs"
@@ -45,9 +45,9 @@ class Row(NamedTuple):
         return self.ours / self.seen - 1
 
 
-def _step_law(record: Raw, backend: Backend) -> StepLaw:
+def _step_law(record: Raw, backend: Backend, coefficients: CoefficientSet) -> StepLaw:
     catalog = load_catalog()
-    rates = rates_of(catalog.coefficients("deepspeed"), record["gpu"])[0]
+    rates = rates_of(coefficients, record["gpu"])[0]
     cluster = Cluster(gpu=catalog.gpu(record["gpu"]), gpus_per_node=max(1, record["n_gpus"]))
     offload = "cpu" if record.get("offload", "none") != "none" else "none"
     deployment = Deployment(
@@ -71,13 +71,17 @@ def _is_untraced(record: Raw) -> bool:
     return bool(record["engine"] == "deepspeed-zero-inference" and not record.get("n_warm_passes"))
 
 
-def rows_of(record: Raw, *, is_first: bool = False) -> Iterator[Row]:
-    """Yield every number of a record that a law predicts; `is_first`: its engine's first cell."""
+def rows_of(record: Raw, *, is_first: bool = False, coefficients: CoefficientSet | None = None) -> Iterator[Row]:
+    """Yield every number of a record that a law predicts, with the shipped coefficients unless others are given.
+
+    is_first : the record is its engine's first cell
+    """
     m, name = record["measured"], record["run_id"].split("__")[-1]
     catalog = load_catalog()
+    fitted = coefficients or catalog.coefficients("deepspeed")
     if record["engine"] == "deepspeed-zero-train":
         cluster = Cluster(gpu=catalog.gpu(record["gpu"]), gpus_per_node=8)
-        p = predict_train(model_of(record), cluster, job_of(record), catalog.coefficients("deepspeed"))
+        p = predict_train(model_of(record), cluster, job_of(record), fitted)
         cell = f"{name} stage {record['zero_stage']} on {record['n_gpus']}"
         yield Row("training step", cell, p["step_s"], m["step_s"])
         yield Row("training peak memory", cell, p["allocated_bytes_per_gpu"], m["peak_allocated_bytes"])
@@ -90,7 +94,7 @@ def rows_of(record: Raw, *, is_first: bool = False) -> Iterator[Row]:
         yield Row("pipeline step from its stages", cell, whole, m["step_s"])
     elif record.get("load", {}).get("kind") == "batch":
         backend: Backend = "deepspeed-zero-inference" if "zero" in record["engine"] else BACKENDS[record["mode"]]
-        law, batch, lengths = _step_law(record, backend), record["load"]["batch_size"], record["lengths"]
+        law, batch, lengths = _step_law(record, backend, fitted), record["load"]["batch_size"], record["lengths"]
         prompt, output = lengths["prompt_tokens"], lengths["output_tokens"]
         cell = f"{name} {batch} x {prompt}"
         yield Row(f"decode pass, {backend}", cell, law.decode_s(batch, prompt + output / 2), m["decode_step_s"])
@@ -98,7 +102,7 @@ def rows_of(record: Raw, *, is_first: bool = False) -> Iterator[Row]:
         yield Row(kind, cell, law.prefill_s(batch, prompt), m["prefill_s"])
     elif record["engine"] == "deepspeed-fastgen":
         load = record["load"]
-        law, n, new = _step_law(record, "deepspeed-fastgen"), load["n_seqs"], load["n_prompt_tokens"]
+        law, n, new = _step_law(record, "deepspeed-fastgen", fitted), load["n_seqs"], load["n_prompt_tokens"]
         # a prompt above 2,048 tokens goes in as several; each chunk of one prompt sees half of it
         seen = law.parts(new, n, n * load["context_tokens"], min(new, 2048) / 2).total_s
         yield Row("FastGen step", f"{name} {n} x {load['context_tokens']} + {new}", seen, m["step_s"])
