@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ import pytest
 
 from advisor.emit.deepspeed import inference_script, zero_inference_config
 from advisor.emit.deepspeed_training import training_config, training_script
-from advisor.predict.deepspeed_config import check_ds_config
+from advisor.predict.deepspeed_config import BATCH_KEYS, check_ds_config
 from advisor.schema import Deployment, Model
 from advisor.schema.training import TrainJob
 
@@ -115,6 +116,24 @@ def test_the_parser_takes_without_a_word_what_we_call_ignored(extra: dict[str, A
     faults = check_ds_config(BASE | extra)
     assert [f.effect for f in faults] == ["ignored"]
     parsed(BASE | extra)
+
+
+def test_batch_sizes_are_refused_exactly_where_the_parser_refuses_them() -> None:
+    for train, micro, steps, ranks in itertools.product(
+        (None, 0, 1, 6, 7, 16), (None, 0, 1, 2, 3), (None, 1, 2), (1, 2, 4)
+    ):
+        values = dict(zip(BATCH_KEYS, (train, micro, steps), strict=True))
+        config = {key: value for key, value in values.items() if value is not None}
+        faults = check_ds_config(config, world_size=ranks)
+        if not faults:
+            assert parsed(config, ranks).train_batch_size
+            continue
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            parsed(config, ranks)
+        if train and micro != 0:
+            better = re.search(r"use (\d+)", faults[0].fix)
+            assert better is not None
+            assert check_ds_config(config | {"train_batch_size": int(better[1])}, world_size=ranks) == []
 
 
 def test_our_list_of_zero_keys_is_the_parser_s() -> None:
