@@ -194,7 +194,8 @@ def _risks(
         Note(
             level="warning",
             text=f"'{job.name}' changes its number of GPUs: it resumes from a universal checkpoint"
-            ' (DeepSpeed\'s ds_to_universal.py --inject_missing_state, "load_universal": true), and its batch a step stays the same',
+            ' (DeepSpeed\'s ds_to_universal.py --inject_missing_state, then "load_universal": true); its batch a step'
+            " stays the same",
         )
         for job in jobs
         if job.kind == "train" and len({h.job_groups[job.name] for h in hours if h.job_gpus[job.name]}) > 1
