@@ -99,6 +99,26 @@ def format_usd(usd: float) -> str:
     return f"${usd:,.2f}" if abs(usd) >= 0.095 or usd == 0 else f"${usd:.4f}"
 
 
+def format_change(frac: float, decimals: int = 0) -> str:
+    """Return a relative change with its sign, never '-0%'.
+
+    >>> format_change(0.123), format_change(-0.001), format_change(-0.0016, 1)
+    ('+12%', '0%', '-0.2%')
+    """
+    text = f"{100 * frac:+,.{decimals}f}"
+    return f"{text if float(text.replace(',', '')) else text[1:]}%"
+
+
+def times(ratio: float, noun: str = "") -> str:
+    """Return how much more a ratio above 1 is: a percentage up to twice as much, else how many times.
+
+    >>> times(1.33), times(15.5), times(1.3, "time a token")
+    ('33% more', '15.5 times as much', '30% more time a token')
+    """
+    what = f" {noun}" if noun else ""
+    return f"{ratio - 1:.0%} more{what}" if ratio <= 2 else f"{_significant(ratio)} times as much{what}"
+
+
 def format_frac(frac: float) -> str:
     """Return a fraction as a percentage."""
     return f"{_significant(100 * frac)} %"

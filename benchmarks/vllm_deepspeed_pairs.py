@@ -1,8 +1,9 @@
 """Is the direction of every published vLLM/DeepSpeed-MII pair right, each engine at the release that was measured?
 
 ``python -m benchmarks.vllm_deepspeed_pairs`` needs nothing but data/golden/vllm_releases_public.json: 156 pairs of one
-bench with the same cards, model, batch and lengths. A pair is *decided* when the joined interval of both predictions
-leaves out a tie; else we say so and do not choose.
+bench with the same cards, model, batch and lengths. We name a winner where the joined interval of both predictions
+leaves out a tie, and say "no winner" else, as `advisor compare` does. The bench names one where the two times differ by
+more than repeats of one cell do; where they do not, there is no direction to be right about.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from advisor.schema import Cluster, Deployment
 Row = dict[str, Any]
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden" / "vllm_releases_public.json"
 BENCH_RELEASE = "0.6.2"
+VLLM, MII = "vLLM", "MII"
 NOISE_FRAC = 0.03
 """Worst difference between repeats of one cell of the bench."""
 
@@ -46,19 +48,26 @@ class Judged:
     mii_error: float
 
     @property
-    def is_decided(self) -> bool:
-        """Return whether the interval of the ratio leaves out 1."""
-        return self.low > 0 or self.high < 0
+    def predicted_winner(self) -> str:
+        """Return who is faster by prediction, empty where the interval of the ratio holds a tie."""
+        return VLLM if self.low > 0 else MII if self.high < 0 else ""
 
     @property
-    def is_right(self) -> bool:
-        """Return whether the central prediction has the measured sign."""
+    def measured_winner(self) -> str:
+        """Return who is faster by measurement, empty where the times differ by no more than repeats of one cell do."""
+        if abs(self.measured) <= math.log1p(NOISE_FRAC):
+            return ""
+        return VLLM if self.measured > 0 else MII
+
+    @property
+    def is_covered(self) -> bool:
+        """Return whether the interval of the ratio holds the measured one."""
+        return self.low <= self.measured <= self.high
+
+    @property
+    def is_sign_right(self) -> bool:
+        """Return whether the central prediction alone has the measured sign."""
         return (self.measured > 0) == (self.predicted > 0)
-
-    @property
-    def is_noise(self) -> bool:
-        """Return whether the two measured times differ by no more than repeats of one cell do."""
-        return abs(self.measured) <= math.log1p(NOISE_FRAC)
 
 
 def mii_batch_s(catalog: Catalog, row: Row, rates: Rates, is_repeated: bool = True) -> float:
@@ -140,16 +149,22 @@ def _median(values: Sequence[float]) -> float:
 def main() -> None:
     """Print the verdicts, and each pair whose sign the central prediction misses."""
     found = judge(load_catalog(), read_rows(json.loads(GOLDEN.read_text()), "a100_40gb_pairs"))
-    decided = [j for j in found if j.is_decided]
-    rest = [j for j in found if not j.is_decided]
     print(f"pairs {len(found)}, vLLM faster in {sum(j.measured > 0 for j in found)}")
-    for title, some in (("decided", decided), ("undecided", rest), ("all", found)):
-        n_noise = sum(j.is_noise for j in some)
-        print(f"{title}: {len(some)}, sign right in {sum(j.is_right for j in some)}, measured a tie in {n_noise}")
+    names = {VLLM: VLLM, MII: MII, "": "no winner"}
+    print(f"{'we say':<12}" + "".join(f"{'measured ' + name:>20}" for name in names.values()))
+    for ours, name in names.items():
+        counts = [sum(j.predicted_winner == ours and j.measured_winner == theirs for j in found) for theirs in names]
+        print(f"{name:<12}" + "".join(f"{n:>20}" for n in counts))
+    named = [j for j in found if j.predicted_winner and j.measured_winner]
+    print(
+        f"both name a winner: {len(named)}, the same in {sum(j.predicted_winner == j.measured_winner for j in named)}"
+    )
+    print(f"measured ratio within our interval: {sum(j.is_covered for j in found)} of {len(found)}")
+    print(f"sign of the central prediction alone: {sum(j.is_sign_right for j in found)} of {len(found)}")
     print(f"median error: vLLM {_median([j.vllm_error for j in found]):.1%}", end=", ")
     print(f"MII {_median([j.mii_error for j in found]):.1%}")
     for j in found:
-        if not j.is_right:
+        if not j.is_sign_right:
             r = j.row
             print(
                 f"  {r['model']} tp {r['tp']} {r['tokens']} x {r['batch']}: measured {math.exp(j.measured):.2f},"

@@ -14,6 +14,8 @@ from calibration.deepspeed_work import llama_dims
 
 MODES = ("eager", "autotp", "kernel-injection", "kernel-injection-plain")
 MAX_POSITIONS = 8192
+TRACE_PASSES = 2
+"""Passes before ZeRO-3's trace is complete: one without, one that records (partitioned_param_coordinator.py)."""
 Fields = dict[str, Any]
 
 
@@ -236,12 +238,23 @@ def zero_inference(case: Fields, cells: list[Fields], out: Out) -> None:
         found = engine.module(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         return found.logits, found.past_key_values
 
+    # ZeRO-3 prefetches only once it has recorded a whole pass: its first two passes are slower than all others
+    with torch.inference_mode():
+        for _ in range(TRACE_PASSES):
+            step(torch.randint(0, case["hf_config"]["vocab_size"], (1, 16), device=rank.device()), None)
+
     def point(ids: Any, n_output: int, n_repeats: int) -> Fields:
         measured = _prefill_then_decode(step, ids, n_output, n_repeats)
         streamed = llama_dims(case["hf_config"])["n_params"] * bits / 8
         return measured | {"weights_bytes_per_s": streamed / measured["decode_step_s"]}
 
     made = record_fields(
-        case, zero_stage=3, offload=offload, weight_bits=bits, dp=world, startup=startup_fields(mem, startup_s)
+        case,
+        zero_stage=3,
+        offload=offload,
+        weight_bits=bits,
+        dp=world,
+        n_warm_passes=TRACE_PASSES,
+        startup=startup_fields(mem, startup_s),
     )
     _timed(cells, out, case["hf_config"]["vocab_size"], point, made, world)

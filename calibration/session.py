@@ -20,6 +20,8 @@ from calibration.vllm_probe import last_error
 WARMUP = Cell(kind="closed", prompt_tokens=256, output_tokens=16, concurrency=8, n_requests=16, guard_s=180)
 START_MARGIN_S = 2.0
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""As in advisor.catalog.hf_layers, which a GPU host does not have; a test holds the two together."""
 EXPERT_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
 """Batches for which vLLM's tables of expert kernels have settings of their own: each compiles at its first use, in 1 to
 2 s that would fall into a cell (runs mixtral-tp2, 30b-a3b-tp2). A batch that is no multiple of 16 compiles again."""
@@ -29,7 +31,7 @@ def warmups(hf_config: dict[str, Any], max_model_len: int) -> list[Cell]:
     """Return what an engine does before its first cell: a small burst, and for experts one prompt a batch size."""
     size = min(WARMUP.prompt_tokens, max_model_len - WARMUP.output_tokens)
     cells = [replace(WARMUP, prompt_tokens=size)]
-    if any(hf_config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+    if any(hf_config.get(key) for key in EXPERT_COUNTS):
         sizes = sorted({n for batch in EXPERT_BATCHES for n in (batch, batch + 1)})
         one = replace(WARMUP, output_tokens=1, concurrency=1, n_requests=1)
         cells += [replace(one, prompt_tokens=n) for n in sizes if n < max_model_len]

@@ -16,6 +16,7 @@ from typing import Any
 
 from svg_plots import panels, scatter
 
+from advisor.catalog.hf_layers import EXPERT_COUNTS
 from advisor.fit.parameters import BY_NAME, PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +190,7 @@ def extremes(accuracy: Mapping[str, Any]) -> str:
 
 KINDS = {
     "4-bit weights": lambda r: r["weight_dtype"].endswith(("int4", "fp4")),
-    "experts": lambda r: any(r["hf_config"].get(k) for k in ("num_local_experts", "num_experts", "n_routed_experts")),
+    "experts": lambda r: any(r["hf_config"].get(k) for k in EXPERT_COUNTS),
     "an fp8 cache": lambda r: r["kv_dtype"] == "fp8",
     "pipeline stages": lambda r: r["pp"] > 1,
     "fp8 weights": lambda r: r["weight_dtype"] == "fp8",

@@ -8,16 +8,17 @@ from advisor.errors import BadData
 from advisor.schema import Moe
 from advisor.schema.model import MAX_DIM
 
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Keys of a config.json under which families keep the number of experts."""
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k")
 _SLIDING_TYPES = ("sliding_attention", "chunked_attention")
 
 
 def moe_of(fields: Fields, family: str, n_layers: int) -> Moe | None:
     """Return the mixture of experts, None for a dense model."""
-    if not fields.has(*_EXPERT_COUNTS):
+    if not fields.has(*EXPERT_COUNTS):
         return None
-    n_experts = fields.integer(*_EXPERT_COUNTS, low=0, high=65536)
+    n_experts = fields.integer(*EXPERT_COUNTS, low=0, high=65536)
     if n_experts == 0:
         return None
     d_ff_expert = fields.integer("moe_intermediate_size", "intermediate_size", low=1, high=MAX_DIM)

@@ -22,15 +22,16 @@ from advisor.schema import Plan, Request
 
 
 def plan_of(args: argparse.Namespace) -> tuple[Question, Plan, Pool]:
-    """Return the plan of --plan, else the one that the options fix, else the best when they fix no degree."""
+    """Return the plan of --plan, else the one that the options fix, else the best when they fix nothing."""
     if args.plan:
         refuse_more(args)
         return read_plan(Path(args.plan), args.rank)
     if args.rank is not None:
         raise UsageError("--rank picks a plan of a file: give --plan FILE")
     question = ask(Request.model_validate(request_fields(args)), load_catalog())
-    if any(getattr(args, name) is not None for name in ("tp", "pp", "dp", "static_batch", "offload")):
-        return question, predict_one(question, deployment_of(question, chosen(args))), question.pools[0]
+    fixed = chosen(args)
+    if set(fixed) - {"backend"}:
+        return question, predict_one(question, deployment_of(question, fixed)), question.pools[0]
     found = search(question)
     _, by_backend = plans_of(question, found)
     plan = by_backend.get(args.backend)

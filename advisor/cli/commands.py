@@ -22,10 +22,12 @@ from advisor.cli.parse import (
     number,
     positive,
     weights,
+    whole,
     within,
 )
 from advisor.cli.study import add_study
 from advisor.cli.training_options import add_training_job
+from advisor.schema.mixed import DEFAULT_SWITCH_S, MOST_HOURS
 
 TASKS = ("serve", "batch", "train", "mixed")
 Add = Callable[[argparse.ArgumentParser], None]
@@ -222,14 +224,21 @@ def _mixed(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--headroom", type=within(0, 1, below=True), default=0.2, metavar="F", help="capacity kept free (default 0.2)"
     )
+    g.add_argument(
+        "--restart",
+        type=within(0, 3600),
+        default=DEFAULT_SWITCH_S,
+        metavar="S",
+        help="seconds that GPUs lose when they start other work (default 300)",
+    )
     g.add_argument("--batch-tokens", type=positive, default=0, metavar="N", help="tokens of an offline queue")
-    g.add_argument("--batch-deadline", type=positive, default=24, metavar="H", help="hours (default 24)")
+    g.add_argument("--batch-deadline", type=whole(1, MOST_HOURS), default=24, metavar="H", help="hours (default 24)")
     g.add_argument("--train-tokens", type=positive, default=0, metavar="N", help="tokens of a training job")
     g.add_argument("--train-model", default="", metavar="NAME", help="model to train (default: the served one)")
     g.add_argument(
         "--train-gpus", type=positive, default=0, metavar="N", help="GPUs of the training job (default: searched)"
     )
-    g.add_argument("--train-deadline", type=positive, default=24, metavar="H", help="hours (default 24)")
+    g.add_argument("--train-deadline", type=whole(1, MOST_HOURS), default=24, metavar="H", help="hours (default 24)")
     g.add_argument("--lora-rank", type=count, default=0, metavar="N", help="train adapters of this rank (0 = all)")
     add_output(p)
 

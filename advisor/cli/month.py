@@ -5,7 +5,7 @@ from __future__ import annotations
 from advisor.cli.text import bullet, table
 from advisor.schema import Interval
 from advisor.schema.month import Month
-from advisor.units import format_usd
+from advisor.units import format_usd, plural
 
 SHOWN_BILLS = 6
 
@@ -16,7 +16,7 @@ def month_lines(found: Month) -> list[str]:
     def kwh(interval: Interval) -> str:
         return f"{interval.value:,.0f} kWh [{interval.low:,.0f} - {interval.high:,.0f}]"
 
-    lines = ["", f"A month of such days: {found.n_gpus} GPUs"]
+    lines = ["", f"A month of such days: {plural(found.n_gpus, 'GPU')}"]
     lines += bullet(f"boards {kwh(found.board_kwh)}, facility {kwh(found.facility_kwh)}")
     if found.electricity_usd is not None:
         low, high = format_usd(found.electricity_usd.low), format_usd(found.electricity_usd.high)

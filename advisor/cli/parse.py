@@ -119,6 +119,26 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """Return a whole number of at least 0."""
+    value = count(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number of at least 0")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return a type for a whole number in [low, high]."""
+
+    def read(text: str) -> int:
+        value = count(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a whole number from {low:,} to {high:,}")
+        return value
+
+    return read
+
+
 def within(low: float, high: float, *, below: bool = False) -> Callable[[str], float]:
     """Return a type for a number in [low, high]; with `below`, less than `high`."""
 
@@ -276,6 +296,7 @@ def add_deployment(p: argparse.ArgumentParser) -> None:
         choices=("none", "cpu", "nvme"),
         help="where ZeRO-Inference keeps the weights (default: the first that holds them)",
     )
+    g.add_argument("--kv-offload", choices=("none", "cpu"), help="where ZeRO-Inference keeps the cache (default none)")
 
 
 def request_fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _advice(question: Question, report: PowerReport) -> list[str]:
 def _rack_lines(rack: RackFit) -> list[str]:
     text = (
         f"A rack of {format_w(rack.rack_w)} feeds {rack.n_nodes:,} nodes of {rack.gpus_per_node}"
-        f" GPU{'s' if rack.gpus_per_node > 1 else ''} (each reserved"
+        f" {'GPUs' if rack.gpus_per_node > 1 else 'GPU'} (each reserved"
         f" {format_w(rack.node_reserve_w)}: boards at their limit and the rest of the node)"
     )
     if rack.n_deployments:

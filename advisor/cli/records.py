@@ -10,7 +10,7 @@ from typing import Any
 
 from advisor.cli.text import bullet, out, print_json, table
 from advisor.errors import BadData, printable
-from advisor.units import format_frac
+from advisor.units import format_change, format_frac
 
 
 def _progress(text: str) -> None:
@@ -37,7 +37,12 @@ def _error_rows(tables: dict[str, dict[str, dict[str, float]]]) -> list[tuple[st
     rows: list[tuple[str, ...]] = []
     for name, errors in tables.items():
         for metric, e in errors.items():
-            shown = (format_frac(e["median"]), format_frac(e["p90"]), f"{100 * e['bias']:+.1f} %", f"{e['n']:.0f}")
+            shown = (
+                format_frac(e["median"]),
+                format_frac(e["p90"]),
+                format_change(e["bias"], 1).replace("%", " %"),
+                f"{e['n']:.0f}",
+            )
             rows.append((name, metric, *shown))
             name = ""
     return rows

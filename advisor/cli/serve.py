@@ -11,7 +11,7 @@ from advisor.cli.text import out, print_json
 from advisor.errors import DomainError
 from advisor.recommend.answer import recommend as answer_of
 from advisor.recommend.ask import ask
-from advisor.recommend.compare import OWN_SHARE, at_own_limit
+from advisor.recommend.compare import OWN_SHARE, at_own_limit, duels_json
 from advisor.recommend.form import plan_json, prediction_json, recommendation_json
 from advisor.recommend.one import deployment_of, predict_one
 from advisor.schema import SCHEMA_VERSION, Request
@@ -60,7 +60,8 @@ def compare(args: argparse.Namespace) -> int:
     own = at_own_limit(request, plans) if is_lopsided and request.concurrency is None else {}
     if args.json:
         beside = {b: {"requests_per_s": o.requests_per_s} | prediction_json(o.prediction) for b, o in own.items()}
-        print_json(recommendation_json(answer) | {"at_own_limit": {"share": OWN_SHARE} | beside if own else None})
+        limits = {"share": OWN_SHARE} | beside if own else None
+        print_json(recommendation_json(answer) | {"at_own_limit": limits, "duels": duels_json(plans)})
     else:
         out("\n".join(compare_lines(answer, own)))
     return 0
@@ -89,14 +90,15 @@ def _check_settings(args: argparse.Namespace) -> None:
     """Raise UsageError for a setting that the backend does not have: dropped, it would read as if it were heeded."""
     backend = args.backend
     if backend == "vllm":
-        foreign = [f for f in ("static_batch", "offload") if getattr(args, f) not in (None, 0, "none")]
+        foreign = [f for f in ("static_batch", "offload", "kv_offload") if getattr(args, f) not in (None, 0, "none")]
         whose = "a setting of DeepSpeed's paths: also give --backend, such as deepspeed-zero-inference"
-    elif backend != "deepspeed-zero-inference" and args.offload not in (None, "none"):
-        foreign, whose = ["offload"], "a setting of --backend deepspeed-zero-inference"
+    elif backend != "deepspeed-zero-inference" and {args.offload, args.kv_offload} - {None, "none"}:
+        name = "offload" if args.offload not in (None, "none") else "kv_offload"
+        foreign, whose = [name], "a setting of --backend deepspeed-zero-inference"
     else:
         given = [f for f in VLLM_ONLY if getattr(args, f) is not None]
         foreign = [*given, *(f for f in ("enforce_eager", "no_prefix_caching") if getattr(args, f))]
-        whose = f"a setting of vLLM; {backend} takes --tp, --dp, --static-batch and --offload"
+        whose = f"a setting of vLLM; {backend} takes --tp, --dp, --static-batch, --offload and --kv-offload"
     if foreign:
         raise UsageError(f"--{foreign[0].replace('_', '-')} is {whose}")
 
@@ -107,7 +109,7 @@ def chosen(args: argparse.Namespace) -> dict[str, object]:
     names = ("backend", "tp", "pp", "dp", "weight_dtype", "kv_dtype", "max_num_seqs", "max_num_batched_tokens")
     fields = {
         name: value
-        for name in (*names, "gpu_memory_utilization", "static_batch", "offload")
+        for name in (*names, "gpu_memory_utilization", "static_batch", "offload", "kv_offload")
         if (value := getattr(args, name)) is not None
     }
     if args.enforce_eager:

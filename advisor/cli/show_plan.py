@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from advisor.cli.text import WIDTH, breakdown_lines, bullet, format_interval, format_quantity, table, wrapped
 from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
-from advisor.recommend.compare import OWN_SHARE, OwnLimit
+from advisor.recommend.compare import OWN_SHARE, OwnLimit, duels
 from advisor.recommend.explain import DEEPSPEED_LABELS, layout_short, layout_text, workload_text
 from advisor.recommend.form import settled
 from advisor.schema import Breakdown, Note, Plan, Recommendation
@@ -317,6 +317,11 @@ def compare_lines(answer: Recommendation, own: Mapping[str, OwnLimit]) -> list[s
     for columns in _columns(head, rows):
         lines += ["", *table([head[i] for i in columns], [[row[i] for i in columns] for row in rows])]
     lines += ["", *(line for text in answer.why for line in bullet(text))]
+    for one, other, found in duels(plans):
+        if one is not plans[0]:
+            continue
+        name = f"{backend_text(one.backend)} against {backend_text(other.backend)}"
+        lines += bullet(f"{name}: {found.text(backend_text(other.backend))}.")
     for plan in plans:
         lines += ["", f"{backend_text(plan.backend)}:", *command_lines(plan)]
         lines += notes_lines([n for n in (*plan.notes, *plan.prediction.notes) if n.level != "info"], verbose=False)

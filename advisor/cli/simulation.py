@@ -26,7 +26,7 @@ from advisor.recommend.look import roofline_of
 from advisor.recommend.one import check_vllm, deployment_of
 from advisor.schema import SCHEMA_VERSION, ClosedLoad, ConstantLoad, GammaLoad, PoissonLoad, Request, Workload
 from advisor.schema.roofline import Roofline
-from advisor.units import format_count, format_rate, format_s, format_usd
+from advisor.units import format_count, format_rate, format_s, format_usd, plural
 
 METRICS = ("ttft", "tpot", "itl", "e2e")
 N_SAMPLES = 300
@@ -152,10 +152,6 @@ def simulate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def _roofline_lines(found: Roofline) -> list[str]:
     """Return where prefill, decode and the whole run lie under the card's roof."""
     rows = [
@@ -213,7 +209,7 @@ def capacity(args: argparse.Namespace) -> int:
     if replicas is not None and gpus is not None and offered is not None:
         cost = f", {format_usd(gpus * pool.usd_per_gpu_h)}/h" if pool.usd_per_gpu_h else ""
         lines.append(
-            f"{format_rate(offered, 'requests')} need {_count(replicas, 'replica')}, {_count(gpus, 'GPU')}{cost}."
+            f"{format_rate(offered, 'requests')} need {plural(replicas, 'replica')}, {plural(gpus, 'GPU')}{cost}."
         )
     out("\n".join(line for text in lines for line in bullet(text)))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from advisor.catalog import load_catalog
@@ -20,7 +21,7 @@ from advisor.recommend.month import month_of
 from advisor.recommend.training import recommend_training
 from advisor.recommend.training_flips import label as job_label
 from advisor.schema import SCHEMA_VERSION, Cluster, Model, Request
-from advisor.schema.mixed import MixedPlan
+from advisor.schema.mixed import HOURS, HourPlan, MixedPlan, OfflineJob
 from advisor.schema.training import TrainAnswer, TrainPlan
 from advisor.units import format_bytes, format_count, format_frac, format_j, format_rate, format_s, format_usd, plural
 
@@ -64,7 +65,7 @@ def _rejected_lines(answer: TrainAnswer, *, verbose: bool) -> list[str]:
         nearest = f" Nearest that fits: {r.nearest}." if r.nearest else ""
         lines += bullet(f"{many}{job_label(r.job)}: {r.reason}.{nearest}")
     if len(shown) < len(answer.rejected):
-        lines += bullet(f"and {len(answer.rejected) - len(shown)} more groups: -v")
+        lines += bullet(f"and {plural(len(answer.rejected) - len(shown), 'more group')}: -v")
     return lines
 
 
@@ -145,13 +146,26 @@ def _nearest(answer: TrainAnswer) -> str:
     return f"{first.reason}; nearest that fits: {first.nearest or 'none'}"
 
 
-def _hours(plan: MixedPlan) -> list[str]:
-    names = list(plan.hours[0].job_gpus) if plan.hours else []
+def _doing(jobs: Sequence[OfflineJob], hour: HourPlan) -> str:
+    """Return what works offline in an hour, such as '2 x vllm, 4 GPUs (TP 4)'."""
+    words = []
+    for job in jobs:
+        for way, n in zip(job.ways, hour.job_groups[job.name], strict=True):
+            if n:
+                many = f"{n} x " if n > 1 else ""
+                words.append(f"{many}{way.backend}" + (f", {way.plan}" if job.kind == "batch" else ""))
+    return "; ".join(words)
+
+
+def _hours(plan: MixedPlan, jobs: Sequence[OfflineJob]) -> list[str]:
+    names = [job.name for job in jobs]
     rows = [
         (str(h.hour), str(h.serving_gpus), *(str(h.job_gpus[n]) for n in names), str(h.idle_gpus))
-        for h in plan.hours[:24]
+        for h in plan.hours[:HOURS]
     ]
-    return table(("hour", "serving", *names, "idle"), rows)
+    lines = table(("hour", "serving", *names, "idle"), rows)
+    words = ["offline work by" if names else "", *(_doing(jobs, h) for h in plan.hours[:HOURS])]
+    return [f"{line}  {text}".rstrip() for line, text in zip(lines, words, strict=True)]
 
 
 def mixed(args: argparse.Namespace) -> int:
@@ -164,6 +178,7 @@ def mixed(args: argparse.Namespace) -> int:
         night_frac=args.night_frac,
         peak_hour=args.peak_hour,
         headroom_frac=args.headroom,
+        restart_s=args.restart,
     )
     wanted = Offline(
         batch_tokens=args.batch_tokens,
@@ -185,15 +200,14 @@ def mixed(args: argparse.Namespace) -> int:
     out(f"{plan.replica.model} on {request.gpus}: a replica is {layout_text(plan.replica)}")
     out("\n".join(bullet(f"a replica carries {format_rate(need.capacity_requests_per_s, 'requests')} in its targets")))
     for job in jobs:
-        rate = format_rate(job.tokens_per_s_per_group, "tokens")
-        text = f"{job.name}: {format_count(job.total_tokens)} tokens at {rate} on {plural(job.gpus_per_group, 'GPU')}"
-        out("\n".join(bullet(f"{text} ({job.backend}: {job.plan})")))
+        out("\n".join(bullet(f"{job.name}: {format_count(job.total_tokens)} tokens by hour {job.deadline_hour}")))
     best = answer.plan(answer.best)
     out(f"\nBest: {answer.best}" + ("" if best.meets_all else ", but it does not meet everything: see the end"))
     out("\n".join(line for text in answer.why for line in bullet(text)))
-    out("\n".join(["", *_hours(best)]))
+    out("\n".join(["", *_hours(best, jobs)]))
     cost = f"{format_usd(best.usd)}, " if best.usd else ""
-    out(f"\n{cost}{format_j(best.energy_j)}, {best.idle_gpu_hours:.0f} idle GPU hours")
-    out("\n".join(line for n in best.notes for line in bullet(f"{n.level}: {n.text}")))
+    out(f"\n{cost}{format_j(best.energy_j)}, {plural(round(best.idle_gpu_hours), 'idle GPU hour')}")
+    if best.notes:
+        out("\n".join(line for n in best.notes for line in bullet(f"{n.level}: {n.text}")))
     out("\n".join(month_lines(bill)))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from advisor.cli.parse import UsageError, count, positive
+from advisor.cli.parse import UsageError, count, natural, positive
 from advisor.errors import printable
 
 PLACES = ("none", "cpu", "nvme")
@@ -60,7 +60,9 @@ def add_training_job(p: argparse.ArgumentParser) -> None:
     )
     g.add_argument("--overlap", action=argparse.BooleanOptionalAction, help="overlap_comm")
     g.add_argument("--bucket", type=positive, metavar="N", help="elements of reduce and gather buckets (default 5e8)")
-    g.add_argument("--hpz", type=positive, metavar="K", help="ZeRO++ hpZ: a second copy of the weights over K ranks")
+    g.add_argument(
+        "--hpz", type=natural, metavar="K", help="ZeRO++ hpZ: a second copy of the weights over K ranks (0 = none)"
+    )
     g.add_argument("--quantized-weights", action="store_true", default=None, help="ZeRO++ qwZ: int8 weights in gathers")
     g.add_argument(
         "--quantized-gradients", action="store_true", default=None, help="ZeRO++ qgZ: int4 gradients between nodes"

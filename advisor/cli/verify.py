@@ -23,6 +23,7 @@ from advisor.recommend.ask import Question
 from advisor.recommend.explain import plan_text, workload_text
 from advisor.recommend.one import predict_one
 from advisor.schema import SCHEMA_VERSION, Prediction, Workload
+from advisor.units import format_change
 from advisor.verify import Progress, Row, VerifyReport, write_records
 from advisor.verify import verify as verify_endpoint
 from advisor.verify.endpoint import KEY_VARIABLE
@@ -107,7 +108,7 @@ def report_lines(report: VerifyReport, *, verbose: bool) -> list[str]:
             r.name,
             format_interval(r.name, r.predicted),
             format_quantity(r.name, r.measured),
-            f"{r.error_frac:+.1%}",
+            format_change(r.error_frac, 1),
             "yes" if r.is_inside else "no",
         )
         for r in rows

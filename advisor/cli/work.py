@@ -23,7 +23,10 @@ def _text_of(name: str) -> str:
         raise BadData(printable(path, 200), "no such file")
     if path.stat().st_size > MAX_CLAIMS_BYTES:
         raise BadData(printable(path, 200), f"is larger than {MAX_CLAIMS_BYTES:,} bytes")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadData(printable(path, 200), "is not text in UTF-8") from None
 
 
 def check(args: argparse.Namespace) -> int:

@@ -22,14 +22,23 @@ SCRIPT_NAMES = {
 MII_PORT = 8000
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
+LINEAR_WORDS = {
+    "llama": ("self_attn", "mlp"),
+    "opt": ("self_attn", "fc"),
+    "bloom": ("self_attention", "mlp"),
+    "falcon": ("self_attention", "mlp"),
+}
+"""Words in the names of a family's linear layers in transformers; every other family is named as Llama is."""
+
 Config = dict[str, Any]
 
 
 def _checked(deployment: Deployment) -> str:
-    """Return the script of the deployment's backend, or raise for one that is not DeepSpeed's or not 16-bit."""
+    """Return the script of the deployment's backend, or raise for one that is not DeepSpeed's or not in its formats."""
     if deployment.backend not in SCRIPT_NAMES:
         raise UnknownName("DeepSpeed backend", deployment.backend, SCRIPT_NAMES, f"Known: {', '.join(SCRIPT_NAMES)}")
-    if deployment.weight_dtype not in TORCH_DTYPES:
+    is_packed = (deployment.backend, deployment.weight_dtype) == ("deepspeed-zero-inference", "int4")
+    if deployment.weight_dtype not in TORCH_DTYPES and not is_packed:
         raise DomainError(f"weight_dtype '{deployment.weight_dtype}' does not run in DeepSpeed here; use bf16 or fp16")
     return SCRIPT_NAMES[deployment.backend]
 
@@ -69,12 +78,22 @@ def zero_inference_config(deployment: Deployment, model: Model) -> Config:
             "buffer_count": 5,
             "buffer_size": 100_000_000,
         }
-    return {
+    config: Config = {
         "train_micro_batch_size_per_gpu": 1,
         "steps_per_print": 1_000_000_000,
-        deployment.weight_dtype: {"enabled": True},
+        _computing_dtype(deployment): {"enabled": True},
         "zero_optimization": zero,
     }
+    if deployment.weight_dtype == "int4":
+        packed = {"num_bits": 4, "group_size": 64, "group_dim": 1, "symmetric": False}
+        words = LINEAR_WORDS.get(model.family, LINEAR_WORDS["llama"])
+        config["weight_quantization"] = {"post_init_quant": {word: dict(packed) for word in words}}
+    return config
+
+
+def _computing_dtype(deployment: Deployment) -> str:
+    """Return the 16-bit format of a deployment; DeepSpeed packs weights to 4 bits from fp16 alone."""
+    return "fp16" if deployment.weight_dtype == "int4" else deployment.weight_dtype
 
 
 INFERENCE_REASONS = {
@@ -91,6 +110,15 @@ INFERENCE_REASONS = {
     "zero_optimization.offload_param.nvme_path": "a directory on a local NVMe drive: change it to yours",
     "zero_optimization.offload_param.buffer_count": "pinned buffers between drive and GPU",
     "zero_optimization.offload_param.buffer_size": "elements of one such buffer",
+} | {
+    f"weight_quantization.post_init_quant.{layer}.{key}": why
+    for layer in {word for words in LINEAR_WORDS.values() for word in words}
+    for key, why in {
+        "num_bits": "linear layers whose name holds this word are packed",
+        "group_size": "weights that share a scale and a minimum",
+        "group_dim": "groups run along the input of a layer",
+        "symmetric": "each group has its own minimum",
+    }.items()
 }
 
 
@@ -151,10 +179,16 @@ config = json.loads({config})
 deepspeed.init_distributed()  # one process a GPU; the launcher sets rank and world size
 settings = transformers.integrations.HfDeepSpeedConfig(config)  # keep it alive: weights load already sharded
 model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.{dtype})
-engine = deepspeed.initialize(model=model, config=config)[0]  # no optimizer: this is ZeRO-Inference
+{packed}engine = deepspeed.initialize(model=model, config=config)[0]  # no optimizer: this is ZeRO-Inference
 engine.module.eval()
 device = torch.device("cuda", deepspeed.comm.get_rank() % torch.cuda.device_count())
 rank, world = deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
+"""
+
+_PACK = """\
+from deepspeed.inference.quantization.quantization import _init_group_wise_weight_quantization
+
+model = _init_group_wise_weight_quantization(model, config)  # packs the linear layers to 4 bits; experimental
 """
 
 _INIT = """
@@ -190,12 +224,15 @@ def inference_script(deployment: Deployment, model: Model) -> str:
     """Return the Python file that `command_for` names (for FastGen: a client of its server)."""
     _checked(deployment)
     name = json.dumps(model_argument(model), ensure_ascii=False)
-    dtype = TORCH_DTYPES[deployment.weight_dtype]
+    dtype = TORCH_DTYPES[_computing_dtype(deployment)]
     title = comment(f"{deployment.backend}, {model.name}, DeepSpeed {deployment.engine_version}")
     if deployment.backend == "deepspeed-fastgen":
         command = comment(command_for(deployment, model), 300)
         return _MII.format(title=title, command=command, port=MII_PORT, model=name)
     head = f"# {title}\n# Run: {comment(command_for(deployment, model), 300)}\n"
+    # transformers' HfDeepSpeedConfig does not start without accelerate
+    more = " accelerate" if deployment.backend == "deepspeed-zero-inference" else ""
+    head += f"# It needs: pip install deepspeed transformers{more}\n"
     head += _ARGUMENTS.format(model=name, batch=max(1, deployment.static_batch))
     if deployment.backend == "deepspeed-zero-inference":
         config = zero_inference_config(deployment, model)
@@ -205,8 +242,11 @@ def inference_script(deployment: Deployment, model: Model) -> str:
         text = json.dumps(json.dumps(config))
         # every rank must run the same number of passes, so the list is cut to a multiple of the ranks' batches
         share = "prompts = prompts[: len(prompts) // (world * args.batch) * world * args.batch][rank::world]"
-        loop = _LOOP.format(share=share, device="device", target="engine.module", extra=", synced_gpus=True")
-        return head + "\n" + reasons + _ZERO.format(config=text, dtype=dtype) + loop
+        # the cache of all layers but the one at work and the next waits in host memory
+        cache = ', cache_implementation="offloaded"' if deployment.kv_offload == "cpu" else ""
+        loop = _LOOP.format(share=share, device="device", target="engine.module", extra=", synced_gpus=True" + cache)
+        packed = _PACK if deployment.weight_dtype == "int4" else ""
+        return head + "\n" + reasons + _ZERO.format(config=text, dtype=dtype, packed=packed) + loop
     inject = deployment.backend == "deepspeed-kernel-injection"
     why = "fused kernels; needs transformers 4, fails on 5" if inject else "plain transformers layers, split by AutoTP"
     body = _INIT.format(dtype=dtype, tp=deployment.tp, inject=inject, why=why, length=deployment.max_model_len)

@@ -12,6 +12,7 @@ from advisor.errors import DomainError
 from advisor.laws.bubble import stage_layers
 from advisor.schema import Model
 from advisor.schema.training import TrainJob
+from advisor.units import plural
 
 Config = dict[str, Any]
 
@@ -114,6 +115,7 @@ def training_command(job: TrainJob, model: Model, *, gpus_per_node: int) -> str:
 _TRAIN = """\
 # {title}
 # Run: {command}
+# It needs: pip install {needs}
 import argparse
 
 import deepspeed
@@ -259,7 +261,7 @@ def training_files(job: TrainJob, model: Model, *, n_nodes: int, gpus_per_node: 
 def training_script(job: TrainJob, model: Model, *, gpus_per_node: int = 8) -> str:
     """Return the Python file that `training_command` names; for a pipeline, the module split."""
     name = json.dumps(model_argument(model), ensure_ascii=False)
-    title = comment(f"DeepSpeed training of {model.name}: ZeRO stage {job.zero_stage}, {job.n_gpus} GPUs")
+    title = comment(f"DeepSpeed training of {model.name}: ZeRO stage {job.zero_stage}, {plural(job.n_gpus, 'GPU')}")
     command = comment(training_command(job, model, gpus_per_node=gpus_per_node), 300)
     if job.pp > 1:
         split = list(job.stage_layers) or stage_layers(model.n_layers, job.pp)
@@ -291,11 +293,14 @@ def training_script(job: TrainJob, model: Model, *, gpus_per_node: int = 8) -> s
         adapter = f"peft.LoraConfig(r={job.lora_rank}, target_modules={json.dumps(targets)})"
         checkpointing += f"import peft\n\nmodel = peft.get_peft_model(model, {adapter})\n"
     zero_init = ""
+    # transformers' HfDeepSpeedConfig does not start without accelerate
+    needs = ["deepspeed", "transformers"] + ["accelerate"] * (job.zero_stage == 3) + ["peft"] * (job.lora_rank > 0)
     if job.zero_stage == 3:
         zero_init = "settings = transformers.integrations.HfDeepSpeedConfig(args.deepspeed_config)  # shards on load\n"
     return _TRAIN.format(
         title=title,
         command=command,
+        needs=" ".join(needs),
         model=name,
         length=job.sequence_length,
         dtype={"bf16": "bfloat16", "fp16": "float16"}[job.dtype],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_power import training_power
 from advisor.fit.deepspeed_training_public import published_training_coefficients
 from advisor.fit.run import read_transfer
+from advisor.predict.deepspeed_step import injected_passes_bytes
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Cluster, Coefficient, CoefficientSet, FitReport, Model, Source
 from advisor.schema.training import TrainJob
@@ -36,6 +37,9 @@ H100_FLOPS_PER_S = 989.4e12
 H100_IDLE_W = 73.0
 """Board power of our H100 with a driver loaded and no work (NVML, same host)."""
 H100_HOST_LINK_BYTES_PER_S = 64e9
+H100_BYTES_PER_S = 3.35e12
+INJECT_WEIGHT_EFF, INJECT_KV_EFF = (0.8, 0.5, 0.95), (0.6, 0.3, 0.9)
+"""Bounds (value, low, high): with these the gaps of injected layers are what decode passes leave."""
 
 
 def model_of(record: Raw) -> Model:
@@ -122,14 +126,21 @@ def power_coefficient(cells: Sequence[Raw]) -> Coefficient:
     return _coefficient(_spread(shares, least=0.1), "1", (0, 1), meaning, _ids(cells))
 
 
-def prefill_eff(cells: Sequence[Raw], least_tokens: int) -> list[float]:
-    """Return the share of the peak of each prompt pass of at least `least_tokens`."""
+def prefill_eff(
+    cells: Sequence[Raw], least_tokens: int, beside_s: Callable[[Shapes, int, int], float] | None = None
+) -> list[float]:
+    """Return the share of the peak that the matrix kernels of each prompt pass of at least `least_tokens` reach.
+
+    beside_s : seconds of a pass that are not theirs, of (shapes, sequences, prompt tokens)
+    """
     found = []
     for r in cells:
         batch, prompt, _ = _size(r)
         if batch * prompt >= least_tokens:
-            flops = _forward_flops(shapes_of(model_of(r)), batch, prompt)
-            found.append(flops / r["measured"]["prefill_s"] / H100_FLOPS_PER_S)
+            shapes = shapes_of(model_of(r))
+            beside = beside_s(shapes, batch, prompt) if beside_s else 0.0
+            flops = _forward_flops(shapes, batch, prompt)
+            found.append(flops / (r["measured"]["prefill_s"] - beside) / H100_FLOPS_PER_S)
     return found
 
 
@@ -192,10 +203,19 @@ def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return the coefficients of kernel injection driven by hand (it fails as normally used)."""
     cells = _cells(records, mode="kernel-injection")
     s = shapes_of(model_of(cells[0]))
-    decode = [r["measured"]["decode_step_s"] / s.n_layers for r in cells]
     source = _ids(cells)
     longest = max(sum(_size(r)[1:]) for r in cells)
     token = s.kv_elements_per_token_layer * s.n_layers * 2
+    gaps = []
+    for r in cells:
+        batch, prompt, output = _size(r)
+        kernels = s.n_params * 2 / INJECT_WEIGHT_EFF[0] + batch * (prompt + output / 2) * token / INJECT_KV_EFF[0]
+        gaps.append((r["measured"]["decode_step_s"] - kernels / H100_BYTES_PER_S) / s.n_layers)
+
+    def beside(shapes: Shapes, batch: int, prompt: int) -> float:
+        moved = injected_passes_bytes(shapes, batch * prompt, prompt) / (INJECT_WEIGHT_EFF[0] * H100_BYTES_PER_S)
+        return float(np.median(gaps)) * shapes.n_layers + moved
+
     by_batch = {_size(r)[0]: r["measured"]["device_used_bytes"] - r["measured"]["reserved_bytes"] for r in cells}
     small, big = min(by_batch), max(by_batch)
     workspace = (by_batch[big] - by_batch[small]) / ((big - small) * longest * token)
@@ -203,20 +223,24 @@ def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     return {
         "inject_power_frac": power_coefficient(cells),
         "inject_launch_s_per_layer": _coefficient(
-            _spread(decode, least=0.1), "s", (1e-5, 5e-3), "time of one injected layer in a decode pass", source
+            _spread(gaps, least=0.2), "s", (1e-5, 5e-3), "gaps between the kernels of one injected layer", source
         ),
         "inject_gemm_eff": _coefficient(
-            _spread(prefill_eff(cells, 1024)), "1", (0.05, 1), "share of the dense peak in a large prompt pass", source
+            _spread(prefill_eff(cells, 512, beside)),
+            "1",
+            (0.05, 1),
+            "share of the dense peak in a large prompt pass",
+            source,
         ),
         "inject_weight_eff": _coefficient(
-            (0.8, 0.5, 0.95),
+            INJECT_WEIGHT_EFF,
             "1",
             (0.2, 1),
             "share of memory bandwidth that reads weights",
             f"bound: {source} decode at 0.42 of it or better",
         ),
         "inject_kv_eff": _coefficient(
-            (0.6, 0.3, 0.9),
+            INJECT_KV_EFF,
             "1",
             (0.1, 1),
             "share of memory bandwidth that reads the cache",

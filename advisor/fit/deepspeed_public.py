@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 
 from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
 from advisor.predict.deepspeed_step import Rates, StepLaw, kv_bytes_per_token, on_card, weight_bytes_of
-from advisor.predict.shapes import Shapes, shapes_of
+from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, shapes_of
 from advisor.predict.splitfuse import serve_splitfuse
 from advisor.schema import Cluster, Coefficient, Deployment, Gpu, Model, Source
 
@@ -27,9 +27,6 @@ HELD_OUT_SEQS = 32
 FASTGEN_MAX_SEQS = 512
 LENGTH_SPREAD = 0.3
 """Standard deviation over mean of the lengths in the FastGen post."""
-FOUR_BIT_BYTES = 0.5 + 4 / 64
-"""4 bits + a 16-bit scale and minimum for each group of 64 (DeepSpeed's group-wise quantisation)."""
-DEQUANTISED_GEMM_EFF = 0.35
 
 
 def model_of(public: Raw, name: str) -> Model:
@@ -117,21 +114,26 @@ def zero_inference_error(
     cluster = cluster_of(public, row["gpu"], row["n_gpus"])
     gpu, batch = cluster.gpu, row["batch"]
     host_rate = host * gpu.host_link_bytes_per_s
-    bytes_per_weight = FOUR_BIT_BYTES if row.get("weight_bits", 16) == 4 else 2.0
+    is_packed = row.get("weight_bits", 16) == 4
+    bytes_per_weight = BYTES_PER_WEIGHT["int4"] if is_packed else 2.0
     rate = host_rate
     if row["offload"] == "nvme":
         rate = float(nvme_bytes_per_s_per_gpu(nvme * cluster.nvme_bytes_per_s, row["n_gpus"], host_rate, serial))
     weights = (shapes.n_params - row.get("pinned_params", 0.0)) * bytes_per_weight
     stream = float(weight_stream_s(weights, row["n_gpus"], rate, gather * gpu.link_bytes_per_s))
-    peak = gpu.peak_flops_per_s["fp16"] * (DEQUANTISED_GEMM_EFF if bytes_per_weight < 1 else gemm_eff)
+    peak = gpu.peak_flops_per_s["fp16"] * gemm_eff
+    # unpacked to 16 bits before every product: read packed, written once, read once
+    unpacked = shapes.n_params * (bytes_per_weight + 4.0) / (kv_eff * gpu.memory_bandwidth_bytes_per_s)
+    memory = unpacked if is_packed else 0.0
     prompt, output = row["prompt_tokens"], row["output_tokens"]
     context = batch * (prompt + output / 2)
     kv = context * kv_bytes_per_token(shapes, 1)
     if row.get("is_kv_on_host"):
         kv *= shapes.n_heads / shapes.n_kv_heads  # that patch keeps the cache of every query head
-    kv_s = kv / host_rate if row.get("is_kv_on_host") else 3 * kv / (kv_eff * gpu.memory_bandwidth_bytes_per_s)
-    prefill = float(overlapped_s(stream, 2 * shapes.n_params * batch * prompt / peak))
-    decode = float(overlapped_s(stream, 2 * shapes.n_params * batch / peak)) + kv_s
+    on_link, on_gpu = (kv / host_rate, 0.0) if row.get("is_kv_on_host") else (0.0, 3 * kv)
+    kv_s = on_gpu / (kv_eff * gpu.memory_bandwidth_bytes_per_s)
+    prefill = float(overlapped_s(stream, 2 * shapes.n_params * batch * prompt / peak, memory))
+    decode = float(overlapped_s(stream + on_link, 2 * shapes.n_params * batch / peak, memory)) + kv_s
     total = prefill + decode * (output - 1)
     return math.log(batch * output / total / row["tokens_per_s_per_gpu"])
 

@@ -81,8 +81,11 @@ def deepspeed_deployments(
     max_model_len: int | None = None,
     backends: tuple[Backend, ...] = DEEPSPEED_BACKENDS,
     batches: tuple[int, ...] = STATIC_BATCHES,
+    has_int4: bool = False,
 ) -> list[Deployment]:
     """Return every way to run `model` with DeepSpeed on all GPUs of `cluster`; `feasible_deepspeed` filters them.
+
+    has_int4 : also ZeRO-Inference with 4-bit weights, which is experimental
 
     Tensor parallel degrees divide the KV heads and stay in a node; the other GPUs run replicas. ZeRO-Inference
     uses all GPUs as ranks of one job.
@@ -124,7 +127,9 @@ def deepspeed_deployments(
             for offload in OFFLOADS:
                 if offload == "none" and cluster.n_gpus == 1:
                     continue
-                found += [one(backend, 1, cluster.n_gpus, b, offload) for b in batches]
+                some = [one(backend, 1, cluster.n_gpus, b, offload) for b in batches]
+                found += some
+                found += [d.model_copy(update={"weight_dtype": "int4"}) for d in some if has_int4]
             continue
         for tp in degrees:
             replicas = cluster.n_gpus // tp
@@ -295,6 +300,22 @@ def _notes(
         notes.append(Note(text="DeepSpeed has no prefix cache: shared prefixes are computed again"))
     if isinstance(workload.load, TraceLoad) and d.dp > 1:
         notes.append(Note(text=f"each of {d.dp} replicas replays every {d.dp}th request of the trace"))
+    if d.weight_dtype == "int4":
+        notes.append(
+            Note(
+                level="warning",
+                text="4-bit weights: DeepSpeed 0.19.8 marks weight_quantization as experimental and wants fp16; a 7B"
+                " did not finish in 65 s on our H100, the law is checked on published runs alone",
+            )
+        )
+    if d.kv_offload == "cpu":
+        notes.append(
+            Note(
+                level="warning",
+                text="cache in host memory by transformers' offloaded cache: not measured by us; the law is checked on"
+                " published runs of a patched transformers with pinned memory",
+            )
+        )
     if model.moe is not None and d.backend == "deepspeed-autotp":
         notes.append(
             Note(level="warning", text="experts run one after the other in transformers: slower than predicted here")
@@ -337,9 +358,11 @@ def predict_deepspeed(
         value=memory.total, low=min(memory.total, *ends), high=max(memory.total, *ends)
     )
     cache = next(p.value for p in memory.parts if p.name == "kv_cache")
+    if deployment.kv_offload == "cpu":
+        cache = max(1, deployment.static_batch) * sum(peak) * kv_bytes_per_token(shapes, deployment.tp)
     tokens = cache / kv_bytes_per_token(shapes, deployment.tp)
     quantities["kv_cache_tokens"] = Interval(value=tokens, low=tokens * 0.97, high=tokens * 1.03)
-    host = host_bytes_per_gpu(shapes, cluster, deployment, rates)
+    host = host_bytes_per_gpu(shapes, cluster, deployment, rates, peak)
     quantities["host_memory_bytes_per_gpu"] = Interval(value=host, low=host * 0.9, high=host * 1.1)
     quantities["board_power_w"] = _power(cluster, deployment, coefficients, busy)
     law = StepLaw(shapes, cluster, deployment, rates, is_transferred)

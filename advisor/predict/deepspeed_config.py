@@ -216,6 +216,39 @@ def _zero_faults(zero: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def _batch_faults(config: Mapping[str, Any], ranks: int) -> list[Fault]:
+    """Return what DeepSpeed says of the batch sizes: it derives what is missing, rounding down, then wants the product.
+
+    Reference: DeepSpeed 0.19.8, runtime/config.py, _set_batch_related_parameters and _batch_assertion.
+    """
+    given = {key: config[key] for key in BATCH_KEYS if config.get(key) not in (None, "auto")}
+    for key, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            return [Fault(key, "raises", f"{printable(value)} is not a whole number above 0", "use 1 or more")]
+    train, micro, steps = (given.get(key) for key in BATCH_KEYS)
+    if train is None and micro is None:
+        either = "train_batch_size or train_micro_batch_size_per_gpu must be there"
+        return [Fault("train_batch_size", "raises", either, "give train_micro_batch_size_per_gpu")]
+    if train is None:
+        return []
+    # one factor of the batch is whole in any case: what is given, else one sequence a rank and one micro-step
+    unit = ranks * (steps or 1 if micro is None else micro)
+    if micro is None:
+        steps = steps or 1
+        micro = train // ranks // steps
+    elif steps is None:
+        steps = train // micro // ranks
+    if micro and micro * steps * ranks == train:
+        return []
+    fix = f"use {micro * steps * ranks}"
+    if len(given) < len(BATCH_KEYS):
+        fix = f"use {max(1, train // unit) * unit}, a multiple of {unit}"
+    return [Fault("train_batch_size", "raises", f"{train} is not micro x accumulation x {ranks} ranks", fix)]
+
+
 def check_ds_config(config: Mapping[str, Any], *, world_size: int | None = None, tp: int = 1) -> list[Fault]:
     """Return every line of a training ds_config that DeepSpeed 0.19.8 would refuse or silently ignore, with the fix.
 
@@ -265,14 +298,5 @@ def check_ds_config(config: Mapping[str, Any], *, world_size: int | None = None,
     if isinstance(optimizer, Mapping) and str(optimizer.get("type", "")).lower() in REMOVED_OPTIMIZERS:
         faults.append(Fault("optimizer.type", "raises", "1-bit optimizers were removed", "use AdamW"))
     if world_size is not None:
-        sizes = [config.get(k) for k in ("train_batch_size", "train_micro_batch_size_per_gpu")]
-        steps = config.get("gradient_accumulation_steps", 1)
-        if all(isinstance(n, int) for n in (*sizes, steps)):
-            wanted = sizes[1] * steps * (world_size // tp)
-            if wanted != sizes[0]:
-                faults.append(
-                    Fault(
-                        "train_batch_size", "raises", f"{sizes[0]} is not micro x accumulation x ranks", f"use {wanted}"
-                    )
-                )
+        faults += _batch_faults(config, max(1, world_size // tp))
     return faults

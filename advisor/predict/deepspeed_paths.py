@@ -10,7 +10,7 @@ from advisor.errors import UnknownName
 from advisor.laws.offload import gathered_params
 from advisor.predict.deepspeed_step import Rates, kv_bytes_per_token, weight_bytes_of
 from advisor.predict.quantile import quantile
-from advisor.predict.shapes import Shapes, shapes_of
+from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, shapes_of
 from advisor.predict.traffic import draw_lengths
 from advisor.schema import Backend, Breakdown, Cluster, Deployment, Model, Note, Part, Workload
 from advisor.units import GB, format_bytes
@@ -29,6 +29,9 @@ FASTGEN_RESERVE_BYTES = 1e9
 """memory_config {"mode": "reserve", "size": 1e9}: what FastGen leaves free after it took the rest for the cache."""
 NVME_BUFFER_BYTES = 5 * 1e8 * 2
 """offload_param: buffer_count 5 of buffer_size 1e8 pinned 16-bit elements (zero/offload_config.py)."""
+LAYERS_ON_GPU = 2
+"""Layers whose cache is on the GPU where the rest waits in host memory: the one at work and the next, prefetched
+(transformers 5.17, Cache strategies, offloading)."""
 STATIC_BATCHES = (1, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -173,7 +176,12 @@ def memory_breakdown(
         weights: list[Part] = [split]
         if d.backend == "deepspeed-zero-inference":
             largest = max(shapes.head_params, (shapes.matrix_params + shapes.expert_params) // shapes.n_layers)
-            live = float(gathered_params(shapes.n_params, largest)) * 2 if d.offload != "none" or d.dp > 1 else 0.0
+            each = BYTES_PER_WEIGHT[d.weight_dtype]
+            live = float(gathered_params(shapes.n_params, largest)) * each if d.offload != "none" or d.dp > 1 else 0.0
+            if d.weight_dtype == "int4":
+                live += 2.0 * largest  # the matrix at work, unpacked
+            if d.kv_offload == "cpu":
+                kv *= LAYERS_ON_GPU / shapes.n_layers
             kept = matrices / d.dp if d.offload == "none" else 0.0
             weights = [
                 Part(name="weights", value=kept, why="this rank's share of the weights"),
@@ -189,11 +197,16 @@ def memory_breakdown(
     return Breakdown(name="memory_bytes_per_gpu", unit="bytes", total=sum(p.value for p in parts), parts=tuple(parts))
 
 
-def host_bytes_per_gpu(shapes: Shapes, cluster: Cluster, deployment: Deployment, rates: Rates) -> float:
-    """Return host memory that one GPU's process needs for offloaded weights."""
-    if deployment.offload == "cpu":
-        return weight_bytes_of(shapes, deployment.weight_dtype) * rates["host_pinned_frac"] / deployment.dp
-    return NVME_BUFFER_BYTES if deployment.offload == "nvme" else 0.0
+def host_bytes_per_gpu(
+    shapes: Shapes, cluster: Cluster, deployment: Deployment, rates: Rates, peak_tokens: tuple[int, int]
+) -> float:
+    """Return host memory that one GPU's process needs for offloaded weights and an offloaded cache."""
+    d, cache = deployment, 0.0
+    if d.kv_offload == "cpu":
+        cache = max(1, d.static_batch) * sum(peak_tokens) * kv_bytes_per_token(shapes, d.tp)
+    if d.offload == "cpu":
+        return cache + weight_bytes_of(shapes, d.weight_dtype) * rates["host_pinned_frac"] / d.dp
+    return cache + (NVME_BUFFER_BYTES if d.offload == "nvme" else 0.0)
 
 
 def _unsupported(model: Model, cluster: Cluster, d: Deployment) -> tuple[str, str] | None:
@@ -205,8 +218,10 @@ def _unsupported(model: Model, cluster: Cluster, d: Deployment) -> tuple[str, st
         return f"AutoTP refuses model type '{model.family}'", "use tp 1 or another model"
     if model.mla is not None and d.backend in ("deepspeed-kernel-injection", "deepspeed-fastgen"):
         return f"{d.backend} has no latent attention", "deepspeed-autotp or vllm"
-    if d.weight_dtype not in ("bf16", "fp16"):
+    if d.weight_dtype not in ("bf16", "fp16") and (d.weight_dtype, d.backend) != ("int4", "deepspeed-zero-inference"):
         return f"{d.backend} does not load {d.weight_dtype} checkpoints", "bf16 or fp16"
+    if d.kv_offload != "none" and d.backend != "deepspeed-zero-inference":
+        return f"{d.backend} keeps its cache on the GPU", "kv_offload none, or deepspeed-zero-inference"
     if d.weight_dtype == "bf16" and "bf16" not in cluster.gpu.peak_flops_per_s:
         return f"{cluster.gpu.label} has no bf16", "fp16"
     if model.quantization is not None:
@@ -250,9 +265,21 @@ def _split_fault(model: Model, cluster: Cluster, d: Deployment) -> tuple[str, st
     return None
 
 
-def _short_of_room(shapes: Shapes, cluster: Cluster, d: Deployment, rates: Rates) -> tuple[str, str] | None:
-    """Return (reason, what would fit) where offloaded weights find no room on the host or on its drives."""
-    host, room = host_bytes_per_gpu(shapes, cluster, d, rates), cluster.host_memory_bytes_per_gpu
+def _short_of_room(
+    shapes: Shapes, cluster: Cluster, d: Deployment, rates: Rates, peak_tokens: tuple[int, int]
+) -> tuple[str, str] | None:
+    """Return (reason, what would fit) where offloaded weights or cache find no room on the host or on its drives."""
+    host, room = host_bytes_per_gpu(shapes, cluster, d, rates, peak_tokens), cluster.host_memory_bytes_per_gpu
+    if host > room and d.kv_offload == "cpu" and d.static_batch > 1:
+        one = host_bytes_per_gpu(shapes, cluster, d.model_copy(update={"static_batch": 1}), rates, peak_tokens)
+        each = (host - one) / (d.static_batch - 1)
+        fits = int((room - one) / each) + 1
+        if fits >= 1:
+            return (
+                f"weights and cache of a batch of {d.static_batch} need {format_bytes(host)} of host memory a GPU,"
+                f" {format_bytes(room)} is there",
+                f"static batch {fits}",
+            )
     if host > room:
         reason = f"offload needs {format_bytes(host)} of host memory a GPU, {format_bytes(room)} is there"
         ways = [f"{format_bytes(host)} of host memory a GPU"]
@@ -287,7 +314,7 @@ def feasible_with(
             f"{sum(peak_tokens)} tokens exceed the model's context of {model.max_context_tokens}",
             f"prompts and outputs of {model.max_context_tokens} together",
         )
-    short = _short_of_room(shapes, cluster, d, rates)
+    short = _short_of_room(shapes, cluster, d, rates, peak_tokens)
     if short:
         return short
     breakdown = memory_breakdown(shapes, cluster, d, rates, peak_tokens)

@@ -26,6 +26,12 @@ PREFIX: dict[Backend, str] = {
 }
 
 
+INJECT_PASSES_D, INJECT_PASSES_FF, INJECT_PASSES_SCORES = 23, 3, 4
+"""Times that an injected layer's small kernels read or write a value a token and width, of the MLP, and of the score
+matrix, counted in DeepSpeed 0.19.8, csrc/transformer/inference/csrc/pt_binding.cpp: norm 2, bias_add_transform_0213 6,
+rotary 4, transform4d_0213 2, residual norm 5, residual add 4; gated activation 3; attention_unfused writes the scores,
+softmax reads and writes them, the second product reads them."""
+
 KERNEL_FIGURES = {
     "gemm": ("fastgen_gemm_eff", "inject_gemm_eff", "eager_gemm_eff"),
     "stream": ("fastgen_weight_eff", "inject_weight_eff", "eager_weight_eff"),
@@ -78,14 +84,31 @@ def rates_of(coefficients: CoefficientSet, gpu: str) -> tuple[Rates, Rates, Rate
 
 
 def weight_bytes_of(shapes: Shapes, weight_dtype: str) -> float:
-    """Return the bytes of all weights in 16-bit (the only formats of DeepSpeed's paths here)."""
-    return shapes.n_params * BYTES_PER_WEIGHT[weight_dtype]
+    """Return the bytes of all weights: 16-bit, or int4 with embedding, LM head and vectors left in 16 bits."""
+    matrices = quantised_params(shapes) if weight_dtype == "int4" else shapes.n_params
+    return matrices * BYTES_PER_WEIGHT[weight_dtype] + (shapes.n_params - matrices) * 2.0
+
+
+def quantised_params(shapes: Shapes) -> int:
+    """Return the parameters that weight_quantization packs: the linear layers of attention, MLP and experts."""
+    return shapes.matrix_params + shapes.all_expert_params
 
 
 def kv_bytes_per_token(shapes: Shapes, tp: int) -> float:
     """Return cache bytes of one token on one GPU; heads are split over `tp`, latent vectors are not."""
     split = 1 if shapes.is_mla else min(tp, shapes.n_kv_heads)
     return shapes.kv_elements_per_token_layer * shapes.n_layers * KV_BYTES / split
+
+
+def injected_passes_bytes(shapes: Shapes, n_tokens: float, prompt_tokens: float) -> float:
+    """Return the bytes that the small kernels of all injected layers move in a prompt pass: nothing is fused there.
+
+    n_tokens      : of all prompts together
+    prompt_tokens : of one prompt; the score matrix of each head holds `n_tokens * prompt_tokens` values in all
+    """
+    width = INJECT_PASSES_D * shapes.d_model + INJECT_PASSES_FF * shapes.d_ff
+    scores = INJECT_PASSES_SCORES * shapes.n_heads * prompt_tokens
+    return shapes.n_layers * n_tokens * (width + scores) * KV_BYTES
 
 
 @dataclass(frozen=True)
@@ -135,8 +158,7 @@ class StepLaw:
         d, c = self.deployment, self.cluster
         if d.backend != "deepspeed-zero-inference" or (d.offload == "none" and d.dp == 1):
             return 0.0
-        share = self.rates["host_stream_eff_elsewhere" if self.is_transferred else "host_stream_eff"]
-        host = share * c.gpu.host_link_bytes_per_s
+        host = self.host_rate()
         in_node = min(d.dp, c.gpus_per_node)
         gather = self.rates["zero_gather_eff"] * (
             c.gpu.link_bytes_per_s if d.dp <= c.gpus_per_node else c.internode_bytes_per_s_per_gpu
@@ -148,6 +170,11 @@ class StepLaw:
             drives = self.rates["nvme_eff"] * c.nvme_bytes_per_s
             host = float(nvme_bytes_per_s_per_gpu(drives, in_node, host, self.rates["nvme_serial_frac"]))
         return float(weight_stream_s(weights, d.dp, host, gather))
+
+    def host_rate(self) -> float:
+        """Return the bytes/s that one GPU gets from host memory."""
+        share = self.rates["host_stream_eff_elsewhere" if self.is_transferred else "host_stream_eff"]
+        return share * self.cluster.gpu.host_link_bytes_per_s
 
     def parts(
         self, prefill_tokens: float, n_decodes: float, context_tokens: float, prefill_context: float
@@ -172,6 +199,9 @@ class StepLaw:
             touched = self.n_experts_touched or independent
             idle = s.all_expert_params * (1 - touched / s.n_experts)
             weights -= idle * BYTES_PER_WEIGHT[d.weight_dtype] / tp
+        if d.weight_dtype == "int4":
+            # unpacked to 16 bits before every product: written once, read once
+            weights += quantised_params(s) * 2 * 2.0
         memory = weights / (bandwidth * self.rates[f"{prefix}_weight_eff"])
         passes = EAGER_KV_PASSES if prefix == "eager" else 1.0
         kv_token = kv_bytes_per_token(s, tp)
@@ -184,10 +214,17 @@ class StepLaw:
             ring = 2 * (tp - 1) / tp * tokens * s.d_model * KV_BYTES / gpu.link_bytes_per_s
             link = 2 * s.n_layers * (self.rates["allreduce_s"] + ring / self.rates["allreduce_eff"])
         host, stream = self.host_s(prefill_tokens == 0), self.stream_s()
+        if d.kv_offload == "cpu":
+            # the cache of the sequences that decode comes over the same link as the weights
+            stream += kv_token * context_tokens / self.host_rate()
         if prefix == "fastgen":
-            # kernels are launched back to back without CUDA graphs: the gaps add to the kernels' own time
             host += self.rates["fastgen_host_s_per_seq"] * n_decodes
             host += 0.0 if self.is_bare else self.rates["fastgen_mii_s"]
+        if prefix == "inject":
+            passes_bytes = injected_passes_bytes(s, prefill_tokens, 2 * prefill_context) / tp
+            kv += passes_bytes / (bandwidth * self.rates["inject_weight_eff"])
+        if prefix in ("fastgen", "inject"):
+            # fused kernels, launched back to back without CUDA graphs: the gaps add to the kernels' own time
             total = host + float(overlapped_s(compute, memory)) + kv + link
         else:
             total = float(overlapped_s(host, stream, float(overlapped_s(compute, memory)) + kv)) + link

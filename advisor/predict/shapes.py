@@ -23,6 +23,8 @@ BYTES_PER_WEIGHT: dict[str, float] = {
     "gptq-int4": 0.5 + (2 + 0.5) / 128,
     # 4 bits + one 8-bit scale for each block of 32 (OCP Microscaling v1.0)
     "mxfp4": 0.5 + 1 / 32,
+    # 4 bits + a 16-bit scale and minimum for each group of 64 (DeepSpeed's weight_quantization, ZeRO-Inference only)
+    "int4": 0.5 + 4 / 64,
 }
 """Bytes of one quantised matrix element, scales included."""
 

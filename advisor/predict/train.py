@@ -236,7 +236,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     check_job(model, cluster, job)
     sizes = sizes_of(model, job)
     rates, fast, slow = rates_of(coefficients, cluster.gpu.name)
-    memory = memory_of(job, sizes, rates)
+    memory = memory_of(job, sizes, rates, cluster.gpu.device_memory_bytes)
     peaks = phase_peaks(job, sizes)
     allocated = max(peaks.values())
     state = state_of(job, sizes)
@@ -260,7 +260,7 @@ def predict_train(model: Model, cluster: Cluster, job: TrainJob, coefficients: C
     def near(value: float, share: float) -> Interval:
         return Interval(value=value, low=value * (1 - share), high=value * (1 + share))
 
-    slack = [memory_of(job, sizes, r).total for r in (fast, slow)]
+    slack = [memory_of(job, sizes, r, cluster.gpu.device_memory_bytes).total for r in (fast, slow)]
     host = state.host_bytes * min(job.n_gpus, cluster.gpus_per_node)
     quantities = {
         "step_s": step_s,

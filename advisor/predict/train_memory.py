@@ -201,8 +201,11 @@ def outside_bytes(job: TrainJob, rates: Rates) -> float:
     return rates["train_context_bytes"] + (rates["train_nccl_bytes"] if job.n_gpus > 1 else 0.0)
 
 
-def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
-    """Return the bytes of one GPU at the step's peak, by purpose; the parts sum to the device memory in use."""
+def memory_of(job: TrainJob, sizes: Sizes, rates: Rates, device_bytes: float) -> Breakdown:
+    """Return the bytes of one GPU at the step's peak, by purpose; the parts sum to the device memory in use.
+
+    The allocator keeps freed blocks as far as the device has room, and gives them back before it fails.
+    """
     stage = fullest_stage(job, sizes)
     state, act, peaks = state_of(job, sizes, stage), activation_parts(job, sizes, stage), stage_peaks(job, sizes, stage)
     moment = max(("fwd_peak", "bwd_peak", "step_peak"), key=lambda k: peaks[k])
@@ -221,7 +224,9 @@ def memory_of(job: TrainJob, sizes: Sizes, rates: Rates) -> Breakdown:
         kept = min(act["kept"], rest)
         parts.append(Part(name="activations", value=kept, why="kept for the backward pass"))
         parts.append(Part(name="loss_and_gradients", value=rest - kept, why="logits in fp32, gradients, buckets"))
-    slack = rates["allocator_slack_frac"] * peaks[moment]
+    outside = outside_bytes(job, rates)
+    room = max(0.0, device_bytes - peaks[moment] - outside)
+    slack = min(rates["allocator_slack_frac"] * peaks[moment], room)
     parts.append(Part(name="allocator_slack", value=slack, why="reserved by the caching allocator beyond the peak"))
-    parts.append(Part(name="context", value=outside_bytes(job, rates), why="CUDA context, NCCL and libraries"))
+    parts.append(Part(name="context", value=outside, why="CUDA context, NCCL and libraries"))
     return Breakdown(name="memory_bytes_per_gpu", unit="bytes", total=sum(p.value for p in parts), parts=tuple(parts))

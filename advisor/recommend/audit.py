@@ -10,7 +10,7 @@ from advisor.recommend.audit_search import Auditor, Scenario, Serve, vllm_serve
 from advisor.recommend.claims import Names, judge_statement
 from advisor.schema import Backend, Interval
 from advisor.schema.claims import AuditReport, ClaimsFile, FigureClaim, Finding, Setup, StatementClaim, Verdict
-from advisor.units import format_bytes, format_rate, format_s, format_w
+from advisor.units import format_bytes, format_change, format_rate, format_s, format_w
 
 
 def _judge_ratio(claims: Sequence[FigureClaim], file_setup: Setup) -> Iterator[Finding]:
@@ -30,7 +30,8 @@ def _judge_ratio(claims: Sequence[FigureClaim], file_setup: Setup) -> Iterator[F
         found = others[0] / vllm - 1
         ours = Interval(value=found, low=found - 0.005, high=found + 0.005)
         verdict: Verdict = "consistent" if abs(found - claim.value) < 0.005 else "wrong"
-        why = f"{format_w(others[0])} over {format_w(vllm)} is {found:+.1%}: the arithmetic, not the measurement"
+        ratio = f"{format_w(others[0])} over {format_w(vllm)} is {format_change(found, 1)}"
+        why = f"{ratio}: the arithmetic, not the measurement"
         yield finding(claim, verdict, why, "arithmetic on the claimed figures", ours)
 
 

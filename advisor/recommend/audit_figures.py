@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from advisor.predict.deepspeed_step import half_peak_flops_per_s, weight_bytes_of
 from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, shapes_of
@@ -61,6 +62,10 @@ def fastest_s(shapes: Shapes, cluster: Cluster, weight_dtype: str, prompt_tokens
     return prefill + (output_tokens - 1) * weights / (gpu.memory_bandwidth_bytes_per_s * n)
 
 
+def _unpredicted(fault: str) -> str:
+    return f"we predict no plan of it: {fault}" if fault else "we predict no plan of it"
+
+
 def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Finding:
     model, _, cluster = auditor.hardware(setup)
     shapes, claimed = shapes_of(model), claimed_interval(claim)
@@ -80,7 +85,11 @@ def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Findin
         verdict: Verdict = (
             "implausible" if most_tokens < USUAL_OUTPUT and readings[0].startswith("e2e") else "undecided"
         )
-        return finding(claim, verdict, bound, law, None)
+        fault = auditor.fault(setup)
+        if fault and setup.backend in (None, "vllm"):
+            where = "parameter count x bytes of the format; datasheet"
+            return finding(claim, "impossible", f"{fault}, so nothing runs without weights from the host", where, None)
+        return finding(claim, verdict, f"{bound}; {_unpredicted(fault)}", law, None)
     fits: dict[str, list[Scenario]] = {}
     for reading in readings:
         for s in scenarios:
@@ -115,6 +124,19 @@ def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Findin
     return finding(claim, verdict, f"{shown}; no length or load that we searched matches", source, ours)
 
 
+def _between(quantity: str, claimed: Interval, scenarios: list[Scenario]) -> tuple[Scenario, Scenario] | None:
+    """Return two scenarios of the same lengths and plan, one with more clients, with the claim between their rates."""
+    alike: dict[object, list[Scenario]] = {}
+    for x in sorted(scenarios, key=lambda x: x.clients):
+        plan = x.deployment.model_copy(update={"max_num_seqs": 1})
+        alike.setdefault((x.prompt_tokens, x.output_tokens, plan), []).append(x)
+    for some in alike.values():
+        for few, many in pairwise(some):
+            if few.prediction.quantities[quantity].high < claimed.low <= many.prediction.quantities[quantity].high:
+                return few, many
+    return None
+
+
 def _judge_rate(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Finding:
     claimed = claimed_interval(claim)
     scenarios = auditor.scenarios(setup)
@@ -127,11 +149,17 @@ def _judge_rate(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Finding:
         why = f"{cluster.n_gpus} x {cluster.gpu.label} cannot compute more than {format_rate(ceiling, 'tokens')}"
         return finding(claim, "impossible", why, law, None)
     if not scenarios:
-        most = ceiling / claimed.value
+        fault = auditor.fault(setup)
+        if fault and setup.backend in (None, "vllm"):
+            where = "parameter count x bytes of the format; datasheet"
+            return finding(claim, "impossible", f"{fault}, so nothing runs without weights from the host", where, None)
+        most = ceiling / max(claimed.value, 1e-300)
         why = (
-            f"peak arithmetic allows {most:.0f} tokens (prompt and output) a request at this rate; lengths are not said"
+            f"peak arithmetic allows {most:.3g} tokens (prompt and output) a request at this rate; lengths are not said"
         )
-        return finding(claim, "undecided", why, law, None)
+        return finding(claim, "undecided", f"{why}; {_unpredicted(fault)}", law, None)
+    if claimed.low > max(x.prediction.quantities[claim.quantity].high for x in scenarios):
+        scenarios = [*scenarios, *auditor.crowded(setup, claim.quantity)]
     fitting = [
         x
         for x in scenarios
@@ -146,6 +174,13 @@ def _judge_rate(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Finding:
     if usual:
         x = min(usual, key=lambda x: abs(x.prediction[claim.quantity] - claim.value))
         return finding(claim, "consistent", shown, source, x.prediction.quantities[claim.quantity], str(x))
+    between = _between(claim.quantity, claimed, [x for x in scenarios if x.is_usual])
+    if between is not None:
+        few, many = between
+        low, high = (x.prediction.quantities[claim.quantity] for x in between)
+        ours = Interval(value=0.5 * (low.value + high.value), low=low.low, high=high.high)
+        why = f"{_format(claim.quantity, low.value)} at {few}, {_format(claim.quantity, high.value)} at {many.clients}"
+        return finding(claim, "consistent", why, source, ours, f"{few}, up to {many.clients} clients")
     if fitting:
         x = min(fitting, key=lambda x: abs(x.prediction[claim.quantity] - claim.value))
         why = f"{shown}; only short requests reach the claim"

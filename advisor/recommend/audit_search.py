@@ -25,7 +25,7 @@ from advisor.schema import (
     Workload,
 )
 from advisor.schema.claims import Setup
-from advisor.units import plural
+from advisor.units import format_bytes, plural
 
 Serve = Callable[[Model, Cluster, Deployment, Workload], Prediction]
 """A serving model of vLLM; raises AdvisorError for a deployment that it cannot run."""
@@ -52,6 +52,10 @@ CLIENTS = (1, 16, 128)
 USUAL_PROMPT, USUAL_OUTPUT = 128, 64
 """Shortest lengths of ordinary chat traffic (Azure 2023 conversation trace: medians 1020 and 129 tokens)."""
 MAX_CANDIDATES = 4
+CROWDS = (4, 16)
+"""Times the clients of the busiest scenario that are tried before a rate is called out of reach."""
+MOST_SEQS = 1024
+"""Sequences that vLLM runs together by default on its largest cards."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,41 @@ class Auditor:
             return predict_deepspeed(model, cluster, d, workload, coefficients)
         except AdvisorError:
             return None
+
+    def fault(self, setup: Setup) -> str:
+        """Return why no deployment of a setup runs, empty where one does or the reason is not known."""
+        model, _, cluster = self.hardware(setup)
+        shapes, device = shapes_of(model), cluster.gpu.device_memory_bytes * cluster.n_gpus
+        weights = weight_bytes_of(shapes, setup.weight_dtype)
+        if setup.backend in (None, "vllm"):
+            if weights <= device:
+                return ""
+            room = f"{cluster.n_gpus} x {cluster.gpu.label} hold {format_bytes(device)}"
+            return f"the weights alone take {format_bytes(weights)}, {room}"
+        work = Workload(
+            lengths=FixedLengths(prompt_tokens=USUAL_PROMPT, output_tokens=USUAL_OUTPUT), load=ClosedLoad(concurrency=1)
+        )
+        coefficients = self.names.coefficients("deepspeed")
+        faults = [feasible_deepspeed(model, cluster, d, work, coefficients) for d in self.deployments(setup)]
+        return faults[0][0] if faults and all(faults) and faults[0] else ""
+
+    def crowded(self, setup: Setup, quantity: str) -> list[Scenario]:
+        """Return the scenario with the most of a rate, and the ordinary one, again with far more clients."""
+        model, _, cluster = self.hardware(setup)
+        found = []
+        for some in (self.scenarios(setup), [s for s in self.scenarios(setup) if s.is_usual]):
+            best = max(some, key=lambda s: s.prediction[quantity], default=None)
+            if best is None or best.deployment.backend != "vllm":
+                continue
+            for times in CROWDS:
+                clients = times * max(CLIENTS)
+                d = best.deployment.model_copy(update={"max_num_seqs": MOST_SEQS})
+                lengths = FixedLengths(prompt_tokens=best.prompt_tokens, output_tokens=best.output_tokens)
+                workload = Workload(lengths=lengths, load=ClosedLoad(concurrency=clients))
+                prediction = self._predict(model, cluster, d, workload)
+                if prediction is not None:
+                    found.append(Scenario(best.prompt_tokens, best.output_tokens, clients, d, prediction))
+        return found
 
     def scenarios(self, setup: Setup) -> list[Scenario]:
         """Return predictions over lengths, clients and deployments that the claim leaves open."""

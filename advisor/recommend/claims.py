@@ -22,7 +22,7 @@ from advisor.predict.train_memory import phase_peaks, sizes_of
 from advisor.schema import CoefficientSet, Gpu, Interval, Model, Note
 from advisor.schema.claims import Setup, Verdict
 from advisor.schema.training import TrainJob
-from advisor.units import format_bytes, format_count
+from advisor.units import format_bytes, format_change, format_count
 
 Subject = Mapping[str, str | int | float | bool]
 PASS_S, TOKEN_S = 0.02, 2e-5
@@ -337,7 +337,7 @@ def batching_gain(subject: Subject, setup: Setup, names: Names) -> Ruling:
         gains.append(fixed.duration_s / rolling.duration_s - 1)
     ours = Interval(value=gains[1], low=gains[0], high=gains[-1])
     verdict: Verdict = "consistent" if any(low <= g <= high for g in gains[1:]) else "implausible"
-    spreads = ", ".join(f"{g:+.0%} at spread {s}" for g, s in zip(gains, GAIN_SPREADS, strict=True))
+    spreads = ", ".join(f"{format_change(g)} at spread {s}" for g, s in zip(gains, GAIN_SPREADS, strict=True))
     why = f"both schedulers replayed at batch {batch}: {spreads} (standard deviation of log output length)"
     if verdict == "implausible" and high < gains[1]:
         why += "; the claim is too low for ordinary lengths, it holds where all answers are about equally long"
@@ -374,7 +374,7 @@ RULES: dict[str, Callable[[Subject, Setup, Names], Ruling]] = {
 def judge_statement(rule: str, subject: Subject, setup: Setup, names: Names) -> Ruling:
     """Return the ruling of a named rule; raises UnknownName for a rule that does not exist."""
     if rule not in RULES:
-        raise UnknownName("rule", rule, RULES)
+        raise UnknownName("rule", rule, RULES, f"Known: {', '.join(RULES)}")
     try:
         return RULES[rule](subject, setup, names)
     except DomainError as error:

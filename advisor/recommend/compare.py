@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
 from advisor.recommend.ask import ask
+from advisor.recommend.duel import Duel, duel
 from advisor.recommend.one import predict_one
 from advisor.schema import Plan, Prediction, Request
 
@@ -24,6 +27,27 @@ class OwnLimit:
 
     requests_per_s: float
     prediction: Prediction
+
+
+def duels(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Plan, Duel]]:
+    """Yield every two plans of an open or closed load against each other, vLLM or the better ranked one first."""
+    order = sorted(plans, key=lambda p: (p.backend != "vllm", p.rank))
+    for one, other in combinations(order, 2):
+        yield one, other, duel(one.prediction, other.prediction)
+
+
+def duels_json(plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Return the same for a JSON answer; `winner` is null where the intervals leave none."""
+    return [
+        {
+            "first": one.backend,
+            "second": other.backend,
+            "quantity": found.name,
+            "times": found.times.model_dump(mode="json"),
+            "winner": None if found.is_tie else one.backend if found.times.low > 1 else other.backend,
+        }
+        for one, other, found in duels(plans)
+    ]
 
 
 def _predicted(request: Request, plan: Plan, rate: float, catalog: Catalog) -> Prediction | None:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from advisor.catalog import load_catalog
-from advisor.errors import DomainError, printable
+from advisor.errors import DomainError
 from advisor.predict.capacity import max_rate
 from advisor.recommend.answer import recommend
-from advisor.recommend.ask import Pool, Question, ask
-from advisor.recommend.hybrid import badness, batch_job, daily_load, plan_mixed, training_job
+from advisor.recommend.ask import Question, ask
+from advisor.recommend.explain import layout_text
+from advisor.recommend.feasible import Rejections
+from advisor.recommend.hybrid import badness, daily_load, plan_mixed
 from advisor.recommend.one import check_vllm, predict_one
-from advisor.recommend.training import best_job
-from advisor.schema import Deployment, Noun, Request, Slo
-from advisor.schema.mixed import MixedAnswer, OfflineJob, OnlineNeed
+from advisor.recommend.search import tabulate
+from advisor.recommend.ways import batch_ways, training_ways
+from advisor.schema import Deployment, Noun, Request
+from advisor.schema.base import NonNegativeFloat
+from advisor.schema.mixed import DEFAULT_SWITCH_S, MixedAnswer, OfflineJob, OnlineNeed
 from advisor.units import plural
 
-GLOBAL_BATCH = 64
-"""Sequences of a training step, as `advisor train` takes by default; more where the GPUs do not divide it."""
+MOST_REPLICA_SIZES = 3
+"""Layouts of a replica with which a day is planned: the best plan's and the next smaller ones."""
 
 
 class Offline(Noun):
     """Offline work that the user asks for; 0 tokens = none of that kind, and none at all is a day of serving alone.
 
-    `train_gpus` 0 = the number that serves the day best; `train_model` empty = the served one; `lora_rank` 0 = all
-    parameters.
+    `train_gpus` 0 = in each hour the number that serves the day best; `train_model` empty = the served one;
+    `lora_rank` 0 = all parameters.
     """
 
     batch_tokens: int = 0
@@ -35,12 +39,13 @@ class Offline(Noun):
 
 
 class Day(Noun):
-    """The traffic of one day."""
+    """The traffic of one day, and how long a group of GPUs is lost when it starts in another way [s]."""
 
     peak_requests_per_s: float
     night_frac: float
     peak_hour: float
     headroom_frac: float
+    restart_s: NonNegativeFloat = DEFAULT_SWITCH_S
 
 
 class DayPlan(Noun):
@@ -70,58 +75,37 @@ def _need(question: Question, replica: Deployment, day: Day) -> OnlineNeed:
     )
 
 
-def _batch(question: Question, replica: Deployment, wanted: Offline) -> list[OfflineJob]:
-    """Return the offline queue at the speed of one replica with many requests waiting; none where none is asked for."""
+def _jobs(
+    question: Question, replica: Deployment, wanted: Offline, trainings: tuple[OfflineJob, ...]
+) -> list[OfflineJob]:
+    """Return the offline work beside replicas of one layout, each job with the ways in which GPUs can do it."""
     if not wanted.batch_tokens:
-        return []
-    deep = {"workload": "batch", "rate": None, "concurrency": replica.max_num_seqs, "slo": Slo()}
-    one = predict_one(ask(question.request.model_copy(update=deep), load_catalog()), replica)
-    size = {"total_tokens": wanted.batch_tokens, "deadline_hour": wanted.batch_deadline}
-    return [batch_job("batch", replica, one.prediction, **size)]
+        return list(trainings)
+    ways = batch_ways(question.request, replica)
+    batch = OfflineJob(name="batch", ways=ways, total_tokens=wanted.batch_tokens, deadline_hour=wanted.batch_deadline)
+    return [batch, *trainings]
 
 
-def _trainings(question: Question, wanted: Offline) -> list[OfflineJob]:
-    """Return the best training job on every number of GPUs that may do it, fewest first.
-
-    Without `train_gpus` these are the divisors of a node that are powers of two, and the whole node.
-    """
-    catalog, cluster = load_catalog(), question.pools[0].cluster
-    whole = cluster.gpus_per_node
+def _training(question: Question, wanted: Offline) -> tuple[OfflineJob, ...]:
+    """Return the training job, none where none is asked for."""
+    if not wanted.train_tokens:
+        return ()
     name = wanted.train_model or question.request.model
-    if wanted.train_gpus > whole:
-        raise DomainError(f"training runs on one node of {whole} GPUs, got {wanted.train_gpus}; use at most {whole}")
-    counts = [wanted.train_gpus] if wanted.train_gpus else [n for n in range(1, whole) if n & (n - 1) == 0] + [whole]
-    model, fitted, jobs, fault = catalog.model(name)[0], catalog.coefficients("deepspeed"), [], ""
-    for n_gpus in counts:
-        part = cluster.model_copy(update={"n_nodes": 1, "gpus_per_node": n_gpus})
-        batch = -(-GLOBAL_BATCH // n_gpus) * n_gpus
-        try:
-            job, prediction = best_job(model, part, fitted, global_batch=batch, lora_rank=wanted.lora_rank)
-        except DomainError as error:
-            fault = f"{printable(name)} cannot be trained on {plural(n_gpus, 'GPU')}: {error}"
-            continue
-        size = {"total_tokens": wanted.train_tokens, "deadline_hour": wanted.train_deadline}
-        jobs.append(training_job("training", job, prediction, **size))
-    if not jobs:
-        raise DomainError(fault)
-    return jobs
+    ways = training_ways(question, name, n_gpus=wanted.train_gpus, lora_rank=wanted.lora_rank)
+    return (
+        OfflineJob(
+            name="training",
+            kind="train",
+            ways=ways,
+            total_tokens=wanted.train_tokens,
+            max_groups=1,
+            deadline_hour=wanted.train_deadline,
+        ),
+    )
 
 
-def _divided(
-    need: OnlineNeed, batch: list[OfflineJob], trainings: list[OfflineJob], pool: Pool
-) -> tuple[MixedAnswer, list[OfflineJob]]:
-    """Return the better way to divide the budget and its jobs: over every number of GPUs that training may take."""
-    price, idle = pool.usd_per_gpu_h or 0.0, pool.cluster.gpu.idle_power_w
-    tried = []
-    for jobs in [[*batch, job] for job in trainings] or [batch]:
-        answer = plan_mixed(pool.cluster.n_gpus, need, jobs, usd_per_gpu_h=price, idle_power_w=idle)
-        tried.append((badness(answer.plan(answer.best)), answer, jobs))
-    _, answer, jobs = min(tried, key=lambda found: found[0])
-    return answer, jobs
-
-
-def replica_for(question: Question) -> Deployment:
-    """Return the replica to plan a day with: that of the best vLLM plan for the busiest hour.
+def replicas_for(question: Question) -> list[Deployment]:
+    """Return the replicas to plan a day with: that of the best vLLM plan for the busiest hour, then smaller ones.
 
     Raises DomainError with the reason and what would fit, where vLLM runs nowhere.
     """
@@ -130,20 +114,55 @@ def replica_for(question: Question) -> Deployment:
         first = answer.rejected[0] if answer.rejected else None
         reason = f": {first.reason}; nearest that fits: {first.nearest}" if first else ""
         raise DomainError(f"no vLLM plan runs {question.model.name} on these GPUs{reason}")
-    return answer.best.deployment.model_copy(update={"dp": 1})
+    first_replica = answer.best.deployment.model_copy(update={"dp": 1})
+    table = tabulate(question, Rejections(), has_prices=False)
+    best: dict[int, tuple[tuple[float, float], Deployment]] = {}
+    for i, d in enumerate(table.deployments):
+        size, key = d.tp * d.pp, (max(1.0, float(table.badness[i])), float(table.score[i]))
+        if size < first_replica.n_gpus and (size not in best or key < best[size][0]):
+            best[size] = key, d.model_copy(update={"dp": 1})
+    whole = [size for size in best if question.pools[0].cluster.n_gpus % size == 0] or list(best)
+    smaller = [best[size][1] for size in sorted(whole, reverse=True)]
+    return [first_replica, *smaller[: MOST_REPLICA_SIZES - 1]]
 
 
 def plan_day(request: Request, day: Day, wanted: Offline) -> DayPlan:
     """Return the hour-by-hour schedule of the request's GPUs, its one pool; the request's load is not used.
 
-    Raises AdvisorError for what cannot be planned.
+    Tries replicas of several sizes: with small ones the load lets go more GPUs. Raises AdvisorError for what cannot be
+    planned.
     """
     question = ask(request.model_copy(update={"rate": day.peak_requests_per_s, "concurrency": None}), load_catalog())
     if len(question.pools) > 1:
         raise DomainError(f"a day is planned on one pool, got {len(question.pools)}; give a single GPU spec")
-    replica = replica_for(question)
-    need, pool = _need(question, replica, day), question.pools[0]
-    trainings = _trainings(question, wanted) if wanted.train_tokens else []
-    answer, jobs = _divided(need, _batch(question, replica, wanted), trainings, pool)
+    pool, trainings, fault = question.pools[0], _training(question, wanted), None
     price = pool.usd_per_gpu_h or 0.0
-    return DayPlan(need=need, jobs=tuple(jobs), answer=answer, replica=replica, usd_per_gpu_h=price)
+    tried: list[DayPlan] = []
+    for replica in replicas_for(question):
+        try:
+            need = _need(question, replica, day)
+            jobs = _jobs(question, replica, wanted, trainings)
+        except DomainError as error:
+            fault = fault or error
+            continue
+        idle = pool.cluster.gpu.idle_power_w
+        answer = plan_mixed(
+            pool.cluster.n_gpus, need, jobs, usd_per_gpu_h=price, idle_power_w=idle, switch_s=day.restart_s
+        )
+        tried.append(DayPlan(need=need, jobs=tuple(jobs), answer=answer, replica=replica, usd_per_gpu_h=price))
+    if fault is not None and not tried:
+        raise fault
+    # small differences in energy are no reason to leave the best plan's replica
+    found = min(tried, key=lambda plan: badness(plan.answer.plan(plan.answer.best))[:3])
+    return found.model_copy(update={"answer": _with_replicas(found, tried)})
+
+
+def _with_replicas(found: DayPlan, tried: list[DayPlan]) -> MixedAnswer:
+    """Return the answer with what the day would be with replicas of other sizes."""
+    lines = []
+    for other in (plan for plan in tried if plan is not found):
+        best = other.answer.plan(other.answer.best)
+        fewest = f"{plural(best.min_gpus, 'GPU')} needed" if best.min_gpus is not None else "no number of GPUs would do"
+        state = "meets everything" if best.meets_all else "misses something"
+        lines.append(f"with replicas of {layout_text(other.replica)}: {best.mode} {state}, {fewest}")
+    return found.answer.model_copy(update={"why": (*found.answer.why, *lines)})

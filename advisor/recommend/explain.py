@@ -10,10 +10,21 @@ from advisor.predict.deepspeed_paths import path_of
 from advisor.predict.shapes import shapes_of
 from advisor.predict.traffic import mean_lengths
 from advisor.recommend.ask import Question
+from advisor.recommend.duel import duel
 from advisor.recommend.plan import latency_s
 from advisor.recommend.search import Found
 from advisor.schema import ClosedLoad, Deployment, FixedLengths, Note, Plan, Prediction, Rejected
-from advisor.units import format_count, format_frac, format_j, format_rate, format_s, format_usd, format_w
+from advisor.units import (
+    format_change,
+    format_count,
+    format_frac,
+    format_j,
+    format_rate,
+    format_s,
+    format_usd,
+    format_w,
+    plural,
+)
 
 DEEPSPEED_LABELS = {
     "deepspeed-zero-inference": "ZeRO-Inference",
@@ -34,7 +45,11 @@ def layout_text(d: Deployment) -> str:
         parts.append(f"batch {d.static_batch}")
     if d.offload != "none":
         parts.append(f"weights on {d.offload}")
-    gpus = f"{d.n_gpus} GPU{'s' if d.n_gpus > 1 else ''}"
+    if d.kv_offload != "none":
+        parts.append(f"cache on {d.kv_offload}")
+    if d.weight_dtype == "int4":
+        parts.append("4-bit")
+    gpus = plural(d.n_gpus, "GPU")
     return f"{gpus} ({', '.join(parts)})" if parts else gpus
 
 
@@ -43,6 +58,8 @@ def layout_short(d: Deployment) -> str:
     parts = [f"{name}{n}" for name, n in (("TP", d.tp), ("PP", d.pp), ("EP", d.ep), ("DP", d.dp)) if n > 1]
     parts += [f"b{d.static_batch}"] if d.static_batch else []
     parts += [d.offload] if d.offload != "none" else []
+    parts += [f"kv-{d.kv_offload}"] if d.kv_offload != "none" else []
+    parts += ["int4"] if d.weight_dtype == "int4" else []
     return " ".join(parts)
 
 
@@ -120,7 +137,9 @@ def _versus(question: Question, best: Plan, other: Plan) -> str:
         slower = f"median end-to-end {format_s(b['e2e_p50_s'])} against {format_s(a['e2e_p50_s'])}"
         return f"{name} has the same {label}, but {slower}."
     comparison = (
-        f"{name} has {y / x - 1:+.0%} {label}" if 0.1 < y / x < 10 else f"{name} has {y / x:,.2g} times the {label}"
+        f"{name} has {format_change(y / x - 1)} {label}"
+        if 0.1 < y / x < 10
+        else f"{name} has {y / x:,.2g} times the {label}"
     )
     gains = []
     if objective != "latency" and b["e2e_p50_s"] < 0.98 * a["e2e_p50_s"]:
@@ -143,11 +162,9 @@ def _backends(question: Question, best: Plan, by_backend: dict[str, Plan]) -> li
         return []
     rival = min(others.values(), key=lambda p: p.rank)
     a, b = best.prediction, rival.prediction
-    ratio = a["output_tokens_per_s"] / max(b["output_tokens_per_s"], 1e-12)
     is_kept = rival.backend == "vllm" or path_of(rival.backend).is_maintained
     name = plan_text(rival) + ("" if is_kept else " (software without maintenance)")
-    text = f"vLLM or DeepSpeed: the best of the other side is {name}, with"
-    text += f" {format_rate(b['output_tokens_per_s'], 'output tokens')} ({1 / ratio:.2g} times)"
+    text = f"vLLM or DeepSpeed: the best of the other side is {name}; {duel(a, b).text('it')}"
     if "tpot_p50_s" in a.quantities and "tpot_p50_s" in b.quantities:
         text += f", TPOT P50 {format_s(b['tpot_p50_s'])} against {format_s(a['tpot_p50_s'])}"
     if rival.prediction.is_saturated and not a.is_saturated:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import permutations
 from typing import Literal
 
 from advisor.errors import DomainError
-from advisor.recommend.explain import layout_text
-from advisor.recommend.training_flips import label
-from advisor.schema import Deployment, Note, Prediction
-from advisor.schema.mixed import HOURS, HourPlan, MixedAnswer, MixedPlan, OfflineJob, OnlineNeed
-from advisor.schema.training import TrainJob, TrainPrediction
-from advisor.units import HOUR_S, format_count, format_j, format_usd, plural
+from advisor.recommend.offline import Room, Work, work, worked_how
+from advisor.schema import Note
+from advisor.schema.mixed import DEFAULT_SWITCH_S, HOURS, HourPlan, MixedAnswer, MixedPlan, OfflineJob, OnlineNeed
+from advisor.units import HOUR_S, format_count, format_j, format_s, format_usd, plural
 
 Mode = Literal["share", "split"]
-DEFAULT_SWITCH_S = 300.0
-"""Assumed time that a group of GPUs loses when it changes sides (stop, load weights, compile, warm up): an input."""
+MOST_ORDERED = 3
+"""Jobs up to which every order of precedence is tried."""
+MOST_GPUS = 4096
+"""Largest budget that is looked at for the fewest GPUs."""
 STEEP_RAMP = 1.5
 """Growth of the load from one hour to the next above which replicas should start an hour early."""
 
@@ -42,57 +43,6 @@ def daily_load(peak_requests_per_s: float, *, night_frac: float = 0.2, peak_hour
     )
 
 
-def slo_capacity(meets_slo: Callable[[float], bool], highest: float, *, relative: float = 0.02) -> float:
-    """Return the largest rate that meets the SLO, by bisection between 0 and `highest`; 0 when none does.
-
-    `meets_slo(rate)` must be true below some rate and false above it.
-    """
-    if meets_slo(highest):
-        return highest
-    low, high = 0.0, highest
-    while high - low > relative * max(low, highest * 1e-3):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if meets_slo(middle) else (low, middle)
-    return low
-
-
-def training_job(
-    name: str, job: TrainJob, prediction: TrainPrediction, *, total_tokens: float, deadline_hour: int
-) -> OfflineJob:
-    """Return a training job as offline work: one group of its GPUs at the predicted rate."""
-    power = prediction.quantities.get("board_power_w")
-    return OfflineJob(
-        name=name,
-        kind="train",
-        backend=f"deepspeed-train-zero{job.zero_stage}",
-        plan=label(job),
-        total_tokens=total_tokens,
-        gpus_per_group=job.n_gpus,
-        tokens_per_s_per_group=prediction["tokens_per_s"],
-        max_groups=1,
-        deadline_hour=deadline_hour,
-        board_power_w_per_gpu=power.value / job.n_gpus if power else 0.0,
-    )
-
-
-def batch_job(
-    name: str, deployment: Deployment, prediction: Prediction, *, total_tokens: float, deadline_hour: int
-) -> OfflineJob:
-    """Return a batch queue as offline work: groups of one replica at the deployment's total token rate."""
-    replicas = 1 if deployment.backend == "deepspeed-zero-inference" else deployment.dp
-    power = prediction.quantities.get("board_power_w")
-    return OfflineJob(
-        name=name,
-        backend=deployment.backend,
-        plan=layout_text(deployment),
-        total_tokens=total_tokens,
-        gpus_per_group=deployment.n_gpus // replicas,
-        tokens_per_s_per_group=prediction["total_tokens_per_s"] / replicas,
-        deadline_hour=deadline_hour,
-        board_power_w_per_gpu=power.value / deployment.n_gpus if power else 0.0,
-    )
-
-
 def replicas_needed(need: OnlineNeed, hour: int) -> int:
     """Return the replicas of an hour of day: load over capacity with headroom, at least the minimum."""
     rate = need.requests_per_s[hour % HOURS]
@@ -102,13 +52,33 @@ def replicas_needed(need: OnlineNeed, hour: int) -> int:
     return max(need.min_replicas, math.ceil(rate / usable * (1 - 1e-9)))
 
 
-def _serving(need: OnlineNeed, n_gpus: int, hour: int, mode: Mode) -> tuple[int, float]:
-    """Return (replicas that run, requests/s left unserved) of an hour."""
-    hours = range(HOURS) if mode == "split" else (hour,)
-    wanted = max(replicas_needed(need, h) for h in hours)
-    running = min(wanted, n_gpus // need.gpus_per_replica)
-    unserved = max(0.0, need.requests_per_s[hour % HOURS] - running * need.capacity_requests_per_s)
-    return running, unserved
+def _serving(need: OnlineNeed, n_gpus: int, mode: Mode) -> list[tuple[int, float]]:
+    """Return (replicas that run, requests/s left unserved) of each hour of day."""
+    wanted = [replicas_needed(need, hour) for hour in range(HOURS)]
+    found = []
+    for hour, rate in enumerate(need.requests_per_s):
+        running = min(max(wanted) if mode == "split" else wanted[hour], n_gpus // need.gpus_per_replica)
+        found.append((running, max(0.0, rate - running * need.capacity_requests_per_s)))
+    return found
+
+
+def _worked(
+    n_gpus: int, need: OnlineNeed, jobs: Sequence[OfflineJob], replicas: Sequence[int], horizon: int, switch_s: float
+) -> dict[str, Work]:
+    """Return what each job does beside so many replicas in each hour of day, in the order that leaves least undone."""
+    running = [replicas[hour % HOURS] for hour in range(horizon + 1)]
+    soonest = sorted(jobs, key=lambda j: (j.deadline_hour, j.name))
+    best: dict[str, Work] = {}
+    least = math.inf
+    for order in permutations(soonest) if len(jobs) <= MOST_ORDERED else [soonest]:
+        room = Room.of(n_gpus, need.gpus_per_replica, running)
+        done = {job.name: work(job, room, horizon, switch_s) for job in order}
+        undone = sum(w.late_tokens / w.job.total_tokens for w in done.values())
+        if undone < least:
+            best, least = done, undone
+        if not undone:
+            break
+    return best
 
 
 def schedule(
@@ -124,8 +94,11 @@ def schedule(
     """Return the hour-by-hour schedule of one mode.
 
     *split*: the peak's replicas stay up all day, the other GPUs do offline work. *share*: replicas follow the load, and
-    what they free works offline; a group that starts in an hour loses `switch_s` of it. Jobs are served by earliest
-    deadline; the plan runs until the last deadline, at least one day. Serving always comes first.
+    what they free works offline. Each hour a job runs in the ways that do the most by its deadline on the GPUs it has:
+    a group that starts in another way loses `switch_s` of the hour, and so does one that hands its GPUs to a replica,
+    which starts before its hour; serving engines that the load lets go work on without a restart. Serving always comes
+    first, then jobs by earliest deadline, or in the order that leaves least undone. The plan runs until the last
+    deadline, at least one day.
     """
     if n_gpus < 1:
         raise DomainError(f"a mixed plan needs at least one GPU, got {n_gpus}")
@@ -133,60 +106,39 @@ def schedule(
     if len(set(names)) != len(names):
         raise DomainError(f"two jobs are called '{next(n for n in names if names.count(n) > 1)}'; names must differ")
     horizon = max([HOURS, *(j.deadline_hour for j in jobs)])
-    left = {j.name: j.total_tokens for j in jobs}
-    finish: dict[str, float | None] = dict.fromkeys(names)
-    late: dict[str, float] = dict.fromkeys(names, 0.0)
-    before = dict.fromkeys(names, 0)
+    serving = _serving(need, n_gpus, mode)
+    done = _worked(n_gpus, need, jobs, [replicas for replicas, _ in serving], horizon, switch_s)
     hours = []
     for hour in range(horizon):
-        running, unserved = _serving(need, n_gpus, hour, mode)
-        serving = running * need.gpus_per_replica
-        free = n_gpus - serving
-        gpus, done = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
-        job_energy = 0.0
-        for job in sorted(jobs, key=lambda j: (j.deadline_hour, j.name)):
-            if left[job.name] <= 0:
-                continue
-            groups = min(free // job.gpus_per_group, job.max_groups)
-            full = job.tokens_per_s_per_group * HOUR_S
-            needed = math.ceil(left[job.name] / (job.tokens_per_s_per_group * max(HOUR_S - switch_s, 1.0)) - 1e-9)
-            groups = min(groups, needed)
-            started = max(0, groups - before[job.name])
-            lost = started * job.tokens_per_s_per_group * min(switch_s, HOUR_S)
-            able = groups * full - lost
-            work = min(left[job.name], able)
-            left[job.name] -= work
-            gpus[job.name], done[job.name] = groups * job.gpus_per_group, work
-            free -= gpus[job.name]
-            share = work / able if able > 0 else 0.0
-            job_energy += gpus[job.name] * HOUR_S * (job.board_power_w_per_gpu * share + idle_power_w * (1 - share))
-            if left[job.name] <= 0:
-                finish[job.name] = hour + share
-        before = {j.name: gpus[j.name] // j.gpus_per_group for j in jobs}
-        for job in jobs:
-            if hour + 1 == job.deadline_hour:
-                late[job.name] = max(0.0, left[job.name])
-        capacity = running * need.capacity_requests_per_s
+        replicas, unserved = serving[hour % HOURS]
+        in_use = replicas * need.gpus_per_replica
+        at = {name: done[name].hours[hour] for name in names}
+        idle = n_gpus - in_use - sum(h.gpus for h in at.values())
+        capacity = replicas * need.capacity_requests_per_s
         load = min(1.0, need.requests_per_s[hour % HOURS] / capacity) if capacity else 0.0
         serving_w = idle_power_w + load * max(0.0, need.board_power_w_per_gpu - idle_power_w)
+        watts = in_use * serving_w + idle * idle_power_w + sum(h.board_power_w(idle_power_w) for h in at.values())
         hours.append(
             HourPlan(
                 hour=hour,
-                n_replicas=running,
-                serving_gpus=serving,
-                job_gpus=gpus,
-                idle_gpus=free,
-                job_tokens=done,
+                n_replicas=replicas,
+                serving_gpus=in_use,
+                job_gpus={name: h.gpus for name, h in at.items()},
+                job_groups={name: h.groups for name, h in at.items()},
+                job_starts={name: h.starts for name, h in at.items()},
+                idle_gpus=idle,
+                job_tokens={name: h.tokens for name, h in at.items()},
                 unserved_requests_per_s=unserved,
-                energy_j=serving * serving_w * HOUR_S + job_energy + free * idle_power_w * HOUR_S,
+                energy_j=watts * HOUR_S,
             )
         )
+    late = {name: done[name].late_tokens for name in names}
     unserved_any = any(h.unserved_requests_per_s > 0 for h in hours)
     return MixedPlan(
         mode=mode,
         n_gpus=n_gpus,
         hours=tuple(hours),
-        finish_hour=finish,
+        finish_hour={name: done[name].finish_hour for name in names},
         shortfall_tokens=late,
         meets_all=not unserved_any and not any(late.values()),
         usd=usd_per_gpu_h * n_gpus * horizon,
@@ -209,7 +161,8 @@ def _risks(
     if short:
         notes.append(
             Note(
-                level="error", text=f"the online load exceeds all GPUs in {len(short)} hours, first in hour {short[0]}"
+                level="error",
+                text=f"the online load exceeds all GPUs in {plural(len(short), 'hour')}, first in hour {short[0]}",
             )
         )
     notes += [
@@ -219,9 +172,7 @@ def _risks(
     ]
     if mode == "share":
         notes.append(
-            Note(
-                text=f"GPUs change sides: {switch_s / 60:.0f} minutes a change are counted, weights stay in host memory"
-            )
+            Note(text=f"GPUs change sides: {format_s(switch_s)} a restart are counted, weights stay in host memory")
         )
         rates = need.requests_per_s
         steep = [h for h in range(HOURS) if rates[h - 1] > 0 and rates[h] / rates[h - 1] > STEEP_RAMP]
@@ -239,20 +190,49 @@ def _risks(
                 level="warning", text="a burst while GPUs work offline waits for a change of sides; headroom covers it"
             )
         )
+    notes += [
+        Note(
+            level="warning",
+            text=f"'{job.name}' changes its number of GPUs: it resumes from a universal checkpoint"
+            ' (DeepSpeed\'s ds_to_universal.py --inject_missing_state, then "load_universal": true); its batch a step'
+            " stays the same",
+        )
+        for job in jobs
+        if job.kind == "train" and len({h.job_groups[job.name] for h in hours if h.job_gpus[job.name]}) > 1
+    ]
     if mode == "split" and len({replicas_needed(need, h) for h in range(HOURS)}) > 1:
         notes.append(Note(text="serving GPUs idle outside the peak; in exchange nothing ever changes sides"))
     return notes
 
 
-def fewest_gpus(need: OnlineNeed, jobs: Sequence[OfflineJob], mode: Mode, *, highest: int = 4096) -> int | None:
+def fewest_gpus(
+    need: OnlineNeed,
+    jobs: Sequence[OfflineJob],
+    mode: Mode,
+    *,
+    switch_s: float = DEFAULT_SWITCH_S,
+    highest: int = MOST_GPUS,
+) -> int | None:
     """Return the fewest GPUs that hold the peak with its headroom and meet all deadlines, None above `highest`."""
     low = max(1, max(replicas_needed(need, h) for h in range(HOURS)) * need.gpus_per_replica)
-    if low > highest or not schedule(highest, need, jobs, mode).meets_all:
+
+    horizon = max([HOURS, *(j.deadline_hour for j in jobs)])
+
+    def is_enough(n_gpus: int) -> bool:
+        replicas = [n for n, _ in _serving(need, n_gpus, mode)]
+        return not any(w.late_tokens for w in _worked(n_gpus, need, jobs, replicas, horizon, switch_s).values())
+
+    if low > highest:
         return None
-    high = highest
+    # a bracket by doublings first: schedules of few GPUs are found sooner than those of thousands
+    high = low
+    while not is_enough(high):
+        if high >= highest:
+            return None
+        low, high = high + 1, min(2 * high, highest)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if schedule(middle, need, jobs, mode).meets_all else (middle + 1, high)
+        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
     return low
 
 
@@ -287,19 +267,21 @@ def plan_mixed(
             idle_power_w=idle_power_w,
             switch_s=switch_s,
         )
-        plans.append(plan.model_copy(update={"min_gpus": fewest_gpus(need, jobs, mode)}))
+        plans.append(plan.model_copy(update={"min_gpus": fewest_gpus(need, jobs, mode, switch_s=switch_s)}))
 
     best = min(plans, key=badness)
     other = next(p for p in plans if p.mode != best.mode)
     why = []
     for plan in (best, other):
-        fewest = plural(plan.min_gpus, "GPU") if plan.min_gpus is not None else "no number of GPUs up to 4096"
+        fewest = plural(plan.min_gpus, "GPU") if plan.min_gpus is not None else f"more than {MOST_GPUS:,} GPUs"
         state = "meets everything" if plan.meets_all else "misses something"
         why.append(
             f"{plan.mode}: {state} on {plural(plan.n_gpus, 'GPU')}, needs {fewest},"
-            f" idles {plan.idle_gpu_hours:.0f} GPU hours, {format_j(plan.energy_j)}"
+            f" idles {plural(round(plan.idle_gpu_hours), 'GPU hour')}, {format_j(plan.energy_j)}"
         )
     if best.min_gpus is not None and other.min_gpus is not None and usd_per_gpu_h and best.min_gpus < other.min_gpus:
         saved = (other.min_gpus - best.min_gpus) * usd_per_gpu_h * HOURS
         why.append(f"{best.mode} saves {plural(other.min_gpus - best.min_gpus, 'GPU')}, {format_usd(saved)} a day")
+    for job in jobs:
+        why += worked_how(best, job, switch_s)
     return MixedAnswer(best=best.mode, why=tuple(why), plans=tuple(plans))

@@ -137,6 +137,8 @@ def format_fault(
                 # the checkpoint has no other format, so only another card helps
                 return reason, f"a card of compute capability {least} or newer"
             return reason, f"--weight-dtype {'bf16' if has_bf16(gpu) else 'fp16'}"
+    if weight_dtype == "int4":
+        return "int4 is the format of DeepSpeed's weight_quantization, vLLM does not read it", "--weight-dtype awq-int4"
     if weight_dtype == "bf16" and not has_bf16(gpu):
         return f"{gpu.label} does not compute bf16", "--weight-dtype fp16"
     if weight_dtype in ("bf16", "fp16") and model.quantization is not None:

@@ -76,7 +76,14 @@ def offers(question: Question, pool: Pool, backends: tuple[Backend, ...], reject
         if backend not in backends:
             continue
         able = []
-        for d in deepspeed_deployments(model, cluster, max_model_len=question.max_model_len, backends=(backend,)):
+        every = deepspeed_deployments(
+            model,
+            cluster,
+            max_model_len=question.max_model_len,
+            backends=(backend,),
+            has_int4="int4" in question.request.weight_dtypes,
+        )
+        for d in every:
             fault = question.context_fault or feasible_with(model, cluster, d, rates, peak)
             if fault is None:
                 able.append(d)

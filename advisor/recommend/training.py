@@ -15,7 +15,7 @@ from advisor.emit.deepspeed_training import training_command
 from advisor.errors import DomainError
 from advisor.predict.train import feasible_train, predict_train, refusal
 from advisor.recommend.space import MOST_GPUS, doublings
-from advisor.recommend.training_flips import TrainObjective, behind, cost_of, label, limits
+from advisor.recommend.training_flips import TrainObjective, behind, cost_of, is_tight, label, limits, outside_of
 from advisor.schema import Cluster, CoefficientSet, Model, Note
 from advisor.schema.base import first_error
 from advisor.schema.training import OffloadTarget, TrainAnswer, TrainJob, TrainPlan, TrainPrediction, TrainRejected
@@ -126,16 +126,19 @@ def complexity(job: TrainJob) -> int:
 
 
 def _rank(
-    found: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjective
+    found: list[tuple[TrainJob, TrainPrediction]], objective: TrainObjective, room: float
 ) -> list[tuple[TrainJob, TrainPrediction]]:
-    """Return plans by objective; among those near the best, simpler first, then the one with more memory left."""
-    ordered = sorted(found, key=lambda f: cost_of(f[1], objective))
+    """Return plans by objective: first those that surely fit, then those that may run out of memory.
+
+    Among those near the best, simpler first, then the one with more memory left. room : bytes of a GPU
+    """
+    ordered = sorted(found, key=lambda f: (is_tight(f[1], room), cost_of(f[1], objective)))
     if not ordered:
         return ordered
-    limit = cost_of(ordered[0][1], objective) * (1 + NEAR_FRAC)
-    near = [f for f in ordered if cost_of(f[1], objective) <= limit]
+    (_, first), limit = ordered[0], cost_of(ordered[0][1], objective) * (1 + NEAR_FRAC)
+    near = [f for f in ordered if cost_of(f[1], objective) <= limit and is_tight(f[1], room) == is_tight(first, room)]
     near.sort(key=lambda f: (complexity(f[0]), f[1]["allocated_bytes_per_gpu"]))
-    return near + ordered[len(near) :]
+    return near + [f for f in ordered if f not in near]
 
 
 def _reasons(job: TrainJob, prediction: TrainPrediction, cluster: Cluster) -> tuple[str, ...]:
@@ -148,12 +151,15 @@ def _reasons(job: TrainJob, prediction: TrainPrediction, cluster: Cluster) -> tu
         f" {format_s(step.high)}): {rate}, {mfu} of the peak",
         f"peak memory {format_bytes(prediction['allocated_bytes_per_gpu'])} of {room} a GPU",
     ]
-    memory = q["memory_bytes_per_gpu"]
-    if memory.high > cluster.gpu.device_memory_bytes:
+    segments = "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    if is_tight(prediction, cluster.gpu.device_memory_bytes):
         lines.append(
-            f"close to the limit: the allocator may reserve {format_bytes(memory.high)}; set PYTORCH_CUDA_ALLOC_CONF="
-            "expandable_segments:True, or take a smaller micro batch or checkpointing"
+            f"it may run out of memory: the peak may reach {format_bytes(q['allocated_bytes_per_gpu'].high)} beside"
+            f" {format_bytes(outside_of(prediction))} of CUDA and NCCL; {segments}, or take a smaller micro batch or"
+            " checkpointing"
         )
+    elif q["memory_bytes_per_gpu"].high >= cluster.gpu.device_memory_bytes:
+        lines.append(f"the allocator's freed blocks fill the card; against fragmentation {segments}")
     parts = {p.name: p.value for b in prediction.breakdowns if b.name == "step_s" for p in b.parts}
     waiting = {k: v / step.value for k, v in parts.items() if k != "forward_backward" and v > 0.05 * step.value}
     if waiting:
@@ -221,7 +227,9 @@ class _Search:
             else:
                 rejected[key] = known.model_copy(update={"count": known.count + 1})
         groups = tuple(sorted(rejected.values(), key=lambda r: -r.count))
-        return _Found(_rank(found, self.objective), groups, "" if has_legal or found else rule, n)
+        return _Found(
+            _rank(found, self.objective, cluster.gpu.device_memory_bytes), groups, "" if has_legal or found else rule, n
+        )
 
     def best_on(self, cluster: Cluster, global_batch: int) -> tuple[TrainJob, TrainPrediction] | None:
         """Return the best job on a cluster, None where none fits."""
@@ -345,6 +353,6 @@ def recommend_training(
         n_considered=found.n,
         why=why,
         flips=tuple(limits(model, cluster, coefficients, ranked, half)) if ranked else (),
-        alternatives=behind(ranked, objective) if ranked else (),
+        alternatives=behind(ranked, objective, cluster.gpu.device_memory_bytes) if ranked else (),
         notes=tuple(notes),
     )

@@ -10,7 +10,7 @@ from advisor.predict.shapes import shapes_of
 from advisor.predict.train import feasible_train
 from advisor.schema import Cluster, CoefficientSet, Model
 from advisor.schema.training import TrainJob, TrainPrediction
-from advisor.units import format_count, format_s
+from advisor.units import format_bytes, format_count, format_s, times
 
 TrainObjective = Literal["throughput", "cost", "energy"]
 Ranked = Sequence[tuple[TrainJob, TrainPrediction]]
@@ -34,6 +34,17 @@ def cost_of(prediction: TrainPrediction, objective: TrainObjective) -> float:
     if objective == "energy":
         return prediction["energy_j_per_token"]
     return 1 / prediction["tokens_per_s"]
+
+
+def outside_of(prediction: TrainPrediction) -> float:
+    """Return the bytes of a GPU that CUDA and NCCL take outside torch's allocator."""
+    memory = next(b for b in prediction.breakdowns if b.name == "memory_bytes_per_gpu")
+    return next(p.value for p in memory.parts if p.name == "context")
+
+
+def is_tight(prediction: TrainPrediction, room: float) -> bool:
+    """Return whether the upper end of the peak may not fit a GPU of `room` bytes."""
+    return prediction.quantities["allocated_bytes_per_gpu"].high + outside_of(prediction) > room
 
 
 def label(job: TrainJob) -> str:
@@ -66,11 +77,26 @@ def _extra(other: TrainPrediction, best: TrainPrediction) -> str:
     return f", mostly {most.replace('_', ' ')} (+{format_s(more[most])} a step)" if most and more[most] > 0 else ""
 
 
-def behind(ranked: Ranked, objective: TrainObjective) -> tuple[str, ...]:
-    """Say how far the best plan of each other kind is behind, and in which part of the step."""
+def behind(ranked: Ranked, objective: TrainObjective, room: float) -> tuple[str, ...]:
+    """Say how far the best plan of each other kind is behind, and in which part of the step.
+
+    room : bytes of a GPU, for the plan that would be faster were its memory sure to suffice
+    """
     best_job, best = ranked[0]
     what = "energy" if objective == "energy" else "time"
     lines = []
+    if not is_tight(best, room):
+        tight = [f for f in ranked if is_tight(f[1], room)]
+        job, prediction = min(tight, key=lambda f: cost_of(f[1], objective), default=ranked[0])
+        less = 1 - cost_of(prediction, objective) / cost_of(best, objective)
+        if less >= AS_GOOD:
+            peak, outside = prediction.quantities["allocated_bytes_per_gpu"].high, outside_of(prediction)
+            text = f"its peak may reach {format_bytes(peak)} beside {format_bytes(outside)} of CUDA and NCCL"
+            lines.append(
+                f"{less:.0%} less {what} a token, but it may run out of memory ({text}, {format_bytes(room)} are"
+                f" there): {label(job)}."
+            )
+        ranked = [f for f in ranked if not is_tight(f[1], room)]
     for of in KINDS:
         seen = {of(best_job)}
         for job, prediction in ranked[1:]:
@@ -83,7 +109,7 @@ def behind(ranked: Ranked, objective: TrainObjective) -> tuple[str, ...]:
             elif more < 0:
                 text = f"{-more:.0%} less {what} a token, but asks more of its user"
             else:
-                text = f"{more:.0%} more {what} a token" + _extra(prediction, best)
+                text = times(1 + more, f"{what} a token") + _extra(prediction, best)
             lines.append(f"Best with {of(job)}: {text} ({label(job)}).")
     return tuple(lines)
 

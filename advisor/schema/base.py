@@ -30,4 +30,6 @@ def first_error(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"'{printable('.'.join(str(part) for part in problem['loc']))}' field required"
     where = ".".join(str(part) for part in problem["loc"]) or "value"
+    if problem["type"] == "value_error":
+        return f"'{printable(where)}': {printable(problem['msg'].removeprefix('Value error, '), 300)}"
     return f"'{printable(where)}' {problem['msg'].lower()} (got {printable(problem.get('input'))!r})"

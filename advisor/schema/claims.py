@@ -56,6 +56,14 @@ class FigureClaim(Noun):
     setup: Setup | None = Field(default=None, description="overrides the file's setup")
     baseline_setup: Setup | None = Field(default=None, description="what a gain or saving compares with")
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.value < 0 and not self.quantity.endswith(("_gain_frac", "_saving_frac")):
+            raise ValueError(f"{self.quantity} of claim '{self.id}' cannot be negative, it is {self.value:g}")
+        if self.high is not None and self.high < self.value:
+            raise ValueError(f"high {self.high:g} of claim '{self.id}' is below its value {self.value:g}; swap them")
+        return self
+
 
 class StatementClaim(Noun):
     """A sentence that a rule can check; `rule` names it, `subject` fills it in."""
@@ -81,6 +89,8 @@ class ClaimsFile(Noun):
     @model_validator(mode="after")
     def _unique_ids(self) -> Self:
         ids = [c.id for c in self.figures] + [c.id for c in self.statements]
+        if not ids:
+            raise ValueError("the file holds no claim; write [[figures]] or [[statements]]")
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise ValueError(f"claim id '{twice[0]}' appears twice")

@@ -13,7 +13,7 @@ Backend = Literal[
     "deepspeed-kernel-injection",
     "deepspeed-fastgen",
 ]
-WeightDtype = Literal["bf16", "fp16", "fp8", "awq-int4", "gptq-int4", "mxfp4", "int8"]
+WeightDtype = Literal["bf16", "fp16", "fp8", "awq-int4", "gptq-int4", "mxfp4", "int8", "int4"]
 KvDtype = Literal["bf16", "fp16", "fp8"]
 
 
@@ -52,6 +52,7 @@ class Deployment(Noun):
     speculative: Speculative | None = None
     static_batch: NonNegativeInt = Field(default=0, description="sequences of one static batch (DeepSpeed), 0 = none")
     offload: Literal["none", "cpu", "nvme"] = "none"
+    kv_offload: Literal["none", "cpu"] = Field(default="none", description="where ZeRO-Inference keeps the cache")
 
     @property
     def n_gpus(self) -> int:

@@ -8,6 +8,10 @@ from advisor.schema.base import Fraction, Name, NonNegativeFloat, NonNegativeInt
 from advisor.schema.provenance import Note
 
 HOURS = 24
+MOST_HOURS = 24 * 366
+"""Latest deadline, from the start of a plan."""
+DEFAULT_SWITCH_S = 300.0
+"""Assumed time that a group of GPUs loses when it starts (stop, load weights, compile, warm up): an input."""
 
 
 class OnlineNeed(Noun):
@@ -22,19 +26,28 @@ class OnlineNeed(Noun):
     backend: Name = "vllm"
 
 
+class Way(Noun):
+    """One way of doing offline work: a group of GPUs with its own engine and parallel plan; groups add up."""
+
+    backend: Name = Field(description="what runs it, such as vllm, deepspeed-zero-inference or deepspeed-train-zero3")
+    plan: str = Field(default="", max_length=300, description="how a group works, in words")
+    n_gpus: PositiveInt = Field(description="GPUs of one group")
+    tokens_per_s: PositiveFloat = Field(description="of one group")
+    board_power_w_per_gpu: NonNegativeFloat = 0.0
+    is_serving_engine: bool = Field(
+        default=False, description="the engines that serve online: those that the load lets go need no restart"
+    )
+
+
 class OfflineJob(Noun):
-    """Work with a deadline: a batch queue or a training job, in tokens, run by groups of GPUs."""
+    """Work with a deadline: a batch queue or a training job, in tokens, and the ways in which GPUs can do it."""
 
     name: Name
     kind: Literal["batch", "train"] = "batch"
-    backend: Name = Field(description="what runs it, such as deepspeed-zero-inference, deepspeed-train or vllm")
-    plan: str = Field(default="", max_length=300, description="how a group works, in words")
+    ways: tuple[Way, ...] = Field(min_length=1, max_length=64)
     total_tokens: PositiveFloat = Field(description="tokens to process in all")
-    gpus_per_group: PositiveInt = Field(description="GPUs that work together; groups add up")
-    tokens_per_s_per_group: PositiveFloat
     max_groups: PositiveInt = Field(default=10**6, description="groups that may run at once (1 = one training job)")
-    deadline_hour: PositiveInt = Field(default=HOURS, le=24 * 366, description="hours from the start of the plan")
-    board_power_w_per_gpu: NonNegativeFloat = 0.0
+    deadline_hour: PositiveInt = Field(default=HOURS, le=MOST_HOURS, description="hours from the start of the plan")
 
 
 class HourPlan(Noun):
@@ -44,6 +57,8 @@ class HourPlan(Noun):
     n_replicas: NonNegativeInt
     serving_gpus: NonNegativeInt
     job_gpus: dict[str, NonNegativeInt]
+    job_groups: dict[str, tuple[NonNegativeInt, ...]] = Field(description="groups of each of the job's ways")
+    job_starts: dict[str, NonNegativeInt] = Field(description="groups that start in this hour")
     idle_gpus: NonNegativeInt
     job_tokens: dict[str, NonNegativeFloat] = Field(description="tokens done in this hour")
     unserved_requests_per_s: NonNegativeFloat = Field(default=0.0, description="online load beyond the GPUs there")

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advisor.catalog import hf_layers
 from advisor.predict.engine_state import head_of
 from calibration.cells import Cell, arrivals, default_requests, parse_cell, requests
 from calibration.errors import JobError
-from calibration.session import EXPERT_BATCHES, RUNNING, head_asks, warmups
+from calibration.session import EXPERT_BATCHES, EXPERT_COUNTS, RUNNING, head_asks, warmups
 
 
 def test_text_and_object_name_the_same_cell():
@@ -93,6 +94,7 @@ def test_default_requests_fill_a_cell():
 
 
 def test_engines_with_experts_compile_their_kernels_before_the_first_cell():
+    assert EXPERT_COUNTS == hf_layers.EXPERT_COUNTS
     dense = warmups({"hidden_size": 64}, 8192)
     assert [(c.prompt_tokens, c.concurrency) for c in dense] == [(256, 8)]
     assert warmups({}, 100)[0].prompt_tokens == 84  # prompt and output fit the model's length

@@ -185,6 +185,20 @@ def test_train_mixed_emit_audit(cli: Cli, root: Path, tmp_path: Path) -> None:
     assert {f["verdict"] for f in report["findings"]} >= {"wrong", "consistent"}
 
 
+def test_one_of_a_kind_is_singular_and_no_change_has_no_sign(cli: Cli) -> None:
+    small = ("--model", "1b", "--gpus", "1xL4")
+    for command in (
+        ("mixed", *small, "--rate", "1", "--batch-tokens", "1000000"),
+        ("capacity", *small, "--rate", "1"),
+        ("train", "--model", "8b", "--gpus", "2x8xH100", "--hpz", "0"),
+    ):
+        code, out, err = cli(*command)
+        assert code == 0, err
+        # a number that ends in 1, such as 2.1 or 21, is not one
+        assert not re.search(r"(?<![\d.,x])1 (GPUs|replicas|hours|starts|groups|cells|nodes|idle GPU hours)\b", out)
+        assert not re.search(r"(?<![\d.])[-+]0(\.0)? ?%", out)
+
+
 def test_models_gpus_and_show(cli: Cli) -> None:
     names = {m["name"] for m in json_of(cli, "models")["models"]}
     assert len(names) >= 30

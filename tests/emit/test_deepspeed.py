@@ -180,6 +180,33 @@ def test_offload_param_is_emitted_for_stage_3_only() -> None:
     assert training_config(JOBS[3])["zero_optimization"]["offload_param"]["device"] == "nvme"
 
 
+def test_four_bit_weights_and_a_cache_on_the_host_reach_config_and_script() -> None:
+    packed = deployment("deepspeed-zero-inference", weight_dtype="int4", kv_offload="cpu", offload="cpu")
+    config = zero_inference_config(packed, model())
+    assert config["fp16"] == {"enabled": True}
+    assert set(config["weight_quantization"]["post_init_quant"]) == {"self_attn", "mlp"}
+    assert check_ds_config(config) == []
+    assert set(explain_config(config)) == {key for key, _ in flat_keys(config)}
+    script = inference_script(packed, model())
+    ast.parse(script)
+    assert script.index("_init_group_wise_weight_quantization(model, config)") < script.index("deepspeed.initialize(")
+    assert 'cache_implementation="offloaded"' in script
+    plain = inference_script(deployment("deepspeed-zero-inference", offload="cpu"), model())
+    assert "quantization" not in plain
+    assert "offloaded" not in plain
+    opt = model().model_copy(update={"family": "opt"})
+    assert "fc" in zero_inference_config(packed, opt)["weight_quantization"]["post_init_quant"]
+
+
+def test_scripts_name_what_they_need() -> None:
+    zero = TrainJob(model="m", zero_stage=3, dp=8)
+    assert "pip install deepspeed transformers accelerate\n" in training_script(zero, model())
+    assert "accelerate" not in training_script(zero.model_copy(update={"zero_stage": 2}), model())
+    assert "transformers peft\n" in training_script(TrainJob(model="m", zero_stage=2, lora_rank=8), model())
+    assert "accelerate" in inference_script(deployment("deepspeed-zero-inference", offload="cpu"), model())
+    assert "stage 2, 1 GPU\n" in training_script(TrainJob(model="m", zero_stage=2), model())
+
+
 def test_hostfile() -> None:
     assert hostfile(["node-1", "10.0.0.2"], 8) == "node-1 slots=8\n10.0.0.2 slots=8\n"
     for bad in ("a b", "x\ny slots=99", "-x", "", "a;rm"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ import pytest
 
 from advisor.emit.deepspeed import inference_script, zero_inference_config
 from advisor.emit.deepspeed_training import training_config, training_script
-from advisor.predict.deepspeed_config import check_ds_config
+from advisor.predict.deepspeed_config import BATCH_KEYS, check_ds_config
 from advisor.schema import Deployment, Model
 from advisor.schema.training import TrainJob
 
@@ -66,14 +67,22 @@ def test_the_parser_takes_our_training_config_as_we_mean_it(job: TrainJob) -> No
     ast.parse(training_script(job, MODEL))
 
 
+@pytest.mark.parametrize("weight_dtype", ["bf16", "int4"])
 @pytest.mark.parametrize("offload", ["none", "cpu", "nvme"])
-def test_the_parser_takes_our_zero_inference_config(offload: Any) -> None:
+def test_the_parser_takes_our_zero_inference_config(offload: Any, weight_dtype: Any) -> None:
     deployment = Deployment(
-        backend="deepspeed-zero-inference", model="tiny", gpu="h100-sxm-80gb", dp=2, offload=offload, static_batch=4
+        backend="deepspeed-zero-inference",
+        model="tiny",
+        gpu="h100-sxm-80gb",
+        dp=2,
+        offload=offload,
+        static_batch=4,
+        weight_dtype=weight_dtype,
     )
     seen = parsed(zero_inference_config(deployment, MODEL), 2)
     assert seen.zero_config.stage == 3
-    assert seen.bfloat16_config.enabled
+    assert seen.bfloat16_config.enabled == (weight_dtype == "bf16")
+    assert seen.float16_config.enabled == (weight_dtype == "int4")
     ast.parse(inference_script(deployment, MODEL))
 
 
@@ -107,6 +116,24 @@ def test_the_parser_takes_without_a_word_what_we_call_ignored(extra: dict[str, A
     faults = check_ds_config(BASE | extra)
     assert [f.effect for f in faults] == ["ignored"]
     parsed(BASE | extra)
+
+
+def test_batch_sizes_are_refused_exactly_where_the_parser_refuses_them() -> None:
+    for train, micro, steps, ranks in itertools.product(
+        (None, 0, 1, 6, 7, 16), (None, 0, 1, 2, 3), (None, 1, 2), (1, 2, 4)
+    ):
+        values = dict(zip(BATCH_KEYS, (train, micro, steps), strict=True))
+        config = {key: value for key, value in values.items() if value is not None}
+        faults = check_ds_config(config, world_size=ranks)
+        if not faults:
+            assert parsed(config, ranks).train_batch_size
+            continue
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            parsed(config, ranks)
+        if train and micro != 0:
+            better = re.search(r"use (\d+)", faults[0].fix)
+            assert better is not None
+            assert check_ds_config(config | {"train_batch_size": int(better[1])}, world_size=ranks) == []
 
 
 def test_our_list_of_zero_keys_is_the_parser_s() -> None:

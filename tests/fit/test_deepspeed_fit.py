@@ -19,6 +19,7 @@ from advisor.predict.train import step_parts
 from advisor.predict.train_memory import sizes_of
 from advisor.predict.train_power import time_shares
 from advisor.schema import Cluster
+from benchmarks.deepspeed_left_out import left_out
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (
@@ -138,3 +139,18 @@ def test_the_draws_that_made_the_meter_s_values_are_found() -> None:
     assert [c.value for c in found.values()] == pytest.approx(drawn)
     with pytest.raises(ValueError, match="3 training records"):
         training_power(made[:3], H100, values, model_of=model_of, job_of=job_of)
+
+
+def test_runs_that_the_fit_did_not_see_are_predicted_within_the_targets() -> None:
+    rows, alone = left_out(EVERY)
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        errors.setdefault(row.kind, []).append(abs(row.error))
+    assert len(errors["training step"]) >= 10
+    assert np.median(errors["training step"]) < 0.06
+    assert np.median(errors["training peak memory"]) < 0.03
+    for kind, found in errors.items():
+        if "pass" in kind:
+            assert np.median(found) < 0.15, kind
+    # a run that nothing stands in for is named, not skipped in silence
+    assert alone == ["zero2-1.3b-offload-optimizer"]

@@ -15,7 +15,7 @@ from advisor.fit.deepspeed import model_of
 from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
 from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
 from advisor.predict.deepspeed_paths import memory_breakdown
-from advisor.predict.deepspeed_step import Rates, StepLaw, rates_of
+from advisor.predict.deepspeed_step import Rates, StepLaw, injected_passes_bytes, rates_of
 from advisor.predict.shapes import shapes_of
 from advisor.schema import (
     ClosedLoad,
@@ -347,3 +347,68 @@ def test_offloaded_weights_need_room_where_they_rest() -> None:
         assert found is not None
         assert says in found[0]
         assert ("3 GPUs" in found[1]) == ((place, offload) == ("host", "cpu"))  # 138 GB and pinned rounding over 64 GB
+
+
+def test_an_injected_prompt_pass_is_gaps_matrices_and_memory_passes() -> None:
+    model, h100 = CATALOG.model("llama-2-7b")[0], CATALOG.gpu("h100-sxm-80gb")
+    shapes, (rates, *_) = shapes_of(model), rates_of(CATALOG.coefficients("deepspeed"), h100.name)
+    deployment = Deployment(
+        backend="deepspeed-kernel-injection", model=model.name, gpu=h100.name, weight_dtype="fp16", static_batch=8
+    )
+    law = StepLaw(shapes, Cluster(gpu=h100, gpus_per_node=1), deployment, rates)
+    # by hand, 8 x 512 tokens through 32 layers of width 4096, MLP 11008, 32 heads: 16-bit values moved
+    moved = 32 * 8 * 512 * (23 * 4096 + 3 * 11008 + 4 * 32 * 512) * 2
+    assert injected_passes_bytes(shapes, 8 * 512, 512) == moved
+    parts = law.parts(8 * 512, 0, 0, 256)
+    passes = moved / (3.35e12 * rates["inject_weight_eff"])
+    gaps = 32 * rates["inject_launch_s_per_layer"]
+    assert parts.total_s == pytest.approx(gaps + passes + parts.compute_s, rel=0.01)
+    # a longer prompt pays for its score matrix; as many tokens in short ones do not
+    assert law.prefill_s(1, 4096) > law.prefill_s(32, 128) + 3 * (law.prefill_s(8, 512) - law.prefill_s(32, 128))
+
+
+def test_four_bit_weights_stream_faster_and_a_cache_on_the_host_shares_their_link() -> None:
+    model, h100 = CATALOG.model("opt-66b")[0], CATALOG.gpu("h100-sxm-80gb")
+    shapes, (rates, *_) = shapes_of(model), rates_of(CATALOG.coefficients("deepspeed"), h100.name)
+
+    def law(**more: Any) -> StepLaw:
+        fields = {"backend": "deepspeed-zero-inference", "model": model.name, "gpu": h100.name, "offload": "cpu"}
+        deployment = Deployment.model_validate(fields | {"static_batch": 32} | more)
+        return StepLaw(shapes, Cluster(gpu=h100, gpus_per_node=1), deployment, rates)
+
+    half, packed = law(), law(weight_dtype="int4")
+    # by hand: linear layers at 0.5625 bytes, embedding and vectors at two, over the same link
+    linear = shapes.matrix_params
+    moved = linear * 0.5625 + (shapes.n_params - linear) * 2
+    assert packed.stream_s() == pytest.approx(half.stream_s() * moved / (2 * shapes.n_params))
+    away = law(kv_offload="cpu")
+    cache = 32 * 600 * 2 * shapes.n_layers * shapes.d_model * 2
+    assert away.parts(0, 32, 32 * 600, 0).stream_s == pytest.approx(half.stream_s() + cache / half.host_rate())
+    # the prompt pass writes its cache away, the other direction of the link
+    assert away.parts(32 * 512, 0, 0, 256).stream_s == half.stream_s()
+
+
+def test_a_cache_on_the_host_makes_room_on_the_gpu_and_needs_it_on_the_host() -> None:
+    model = CATALOG.model("opt-66b")[0]
+    rich = Cluster(gpu=CATALOG.gpu("h100-sxm-80gb"), gpus_per_node=1, host_memory_bytes_per_gpu=400e9)
+    poor = rich.model_copy(update={"host_memory_bytes_per_gpu": 192e9})
+    coefficients = CATALOG.coefficients("deepspeed")
+    work = Workload(
+        name="w", lengths=FixedLengths(prompt_tokens=512, output_tokens=32), load=ClosedLoad(concurrency=64)
+    )
+    fields = {"backend": "deepspeed-zero-inference", "model": model.name, "gpu": rich.gpu.name, "offload": "cpu"}
+    near = Deployment.model_validate(fields | {"static_batch": 64, "max_model_len": 2048})
+    away = near.model_copy(update={"kv_offload": "cpu"})
+    assert feasible_deepspeed(model, rich, near, work, coefficients) is not None
+    assert feasible_deepspeed(model, rich, away, work, coefficients) is None
+    short = feasible_deepspeed(model, poor, away, work, coefficients)
+    assert short is not None
+    assert "of host memory a GPU" in short[0]
+    most = int(short[1].removeprefix("static batch "))
+    assert feasible_deepspeed(model, poor, away.model_copy(update={"static_batch": most}), work, coefficients) is None
+    over = away.model_copy(update={"static_batch": most + 1})
+    assert feasible_deepspeed(model, poor, over, work, coefficients) is not None
+    found = predict_deepspeed(model, rich, away, work, coefficients)
+    assert any("offloaded cache" in n.text for n in found.notes)
+    other = away.model_copy(update={"backend": "deepspeed-autotp", "offload": "none"})
+    assert "keeps its cache on the GPU" in feasible_deepspeed(model, rich, other, work, coefficients)[0]  # type: ignore[index]

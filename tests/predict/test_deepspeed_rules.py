@@ -54,6 +54,11 @@ def test_the_batch_sizes_must_multiply() -> None:
     assert check_ds_config(config, world_size=8) == []
     assert "use 32" in str(check_ds_config(config, world_size=4)[0])
     assert check_ds_config(config, world_size=16, tp=2) == []
+    # what is missing is derived, rounding down: by hand 64 = 4 x 2 x 8, and 7 is no multiple of 2 ranks
+    assert check_ds_config({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4}, world_size=8) == []
+    assert "use 6, a multiple of 2" in str(check_ds_config({"train_batch_size": 7}, world_size=2)[0])
+    assert "must be there" in str(check_ds_config({"gradient_accumulation_steps": 2}, world_size=2)[0])
+    assert "whole number above 0" in str(check_ds_config({"train_batch_size": 2.5}, world_size=2)[0])
 
 
 @given(

@@ -56,18 +56,18 @@ def test_old_releases_are_predicted_on_a_card_and_models_that_no_factor_was_fitt
 
 
 def test_every_decided_pair_has_the_measured_direction(pairs: list[Judged]) -> None:
-    decided = [j for j in pairs if j.is_decided]
-    assert len(decided) >= 90
-    # the bench repeats itself within 3 %: a pair that differs by less has no direction
-    assert [j.row for j in decided if not j.is_right and abs(j.measured) > 0.03] == []
-    assert np.mean([j.is_right for j in decided]) > 0.99
-    assert np.mean([j.is_right for j in pairs]) >= 0.93
+    named = [j for j in pairs if j.predicted_winner and j.measured_winner]
+    assert len(named) >= 90
+    assert [j.row for j in named if j.predicted_winner != j.measured_winner] == []
+    # a winner that we name and the bench does not is a miss of the interval: told apart, not counted as right
+    assert sum(bool(j.predicted_winner) and not j.measured_winner for j in pairs) <= 3
+    assert np.mean([j.is_sign_right for j in pairs]) >= 0.93
 
 
 def test_a_direction_that_is_missed_is_close_or_hangs_on_the_memory_left_for_the_cache(pairs: list[Judged]) -> None:
-    missed = [j for j in pairs if not j.is_right]
+    missed = [j for j in pairs if not j.is_sign_right]
     for j in missed:
-        assert not j.is_decided or abs(j.measured) < 0.03
+        assert not j.predicted_winner or not j.measured_winner
         assert abs(j.measured) < 0.32 or j.low == -np.inf, j.row
 
 

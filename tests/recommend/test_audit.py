@@ -16,7 +16,8 @@ from advisor.predict.shapes import shapes_of
 from advisor.recommend.audit import audit
 from advisor.recommend.audit_figures import fastest_s
 from advisor.schema import Cluster, Deployment, Interval, Model, Prediction, Workload
-from advisor.schema.claims import AuditReport, ClaimsFile
+from advisor.schema.base import first_error
+from advisor.schema.claims import AuditReport, ClaimsFile, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = load_catalog()
@@ -210,3 +211,58 @@ def test_unknown_models_and_duplicate_ids_are_named() -> None:
         verdicts(figure("requests_per_s", 1.0, setup=A100 | {"model": "llama-2-71b"}))
     with pytest.raises(ValidationError, match="appears twice"):
         ClaimsFile.model_validate({"title": "t", "figures": [figure("ttft_p99_s", 1.0)] * 2})
+
+
+def crowd(most: float) -> Any:
+    """A stand-in whose rate grows with its clients, up to the sequences that run together."""
+
+    def answer(model: Model, cluster: Cluster, deployment: Deployment, workload: Workload) -> Prediction:
+        clients = min(workload.load.concurrency, deployment.max_num_seqs)  # type: ignore[union-attr]
+        rate = most * clients / 1024
+        quantities = {k: Interval(value=rate, low=rate * 0.9, high=rate * 1.1) for k in ("requests_per_s",)}
+        return Prediction(quantities=quantities)
+
+    return answer
+
+
+def test_a_rate_is_out_of_reach_only_where_a_crowd_does_not_reach_it_either() -> None:
+    setup = {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "n_gpus": 1, "backend": "vllm", "weight_dtype": "bf16"}
+
+    def judged(value: float) -> Finding:
+        file = ClaimsFile.model_validate({"title": "t", "setup": setup, "figures": [figure("requests_per_s", value)]})
+        return audit(file, CATALOG, crowd(100.0)).findings[0]
+
+    # the grid ends at 128 clients, that is at 12.5 requests/s; 512 and 1024 running ones give 50 and 100
+    assert judged(12.5).verdict == "consistent"
+    assert judged(98.0).verdict == "consistent"
+    assert judged(30.0).verdict == "consistent"
+    assert "up to 512 clients" in judged(30.0).scenario
+    assert judged(150.0).verdict == "impossible"
+
+
+def test_weights_that_no_gpu_holds_make_a_rate_impossible() -> None:
+    card = {"model": "llama-3.1-405b", "gpu": "rtx-4090", "n_gpus": 1}
+    file = ClaimsFile.model_validate({"title": "t", "setup": card, "figures": [figure("requests_per_s", 3.0)]})
+    finding = audit(file, CATALOG).findings[0]
+    assert finding.verdict == "impossible"
+    assert "812 GB" in finding.why
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ({"figures": [{"id": "a", "text": "t", "quantity": "requests_per_s", "value": -5}]}, "cannot be negative"),
+        ({"figures": [{"id": "a", "text": "t", "quantity": "e2e_p99_s", "value": 2, "high": 1}]}, "below its value"),
+        ({}, "holds no claim"),
+        ({"figures": [{"id": "a", "text": "t", "quantity": "e2e_p99_s", "value": float("nan")}]}, "finite"),
+    ],
+)
+def test_figures_that_mean_nothing_are_refused(form: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says) as caught:
+        ClaimsFile.model_validate({"title": "t"} | form)
+    assert "Value error" not in first_error(caught.value)
+
+
+def test_a_rule_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(UnknownName, match=r"Known: .*zero_shards"):
+        verdicts(statement("os.system"), statements=True)
