@@ -341,7 +341,7 @@ def step_cost(
     passes = 4 * shapes.d_model + 3 * shapes.d_ff / tp + d_attention
     link = gpu.link_bytes_per_s
     joules_per_flop = c["joules_per_flop"] * (half_peak / peak if kind == "fp8" else 1.0) ** c["fp8_energy_exponent"]
-    layer_s = c["layer_s"] + {"fp8": c["fp8_layer_s"], "int4": 0.0, "bf16": 0.0}[kind]
+    layer_s = c["layer_s"] + {"fp8": c["fp8_layer_s"], "int4": c["int4_layer_s"], "bf16": 0.0}[kind]
     moe_layers = shapes.n_moe_layers * share
     large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
     layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
