@@ -92,6 +92,15 @@ def set_all(values: Mapping[str, object]) -> None:
         _keep(key, value)
 
 
+def peek(key: str, options: Sequence[str], default: str) -> str:
+    """Return what `choice` will return further down the page, so that what stands above it can show it."""
+    kept = st.session_state.get(_KEPT, {}).get(key) if st.session_state.get(_FRESH) else None
+    for found in (st.session_state.get(key), st.query_params.get(key), kept):
+        if found is not None:
+            return str(found) if found in options else default
+    return default
+
+
 def choice(key: str, title: str, options: Sequence[str], *, default: str, help: str = "", free: bool = False) -> str:
     """Return one of `options` from a list kept in the URL; with `free`, any text that the user types."""
     _bring(key, default, lambda value: value if free or value in options else default)

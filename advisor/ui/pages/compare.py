@@ -84,8 +84,8 @@ def _side_by_side(found: list[Plan], answer: Recommendation) -> None:
             kept = "overload: more arrives than it can serve" if plan.prediction.is_saturated else kept
             st.markdown(f"{mark} {plain(charts.layout(plan.deployment))}; {kept}".strip())
             parts.serving_headline(plan.prediction, HEADLINE, n_columns=2, titles=TITLES)
-            st.code(plan.command, language="bash", wrap_lines=True)
             parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))
+            parts.command(plan.command, plan.backend)
 
 
 def _reasons(answer: Recommendation, missing: tuple[str, ...] | list[str]) -> None:

@@ -58,9 +58,14 @@ def _nothing_fits(answer: Recommendation) -> None:
     parts.notes(answer.notes)
 
 
+MISSED = {False: ":orange-badge[:material/warning: misses a target]", True: ":orange-badge[:material/warning: overload]"}
+"""Marks of a plan that does not keep the targets, by whether more arrives than it serves."""
+
+
 def title_of(plan: Plan) -> str:
-    """Return a plan's engine and shape as one line of Markdown."""
-    return f"**{plain(charts.plan_name(plan))}**"
+    """Return a plan's engine and shape as one line of Markdown, with a mark where it does not keep the targets."""
+    mark = "" if plan.meets_slo else f" {MISSED[plan.prediction.is_saturated]}"
+    return f"**{plain(charts.plan_name(plan))}**{mark}"
 
 
 def _best(answer: Recommendation, best: Plan, request: Request) -> None:
@@ -68,10 +73,10 @@ def _best(answer: Recommendation, best: Plan, request: Request) -> None:
     st.markdown(
         f"Best plan for **{plain(answer.model)}** on **{plain(answer.gpus)}**: {title_of(best)}{plain(version)}"
     )
+    parts.serving_headline(best.prediction, HEADLINE)
+    parts.command(best.command, "best")
     if not best.meets_slo:
         st.warning("No plan keeps every target; this one comes nearest.")
-    parts.serving_headline(best.prediction, HEADLINE)
-    st.code(best.command, language="bash", wrap_lines=True)
     targets = ", ".join(f"{label(f'{t.name}_s')} at most {show('s', t.max_s)}" for t in call.targets(request).targets)
     assumed = "" if request.slo.targets else " (assumed, as none is set)"
     st.caption(f"Latency targets: {targets or 'none'}{assumed}.")

@@ -55,14 +55,20 @@ def render() -> None:
     job = _job(model, cluster)
     stages, refused = _stages(model, cluster, job)
     chosen, misfit = stages.get(job.zero_stage, (None, None))
+    mark = ":green-badge[:material/check: runs]" if chosen and not misfit else ":red-badge[:material/block: does not run]"
+    st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{job.zero_stage} {mark}")
+    if chosen:
+        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"])
+    # below the numbers, which so keep their place
     if chosen is None:
         st.error(plain(f"DeepSpeed refuses this job: {refused[job.zero_stage]}. The stages below run."))
     if misfit:
-        st.error(plain(f"This job does not run: {misfit[0]}. What would: {misfit[1]}."))
-    if chosen:
-        if misfit:
-            st.caption("Numbers below are what the job would take if the memory were there.")
-        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"])
+        st.error(
+            plain(
+                f"This job does not run: {misfit[0]}. What would: {misfit[1]}. The numbers are what it would take if"
+                " the memory were there."
+            )
+        )
     _bars(stages, refused, cluster)
     if chosen:
         _step(chosen)
