@@ -35,9 +35,9 @@ WATCH = """(() => {
   const name = n => { const e = n && (n.nodeType === 1 ? n : n.parentElement), k = e && e.closest('[class*=st-key-]');
     return !e ? 'gone' : (k ? k.className.match(/st-key-([\\w-]+)/)[1] + ' ' : '')
       + (e.closest('[data-testid]')?.dataset.testid ?? e.tagName) + ' ' + e.textContent.trim().slice(0, 30); };
-  new PerformanceObserver(list => { for (const e of list.getEntries()) seen.shifts.push({ at: e.startTime, value: e.value,
-    sources: e.sources.map(s => [name(s.node), box(s.previousRect), box(s.currentRect)]) }); })
-    .observe({ type: 'layout-shift', buffered: true });
+  const moved = e => e.sources.map(s => [name(s.node), box(s.previousRect), box(s.currentRect)]);
+  const note = e => seen.shifts.push({ at: e.startTime, value: e.value, sources: moved(e) });
+  new PerformanceObserver(list => list.getEntries().forEach(note)).observe({ type: 'layout-shift', buffered: true });
 })()"""
 """Put into each page before anything of it runs."""
 STILL = """quiet => { const all = Object.values(window.__seen.spans).flat().map(s => s[1]), now = performance.now();
@@ -46,7 +46,8 @@ STILL = """quiet => { const all = Object.values(window.__seen.spans).flat().map(
 TAKE = """since => { const s = window.__seen;
   const longest = spans => Math.max(0, ...spans.filter(p => p[1] >= since).map(p => p[1] - Math.max(p[0], since)));
   const last = Math.max(since, ...s.spans.running.map(p => p[1]));
-  return { spinner: longest(s.spans.spinner), still: last - since, shifts: s.shifts.filter(e => e.at >= Math.max(since, s.from)) }; }"""
+  const shifts = s.shifts.filter(e => e.at >= Math.max(since, s.from));
+  return { spinner: longest(s.spans.spinner), still: last - since, shifts }; }"""
 KEYS = """() => [...document.querySelectorAll('[class*=st-key-]')].map(e => ({
   key: e.className.match(/st-key-([\\w-]+)/)[1], shown: e.getClientRects().length > 0,
   kind: (e.querySelector('[data-testid=stSelectbox], [data-testid=stNumberInput], [data-testid=stButtonGroup], '

@@ -55,7 +55,9 @@ def work(browser: Any, url: str, name: str, path: str, *, is_all: bool) -> list[
         since = now_ms(page)
         turn(page, key, kind)
         found[key] = settle(page, since)
-        if page.locator("[data-testid=stAlertContentError]").count():  # such a question has no answer: back to the first
+        if page.locator(
+            "[data-testid=stAlertContentError]"
+        ).count():  # such a question has no answer: back to the first
             page.goto(url + path)
             settle(page)
             open_all(page)

@@ -1,9 +1,9 @@
 """Charts: data in, a plotly Figure out; no I/O, no widget, and no number that its input did not hold.
 
-Axes stay in SI units; plotly's SI prefixes turn 0.05 s into 50 ms. Colours start from Okabe and Ito's (2008) and are moved
-until any two, and the grey of what rests, are at least 20 apart in CIE Lab for full colour vision and for protanopia,
-deuteranopia and tritanopia as Machado et al. (2009, doi:10.1109/TVCG.2009.113) simulate them. Beyond six, and where
-lines cross, series differ by hatching, dash or mark too.
+Axes stay in SI units; plotly's SI prefixes turn 0.05 s into 50 ms. Colours start from Okabe and Ito's (2008) and are
+moved until any two, and the grey of what rests, are at least 20 apart in CIE Lab for full colour vision and for
+protanopia, deuteranopia and tritanopia as Machado et al. (2009, doi:10.1109/TVCG.2009.113) simulate them. Beyond six,
+and where lines cross, series differ by hatching, dash or mark too.
 """
 
 from __future__ import annotations

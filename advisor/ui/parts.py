@@ -13,7 +13,7 @@ import streamlit as st
 
 from advisor.recommend.form import settled
 from advisor.schema import Interval, Note, Plan, Prediction
-from advisor.ui import call, charts
+from advisor.ui import call, charts, later
 from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
 METRIC_PX = 120
@@ -127,6 +127,14 @@ def sentences(title: str, lines: Iterable[str]) -> None:
     if shown:
         st.subheader(title)
         st.markdown("\n".join(shown))
+
+
+def what_would_change(flips: Iterable[str], missing: str) -> None:
+    """Show what would change an answer; `missing` is the key of what is still being worked out, "" for nothing."""
+    sentences("What would change the answer", flips)
+    if missing:
+        st.subheader("What would change the answer")
+        later.fill_in(missing, "Being worked out ...")
 
 
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:

@@ -272,9 +272,7 @@ def verify(
         sent = sent_by[name] = requests.within(traffic)
         if name == LIGHT:
             traffic = traffic.model_copy(update={"load": sent.load})
-        cell = CellReport(
-            name=name, workload=traffic, sent=requests, measured=measured(answered), n_failed=len(failed)
-        )
+        cell = CellReport(name=name, workload=traffic, sent=requests, measured=measured(answered), n_failed=len(failed))
         cells.append(cell)
         lag_s, ttft = client_lag_s(answered), cell.measured.ttft_s
         if ttft is not None and lag_s > LAG_FRAC * ttft.p50:

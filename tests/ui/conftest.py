@@ -24,6 +24,7 @@ from advisor.schema import (
     Rejected,
     Request,
 )
+from advisor.ui import later
 
 HOSTILE = "<script>alert(1)</script>[x](http://example.com) $1 and $2 `a` :red[b]"
 
@@ -147,6 +148,7 @@ def once(call: Callable[..., Any]) -> Callable[..., Any]:
 def _worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from advisor.ui import accuracy, call
 
+    later.forget()
     for module, name in ((call, "find_verdicts"), (call, "plan_day"), (call, "find_power"), (accuracy, "validate")):
         monkeypatch.setattr(module, name, once(getattr(module, name)))
 
@@ -158,13 +160,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Request]]:
     def replace(kind: str | Exception = "full") -> list[Request]:
         seen: list[Request] = []
 
-        def find(request: Request) -> Recommendation:
+        def find(request: Request, is_brief: bool = False) -> Recommendation:
             seen.append(request)
             if isinstance(kind, Exception):
                 raise kind
             return an_answer(request) if kind == "full" else no_answer(request)
 
         st.cache_data.clear()
+        later.forget()
         monkeypatch.setattr("advisor.ui.call.find_plans", find)
         return seen
 

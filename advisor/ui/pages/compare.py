@@ -41,7 +41,7 @@ def render() -> None:
     request = inputs.scenario()
     if request.backends:
         st.info("Only the engines chosen in the side bar are compared.")
-    answer = call.recommend(request)
+    answer, rest = call.recommend(request)
     found = sides(answer)
     if not found:
         st.error(f"Neither engine runs {plain(answer.model)} on {plain(answer.gpus)}.")
@@ -54,7 +54,7 @@ def render() -> None:
         _memory(found)
         _diff(answer, found)
         parts.sentences("Why", answer.why)
-        parts.sentences("What would change the answer", answer.flips)
+        parts.what_would_change(answer.flips, rest)
     parts.downloads(
         {
             "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, answer)),

@@ -32,13 +32,13 @@ def render() -> None:
     st.title("What to run on the GPUs you have")
     inputs.examples()
     request = inputs.scenario()
-    answer = call.recommend(request)
+    answer, missing = call.recommend(request)
     if answer.best is None:
         _nothing_fits(answer)
     else:
         _best(answer, answer.best, request)
         _cloud(answer, request)
-        _ranked(answer)
+        _ranked(answer, missing)
     _rejected(answer.rejected)
     parts.downloads(
         {
@@ -58,7 +58,10 @@ def _nothing_fits(answer: Recommendation) -> None:
     parts.notes(answer.notes)
 
 
-MISSED = {False: ":orange-badge[:material/warning: misses a target]", True: ":orange-badge[:material/warning: overload]"}
+MISSED = {
+    False: ":orange-badge[:material/warning: misses a target]",
+    True: ":orange-badge[:material/warning: overload]",
+}
 """Marks of a plan that does not keep the targets, by whether more arrives than it serves."""
 
 
@@ -112,12 +115,12 @@ def _cloud(answer: Recommendation, request: Request) -> None:
     )
 
 
-def _ranked(answer: Recommendation) -> None:
+def _ranked(answer: Recommendation, missing: str) -> None:
     st.subheader("Ranked plans")
     rows, formats = parts.plan_rows(answer.plans)
     parts.table(rows, formats, "ranked")
     parts.sentences("Why this plan", answer.why)
-    parts.sentences("What would change the answer", answer.flips)
+    parts.what_would_change(answer.flips, missing)
     accuracy.beside(answer.accuracy)
     ranks = [str(p.rank) for p in answer.plans]
     st.subheader("A plan taken apart")
