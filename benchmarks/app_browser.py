@@ -41,7 +41,7 @@ WATCH = """(() => {
 })()"""
 """Put into each page before anything of it runs."""
 STILL = """quiet => { const all = Object.values(window.__seen.spans).flat().map(s => s[1]), now = performance.now();
-  return all.every(end => now - end > quiet) && !document.querySelector('[data-testid=stSkeleton]')
+  return all.every(end => now - end > quiet) && !document.querySelector('[data-testid=stSkeleton], .st-key-later')
     && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(e => e.querySelector('.main-svg')); }"""
 TAKE = """since => { const s = window.__seen;
   const longest = spans => Math.max(0, ...spans.filter(p => p[1] >= since).map(p => p[1] - Math.max(p[0], since)));
@@ -53,6 +53,18 @@ KEYS = """() => [...document.querySelectorAll('[class*=st-key-]')].map(e => ({
   kind: (e.querySelector('[data-testid=stSelectbox], [data-testid=stNumberInput], [data-testid=stButtonGroup], '
     + '[data-testid=stSlider], [data-testid=stMultiSelect], [data-testid=stCheckbox], [data-testid=stTextInput], '
     + '[data-testid=stTextArea]') || { dataset: {} }).dataset.testid })).filter(e => e.kind)"""
+VALUES = r"""() => { const found = {}; for (const e of document.querySelectorAll('[class*=st-key-]')) {
+  const key = e.className.match(/st-key-([\w-]+)/)[1];
+  const on = [...e.querySelectorAll('[role=radio][aria-checked=true]')].map(x => x.textContent.trim());
+  const tags = [...e.querySelectorAll('[data-tag-key], [data-testid=stMultiSelect] [role=gridcell]')]
+    .map(x => x.textContent.trim());
+  const thumbs = [...e.querySelectorAll('[role=slider], input[type=range]')].map(x => x.getAttribute('aria-valuetext'));
+  const inputs = [...e.querySelectorAll('input:not([type=range]):not([type=file]), textarea')]
+    .map(x => x.type === 'checkbox' ? String(x.checked) : x.value);
+  const all = [...on, ...tags, ...thumbs, ...inputs];
+  if (e.querySelector('[data-testid=stWidgetLabel]')) found[key] = all.join(' | '); }
+  const texts = id => [...document.querySelectorAll(`[data-testid=${id}]`)].map(x => x.innerText);
+  return { controls: found, metrics: texts('stMetric'), codes: texts('stCode'), alerts: texts('stAlert') }; }"""
 NUMBERS = {"prompt": 900, "output": 150, "context": 16384, "usd": 2.5, "watts": 6000, "budget": 60, "kwh": 0.12}
 NUMBERS |= {"pue": 1.3, "co2": 0.3, "capex": 30000, "hosted_in": 0.5, "hosted_out": 1.5, "rack": 40, "tokens": 10**9}
 NUMBERS |= {"rate": 3, "clients": 24, "peak": 3, "night": 0.3, "use": 0.5, "years": 3, "headroom": 0.3, "lora": 16}
@@ -104,6 +116,12 @@ def open_all(page: Any) -> None:
 def controls(page: Any) -> dict[str, str]:
     """Return the controls of a page that are shown: key to kind."""
     return {c["key"]: c["kind"] for c in page.evaluate(KEYS) if c["shown"]}
+
+
+def values(page: Any) -> dict[str, Any]:
+    """Return what a page shows: the value of each control, the big numbers, commands and alerts."""
+    found: dict[str, Any] = page.evaluate(VALUES)
+    return found
 
 
 def turn(page: Any, key: str, kind: str) -> None:

@@ -65,10 +65,13 @@ def page(render: Callable[[], None]) -> Callable[[], None]:
     @wraps(render)
     def guarded() -> None:
         state.enter(render.__module__)
+        above = st.container()
         try:
             render()
         except AdvisorError as error:
             st.error(said(error))
+        if refused := state.refused():
+            above.warning(f"Left out of the link, the default stands instead: {plain('; '.join(refused))}.")
 
     return guarded
 
@@ -230,9 +233,10 @@ def coefficients(name: str) -> CoefficientSet:
     return load_catalog().coefficients(name)
 
 
-def answer_json(answer: Recommendation) -> str:
-    """Return an answer as the command line's --json prints it."""
-    return json.dumps(recommendation_json(answer), indent=1)
+def answer_json(request: Request) -> str:
+    """Return the whole answer to a request as the command line's --json prints it."""
+    found = later.get(f"answer {request.model_dump_json()}", _near(request), find_plans, request, patience_s=None)
+    return json.dumps(recommendation_json(found or plans(request)), indent=1)
 
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)

@@ -25,8 +25,8 @@ _lock = Lock()
 _found: OrderedDict[str, Future[Any]] = OrderedDict()
 
 
-def get(key: str, near: str, call: Callable[..., T], *args: object, patience_s: float = PATIENCE_S) -> T | None:
-    """Return `call(*args)` from a worker, or None while it is being worked out; raises its AdvisorError."""
+def get(key: str, near: str, call: Callable[..., T], *args: object, patience_s: float | None = PATIENCE_S) -> T | None:
+    """Return `call(*args)` from a worker, None where it takes longer than `patience_s`; raises its AdvisorError."""
     with _lock:
         future = _found.get(key)
         if future is not None:
@@ -60,4 +60,5 @@ def fill_in(key: str, text: str) -> None:
     future = _found.get(key)
     if future is None or future.done():
         st.rerun()
-    st.caption(text)
+    with st.container(key="later"):  # its name tells who watches the page that it is not complete
+        st.caption(text)

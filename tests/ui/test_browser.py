@@ -32,7 +32,7 @@ FLAGS = [
     "--no-first-run",
 ]
 READY = """() => !document.querySelector('[data-testid=stStatusWidget]')
-  && !document.querySelector('[data-testid=stSpinner]') && !document.querySelector('[data-testid=stSkeleton]')
+  && !document.querySelector('[data-testid=stSpinner], [data-testid=stSkeleton], .st-key-later')
   && !!document.querySelector('h1')
   && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(e => e.querySelector('.main-svg'))"""
 WAIT_MS = 60_000

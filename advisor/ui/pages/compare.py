@@ -57,7 +57,7 @@ def render() -> None:
         parts.what_would_change(answer.flips, rest)
     parts.downloads(
         {
-            "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, answer)),
+            "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, request)),
             "Plans (CSV)": ("comparison.csv", "text/csv", partial(parts.plans_csv, found)),
         },
         "compare",

@@ -42,7 +42,7 @@ def render() -> None:
     _rejected(answer.rejected)
     parts.downloads(
         {
-            "Answer (JSON)": ("recommendation.json", "application/json", partial(call.answer_json, answer)),
+            "Answer (JSON)": ("recommendation.json", "application/json", partial(call.answer_json, request)),
             "Plans (CSV)": ("plans.csv", "text/csv", partial(parts.plans_csv, answer.plans)),
         },
         "recommend",
