@@ -56,8 +56,7 @@ KEYS = """() => [...document.querySelectorAll('[class*=st-key-]')].map(e => ({
 VALUES = r"""() => { const found = {}; for (const e of document.querySelectorAll('[class*=st-key-]')) {
   const key = e.className.match(/st-key-([\w-]+)/)[1];
   const on = [...e.querySelectorAll('[role=radio][aria-checked=true]')].map(x => x.textContent.trim());
-  const tags = [...e.querySelectorAll('[data-tag-key], [data-testid=stMultiSelect] [role=gridcell]')]
-    .map(x => x.textContent.trim());
+  const tags = [...e.querySelectorAll('[data-tag]')].map(x => x.textContent.trim());
   const thumbs = [...e.querySelectorAll('[role=slider], input[type=range]')].map(x => x.getAttribute('aria-valuetext'));
   const inputs = [...e.querySelectorAll('input:not([type=range]):not([type=file]), textarea')]
     .map(x => x.type === 'checkbox' ? String(x.checked) : x.value);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,8 +50,8 @@ def keys_of(test: AppTest) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def keys() -> Iterator[dict[str, list[str]]]:
-    yield {}
+def keys() -> dict[str, list[str]]:
+    return {}
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())

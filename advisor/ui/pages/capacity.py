@@ -125,9 +125,10 @@ def _terms(view: str) -> Terms:
         return Terms()
     fields: dict[str, Any] = {}
     if view == POWER:
-        kw = state.maybe_number(
-            "rack", "Power of one rack [kW]", high=1e4, hint="not asked", help="How many nodes it feeds."
-        )
+        with st.sidebar:
+            kw = state.maybe_number(
+                "rack", "Power of one rack [kW]", high=1e4, hint="not asked", help="How many nodes it feeds."
+            )
         return Terms(rack_w=kw * 1e3 if kw is not None else None)
     with st.expander("Own hardware, or a hosted API to compare with"):
         one, two, three = st.columns(3)
