@@ -16,11 +16,14 @@ GOOD = 0.1
 """Layout shift that a visit may have (web.dev/articles/cls: a good one is 0.1 or less)."""
 STILL = 0.01
 """Layout shift where numbers change and nothing else: a line of text somewhere may break at another word."""
-BOXES = """() => { const rolled = document.querySelector('[data-testid=stMain]').scrollTop; return Object.fromEntries([...document.querySelectorAll(
-    'h1, h2, h3, [data-testid=stMetric], [data-testid=stPlotlyChart], [data-testid=stSidebar]')]
-  .map((e, i) => { const r = e.getBoundingClientRect();
-    const y = e.dataset.testid === 'stSidebar' ? r.y : r.y + rolled;
+BOXES = """() => {
+  const rolled = document.querySelector('[data-testid=stMain]').scrollTop;
+  const found = document.querySelectorAll(
+    'h1, h2, h3, [data-testid=stMetric], [data-testid=stPlotlyChart], [data-testid=stSidebar]');
+  return Object.fromEntries([...found].map((e, i) => {
+    const r = e.getBoundingClientRect(), y = e.dataset.testid === 'stSidebar' ? r.y : r.y + rolled;
     return [`${i} ${e.dataset.testid ?? e.textContent}`, [r.x, y, r.width].map(Math.round)]; })); }"""
+"""Where the heads, numbers and charts of a page are, whatever part of it is in view."""
 VIEWS = [
     "/?model=8b&gpus=2xH100",
     "/compare?model=8b&gpus=2xH100",

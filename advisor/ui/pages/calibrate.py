@@ -14,7 +14,7 @@ from advisor.fit.adapt import Refit, Scope, refit_shipped
 from advisor.fit.validate import METRICS, Row, summary, table
 from advisor.ui import accuracy, charts_trust, jobs, parts, state
 from advisor.ui.command import shell
-from advisor.ui.text import plain, sentence
+from advisor.ui.text import BACKENDS, plain, sentence
 from advisor.units import MIB
 
 MAX_REFIT_CELLS = 100
@@ -65,7 +65,7 @@ def _shipped() -> None:
     report = fitted.report
     rests = f", on {report.n_cells:,} measured cells of {len(report.run_ids)} engine starts" if report else ""
     st.markdown(
-        f"{plain(fitted.engine)} {plain(', '.join(fitted.engine_versions))}, fitted on {plain(fitted.gpu)}{rests}."
+        f"{BACKENDS.get(fitted.engine, fitted.engine)} {plain(', '.join(fitted.engine_versions))}, fitted on {plain(fitted.gpu)}{rests}."
         " The Trust page shows how far off it was."
     )
     st.caption("Uploads are the one thing that the address does not hold.")

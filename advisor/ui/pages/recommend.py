@@ -72,7 +72,7 @@ def title_of(plan: Plan) -> str:
 
 
 def _best(answer: Recommendation, best: Plan, request: Request) -> None:
-    version = f" {best.deployment.engine_version}" if best.backend == "vllm" else ""
+    version = f" (release {best.deployment.engine_version})" if best.backend == "vllm" else ""
     st.markdown(
         f"Best plan for **{plain(answer.model)}** on **{plain(answer.gpus)}**: {title_of(best)}{plain(version)}"
     )
