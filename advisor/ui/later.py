@@ -18,7 +18,7 @@ from advisor.ui import pool
 T = TypeVar("T")
 PATIENCE_S = 0.8
 """A page waits for so long before it is shown without: then most pages are shown once."""
-POLL_S = 0.5
+POLL_S = 1.0
 MAX_KEPT = 256
 
 _lock = Lock()

@@ -64,9 +64,9 @@ def _shipped() -> None:
     st.markdown("**The fit that is shipped**")
     report = fitted.report
     rests = f", on {report.n_cells:,} measured cells of {len(report.run_ids)} engine starts" if report else ""
+    name = f"{BACKENDS.get(fitted.engine, fitted.engine)} {', '.join(fitted.engine_versions)}"
     st.markdown(
-        f"{BACKENDS.get(fitted.engine, fitted.engine)} {plain(', '.join(fitted.engine_versions))}, fitted on {plain(fitted.gpu)}{rests}."
-        " The Trust page shows how far off it was."
+        f"{plain(name)}, fitted on {plain(fitted.gpu)}{rests}. The Trust page shows how far off predictions of it were."
     )
     st.caption("Uploads are the one thing that the address does not hold.")
 
