@@ -18,7 +18,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from urllib.parse import urlencode
@@ -85,18 +86,14 @@ def show(what: str, seconds: Sequence[float]) -> None:
     print(f"{what:58} P50 {statistics.median(ordered):6.2f} s   P95 {p95:6.2f} s   n {len(ordered)}", flush=True)
 
 
-def main() -> None:
-    """Start the app, measure, stop it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", type=int, default=20)
-    parser.add_argument("--workers", type=int, help="worker processes of the app; 0 = none (default: one a core)")
-    options = parser.parse_args()
+@contextmanager
+def served(more: Mapping[str, str]) -> Iterator[str]:
+    """Serve the app on a free port of this machine, with these environment variables; gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.address", "127.0.0.1"]
     command += ["--server.port", str(port), "--server.fileWatcherType", "none"]
-    more = {} if options.workers is None else {"ADVISOR_APP_WORKERS": str(options.workers)}
     server = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -108,13 +105,23 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.25)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def main() -> None:
+    """Start the app, measure, stop it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=int, default=20)
+    parser.add_argument("--workers", type=int, help="worker processes of the app; 0 = none (default: one a core)")
+    options = parser.parse_args()
+    with served({} if options.workers is None else {"ADVISOR_APP_WORKERS": str(options.workers)}) as url:
         print(
             f"{options.sessions} sessions, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start"
         )
         asyncio.run(measure(url, options.sessions))
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
 
 
 if __name__ == "__main__":

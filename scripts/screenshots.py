@@ -10,7 +10,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images"
 RUNS = FOLDER.parents[1] / "data" / "runs"
 READY = """() => !document.querySelector('[data-testid=stStatusWidget]')
-  && !document.querySelector('[data-testid=stSpinner]') && !document.querySelector('[data-testid=stSkeleton]')
+  && !document.querySelector('[data-testid=stSpinner], [data-testid=stSkeleton], .st-key-later')
   && !!document.querySelector('h1')
   && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(e => e.querySelector('.main-svg'))"""
 SHOTS = {

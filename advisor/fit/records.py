@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from advisor.catalog import Catalog, parse_config
-from advisor.errors import BadData, printable
+from advisor.errors import BadData, DomainError, printable
 from advisor.predict.engine_state import head_of
 from advisor.predict.traffic import Traffic, draw
 from advisor.schema import (
@@ -150,8 +150,8 @@ def deployment_of(record: RunRecord, gpu: Gpu, facts: EngineFacts | None) -> Dep
 def cell_of(record: RunRecord, catalog: Catalog, host: str = "", n_draws: int = N_DRAWS) -> Cell:
     """Return what replays a record. Raises BadData when its model, GPU or load cannot be understood.
 
-    The number of requests that a random load really sent is the client's draw, not the engine's answer: it is taken
-    from the record, and so are the mean lengths that a client drew.
+    What a random load really sent is the client's draw, not the engine's answer: the very requests are replayed where
+    the record keeps them, else their number and mean lengths are taken from it.
     """
     where = f"record of {printable(record.run_id)}"
     gpu = catalog.gpu(record.gpu)
@@ -177,6 +177,13 @@ def cell_of(record: RunRecord, catalog: Catalog, host: str = "", n_draws: int = 
     if isinstance(load, PoissonLoad) and load.n_requests is None and n:
         load = load.model_copy(update={"n_requests": n})
     workload = Workload(lengths=lengths, load=load, prefix=prefix)
+    if record.sent is not None:
+        try:
+            sent = record.sent.within(workload)
+        except DomainError as error:
+            raise BadData(where, str(error)) from None
+        kept = draw(sent, 0, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)
+        return Cell(record, model, gpu, deployment, workload, (kept,), host)
     is_random = not (load.kind == "closed" and isinstance(lengths, FixedLengths))
     draws = [
         draw(workload, seed, prefix_caching=deployment.prefix_caching, block_tokens=deployment.kv_block_tokens)

@@ -110,8 +110,11 @@ def _what_would_meet(question: Question, found: Found) -> list[str]:
     return sentences
 
 
-def recommend(request: Request, catalog: Catalog | None = None) -> Recommendation:
+def recommend(request: Request, catalog: Catalog | None = None, *, is_brief: bool = False) -> Recommendation:
     """Return ranked plans for a request, with reasons, rejections and what would flip the winner.
+
+    is_brief : without what would flip the winner and without what larger pools or other cards would do; the rest is the
+               same, after half of the time or less
 
     Raises AdvisorError for names and numbers that mean nothing; a model that fits nowhere is an answer without `best`.
     """
@@ -127,7 +130,9 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
     remarks = [*notes(question, found, best)]
     rejected = found.rejections.all()
     reasons = [*why(question, plans, by_backend, rejected)]
-    if "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
+    if is_brief:
+        pass
+    elif "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
         reasons += _what_vllm_needs(question, rejected, catalog)
     elif best is not None and best.backend == "vllm" and not best.meets_slo:
         reasons += _what_would_meet(question, found)
@@ -141,7 +146,7 @@ def recommend(request: Request, catalog: Catalog | None = None) -> Recommendatio
         plans=tuple(plans),
         rejected=rejected,
         why=tuple(reasons),
-        flips=flips(question, plans, found),
+        flips=() if is_brief else flips(question, plans, found),
         accuracy=accuracy(question, best, catalog.accuracy()),
         notes=tuple(remarks),
     )

@@ -1,10 +1,13 @@
 """The run record, schema 1: one measured cell of one engine start."""
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from advisor.errors import DomainError
 from advisor.schema.base import Name, NonNegativeFloat, NonNegativeInt, Noun, PositiveFloat, PositiveInt
+from advisor.schema.workload import ClosedLoad, TraceLengths, TraceLoad, Workload
 
 
 class OpenNoun(Noun):
@@ -63,6 +66,34 @@ class Startup(OpenNoun):
     startup_s: NonNegativeFloat | None = None
 
 
+class Sent(Noun):
+    """The very requests of a cell in the order in which they were sent; a closed loop has no arrivals of its own."""
+
+    prompt_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
+    output_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
+    arrival_s: tuple[NonNegativeFloat, ...] | None = Field(default=None, description="ascending, from the first [s]")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        counts = {len(self.prompt_tokens), len(self.output_tokens), len(self.arrival_s or self.prompt_tokens)}
+        if len(counts) > 1:
+            raise ValueError("prompt_tokens, output_tokens and arrival_s must have the same length")
+        if self.arrival_s is not None and any(b < a for a, b in pairwise(self.arrival_s)):
+            raise ValueError("arrival_s must not decrease")
+        return self
+
+    def within(self, asked: Workload) -> Workload:
+        """Return a workload as these requests; raises DomainError where it is an open load and arrivals are missing."""
+        lengths = TraceLengths(name="as sent", prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
+        if isinstance(asked.load, ClosedLoad):
+            load: ClosedLoad | TraceLoad = asked.load.model_copy(update={"n_requests": len(self.prompt_tokens)})
+        elif self.arrival_s is None:
+            raise DomainError("'sent' has no 'arrival_s', which an open load needs")
+        else:
+            load = TraceLoad(arrival_s=self.arrival_s)
+        return asked.model_copy(update={"lengths": lengths, "load": load})
+
+
 class RunRecord(OpenNoun):
     """One cell. `load` and `lengths` are checked when they become a Workload."""
 
@@ -77,7 +108,7 @@ class RunRecord(OpenNoun):
     power_limit_w_per_gpu: PositiveFloat | None = None
     model: Name
     hf_config: dict[str, Any]
-    random_weights: bool = True
+    random_weights: bool | None = Field(default=None, description="None: not known, as of a server behind HTTP")
     tp: PositiveInt = 1
     pp: PositiveInt = 1
     dp: PositiveInt = 1
@@ -92,4 +123,5 @@ class RunRecord(OpenNoun):
     startup: Startup | None = None
     load: dict[str, Any] | None = None
     lengths: dict[str, Any] | None = None
+    sent: Sent | None = Field(default=None, description="what the client drew from `load` and `lengths`, where kept")
     measured: Measured

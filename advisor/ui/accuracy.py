@@ -122,19 +122,18 @@ def clickable(groups: Mapping[str, Errors], key: str, alt: str, first: int = 0) 
             if i < len(names) and j < len(titles):
                 state.set_all({row_key: names[i], metric_key: titles[j]})
 
-    grid = st.container()
+    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in names]
+    counts = [[int(groups[g].get(m, {}).get("n", 0)) for m in metrics] for g in names]
+    row = names.index(state.peek(row_key, names, names[first]))
+    chosen = (row, titles.index(state.peek(metric_key, titles, titles[0])))
+    figure = charts_trust.heat_map(names, titles, errors, counts=counts, chosen=chosen)
+    parts.chart(figure, f"{key}-grid", alt, on_select=clicked)
     left, right = st.columns(2)
     with left:
         text = "Or click a cell of the grid."
         name = state.choice(row_key, "Measured against predicted, for", names, default=names[first], help=text)
     with right:
         title = state.choice(metric_key, "Metric", titles, default=titles[0], help="Column of the grid.")
-    errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in names]
-    counts = [[int(groups[g].get(m, {}).get("n", 0)) for m in metrics] for g in names]
-    chosen = (names.index(name), titles.index(title))
-    figure = charts_trust.heat_map(names, titles, errors, counts=counts, chosen=chosen)
-    with grid:
-        parts.chart(figure, f"{key}-grid", alt, on_select=clicked)
     return name, metrics[titles.index(title)]
 
 

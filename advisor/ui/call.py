@@ -42,7 +42,7 @@ from advisor.schema.claims import AuditReport, ClaimsFile
 from advisor.schema.month import Month
 from advisor.schema.power import PowerReport
 from advisor.schema.training import TrainAnswer, TrainJob, TrainPrediction
-from advisor.ui import pool, state
+from advisor.ui import later, pool, state
 from advisor.ui.text import plain
 from advisor.units import KIB, format_bytes
 
@@ -53,6 +53,8 @@ FOR_THE_COMMAND_LINE = " Run 'advisor "
 """How advice on names begins that a page cannot follow."""
 LOAD_SHARES = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 """Points of a load curve, as shares of the rate at which the deployment saturates."""
+DAY_S = 1.5
+"""A page of a day waits for its plan for so long before it shows the load alone."""
 MAX_ENTRIES = 256
 """Answers kept in memory for all sessions together; one is some tens of kB."""
 
@@ -63,10 +65,13 @@ def page(render: Callable[[], None]) -> Callable[[], None]:
     @wraps(render)
     def guarded() -> None:
         state.enter(render.__module__)
+        above = st.container()
         try:
             render()
         except AdvisorError as error:
             st.error(said(error))
+        if refused := state.refused():
+            above.warning(f"Left out of the link, the default stands instead: {plain('; '.join(refused))}.")
 
     return guarded
 
@@ -80,14 +85,32 @@ def said(error: AdvisorError) -> str:
 
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing plans ...")
-def _answer(request_json: str) -> Recommendation:
-    return pool.run(find_plans, Request.model_validate_json(request_json))
+def _brief(request_json: str) -> Recommendation:
+    request = Request.model_validate_json(request_json)
+    return pool.run(partial(find_plans, is_brief=True), request, near=_near(request))
 
 
-def recommend(request: Request) -> Recommendation:
-    """Return the answer to a request, from the cache where the same was asked before."""
-    found: Recommendation = _answer(request.model_dump_json())
+def _near(request: Request) -> str:
+    """Return what questions have in common whose answers share much work: a worker keeps it."""
+    return f"{request.model} {request.gpus}"
+
+
+def plans(request: Request) -> Recommendation:
+    """Return the answer to a request without what would change it, which takes as long again."""
+    found: Recommendation = _brief(request.model_dump_json())
     return found
+
+
+def recommend(request: Request) -> tuple[Recommendation, str]:
+    """Return the answer to a request and "", or its plans alone and the key of the whole answer (`later.fill_in`)."""
+    key, found = f"answer {request.model_dump_json()}", None
+    if pool.is_running():
+        found = plans(request)
+        whole = later.get(key, _near(request), find_plans, request)
+    else:
+        with st.spinner("Comparing plans ..."):
+            whole = later.get(key, "", find_plans, request)
+    return (whole, "") if whole is not None else (found or plans(request), key)
 
 
 @lru_cache(maxsize=MAX_ENTRIES)
@@ -145,9 +168,8 @@ def train(model: Model, cluster: Cluster, job: TrainJob) -> tuple[TrainPredictio
     return _train(model.model_dump_json(), cluster.model_dump_json(), job.model_dump_json())
 
 
-@st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Comparing training jobs ...")
-def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAnswer:
-    job = TrainJob.model_validate_json(job_json)
+def train_answer(model: Model, cluster: Cluster, job: TrainJob) -> tuple[TrainAnswer | None, str]:
+    """Return the best jobs for the same model and batch as `job`, None while they are worked out, and their key."""
     ask_all = partial(
         recommend_training,
         global_batch=job.train_batch_size,
@@ -157,13 +179,9 @@ def _train_answer(model_json: str, cluster_json: str, job_json: str) -> TrainAns
         total_tokens=job.total_tokens,
         fixed={"dtype": job.dtype},
     )
-    model, cluster = Model.model_validate_json(model_json), Cluster.model_validate_json(cluster_json)
-    return pool.run(ask_all, model, cluster, load_catalog().coefficients("deepspeed"))
-
-
-def train_answer(model: Model, cluster: Cluster, job: TrainJob) -> TrainAnswer:
-    """Return the best jobs that train the same model on the same batch as `job`."""
-    return _train_answer(model.model_dump_json(), cluster.model_dump_json(), job.model_dump_json())
+    shared = [job.train_batch_size, job.sequence_length, job.lora_rank, job.stack, job.total_tokens, job.dtype]
+    key = f"training {shared} {model.model_dump_json()} {cluster.model_dump_json()}"
+    return later.get(key, model.name, ask_all, model, cluster, load_catalog().coefficients("deepspeed")), key
 
 
 def pipeline(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Pass, ...]:
@@ -215,14 +233,16 @@ def coefficients(name: str) -> CoefficientSet:
     return load_catalog().coefficients(name)
 
 
-def answer_json(answer: Recommendation) -> str:
-    """Return an answer as the command line's --json prints it."""
-    return json.dumps(recommendation_json(answer), indent=1)
+def answer_json(request: Request) -> str:
+    """Return the whole answer to a request as the command line's --json prints it."""
+    found = later.get(f"answer {request.model_dump_json()}", _near(request), find_plans, request, patience_s=None)
+    return json.dumps(recommendation_json(found or plans(request)), indent=1)
 
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
 def _predict(request_json: str, chosen_json: str) -> Plan:
-    return pool.run(plan_for, Request.model_validate_json(request_json), json.loads(chosen_json))
+    request = Request.model_validate_json(request_json)
+    return pool.run(plan_for, request, json.loads(chosen_json), near=_near(request))
 
 
 def predict(request: Request, chosen: dict[str, Any]) -> Plan:
@@ -246,7 +266,8 @@ def load_curve(request: Request, chosen: dict[str, Any], most: float) -> list[tu
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
 def _look(request_json: str, chosen_json: str) -> Look:
-    return pool.run(look_for, Request.model_validate_json(request_json), json.loads(chosen_json))
+    request = Request.model_validate_json(request_json)
+    return pool.run(look_for, request, json.loads(chosen_json), near=_near(request))
 
 
 def look(request: Request, chosen: dict[str, Any]) -> Look:
@@ -254,15 +275,11 @@ def look(request: Request, chosen: dict[str, Any]) -> Look:
     return _look(request.model_dump_json(), json.dumps(chosen, sort_keys=True))
 
 
-@st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Planning the day ...")
-def _day(request_json: str, day_json: str, offline_json: str) -> DayPlan:
-    wanted = Offline.model_validate_json(offline_json)
-    return pool.run(plan_day, Request.model_validate_json(request_json), Day.model_validate_json(day_json), wanted)
-
-
-def day_plan(request: Request, day: Day, wanted: Offline) -> DayPlan:
-    """Return the hour-by-hour schedule of the request's GPUs."""
-    return _day(request.model_dump_json(), day.model_dump_json(), wanted.model_dump_json())
+def day_plan(request: Request, day: Day, wanted: Offline) -> tuple[DayPlan | None, str]:
+    """Return the hour-by-hour schedule of the request's GPUs, None while it is worked out, and its key."""
+    key = "day " + json.dumps([noun.model_dump(mode="json") for noun in (request, day, wanted)])
+    with st.spinner("Planning the day ..."):
+        return later.get(key, _near(request), plan_day, request, day, wanted, patience_s=DAY_S), key
 
 
 def month(request: Request, found: DayPlan, mode: str, terms: Terms) -> Month:
@@ -272,7 +289,8 @@ def month(request: Request, found: DayPlan, mode: str, terms: Terms) -> Month:
 
 @st.cache_data(max_entries=MAX_ENTRIES, show_spinner="Predicting power limits ...")
 def _power(request_json: str, chosen_json: str, terms: Terms) -> PowerReport:
-    return pool.run(find_power, Request.model_validate_json(request_json), json.loads(chosen_json), terms)
+    request = Request.model_validate_json(request_json)
+    return pool.run(find_power, request, json.loads(chosen_json), terms, near=_near(request))
 
 
 def power(request: Request, chosen: dict[str, Any], terms: Terms) -> PowerReport:

@@ -1,7 +1,9 @@
 """Charts: data in, a plotly Figure out; no I/O, no widget, and no number that its input did not hold.
 
-Axes stay in SI units; plotly's SI prefixes turn 0.05 s into 50 ms. Colours are Okabe and Ito's, the blue a little
-lighter so that it stands out on black too.
+Axes stay in SI units; plotly's SI prefixes turn 0.05 s into 50 ms. Colours start from Okabe and Ito's (2008) and are
+moved until any two, and the grey of what rests, are at least 20 apart in CIE Lab for full colour vision and for
+protanopia, deuteranopia and tritanopia as Machado et al. (2009, doi:10.1109/TVCG.2009.113) simulate them. Beyond six,
+and where lines cross, series differ by hatching, dash or mark too.
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ from advisor.schema import Breakdown, Deployment, Interval, Plan, Slo
 from advisor.ui.memory import remembered
 from advisor.ui.text import BACKENDS, label, part_name, plain_html, show, show_range
 
-COLOURS = ("#2A86C4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#B8A300", "#7A4FBF", "#8B5A2B")
+COLOURS = ("#0B62BC", "#C81B00", "#129441", "#894E8E", "#E69F00", "#56B4E9")
+HATCHES = ("", "/", "x", ".")
+DASHES = ("solid", "dash", "dot", "dashdot")
 SHAPES = ("circle", "square", "diamond", "cross", "triangle-up")
 BACKEND_STYLE = {name: (COLOURS[i], SHAPES[i]) for i, name in enumerate(BACKENDS)}
 GREY = "#7F858C"
 LOG_TICKS = [digit * 10.0**exponent for exponent in range(-6, 10) for digit in (1, 2, 5)]
 UNITS = {"s": "s", "bytes": "B", "W": "W", "w": "W", "J": "J", "j": "J"}
+
+
+def fill(i: int) -> dict[str, object]:
+    """Return how the i-th part of a bar is filled: six colours, then the same hatched."""
+    shape = HATCHES[i // len(COLOURS) % len(HATCHES)]
+    return {"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": shape, "size": 6, "solidity": 0.4}}
 
 
 def unit_of(name: str) -> str:
@@ -117,7 +127,7 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
             x=values,
             name=name,
             orientation="h",
-            marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": "" if i < len(COLOURS) else "/"}},
+            marker=fill(i),
             text=[
                 f"<b>{plain_html(name)}</b>: {show(unit, v)}<br>{plain_html(w)}"
                 for v, w in zip(values, whys, strict=True)
@@ -179,7 +189,7 @@ def curves(
             y=[v.value for _, v in found],
             mode="lines+markers",
             name=label(name),
-            line={"color": colour, "width": 2},
+            line={"color": colour, "width": 2, "dash": DASHES[i % len(DASHES)]},
             marker={"symbol": SHAPES[i % len(SHAPES)], "size": 8},
             text=[f"{label(name)} {show(name, v.value)} ({show_range(name, v)})" for _, v in found],
             hovertemplate="%{text}<extra></extra>",
@@ -212,7 +222,7 @@ def over_time(times_s: Sequence[float], lines: Mapping[str, Sequence[float]], ti
                 "shape": "hv",
                 "color": COLOURS[i % len(COLOURS)],
                 "width": 1.8,
-                "dash": ("solid", "dot", "dash")[i % 3],
+                "dash": DASHES[i % len(DASHES)],
             },
             hovertemplate=f"{plain_html(name)}: %{{y:,}} at %{{x:.3~s}}s<extra></extra>",
         )
@@ -230,7 +240,7 @@ def hours(names: Sequence[str], gpus: Mapping[str, Sequence[int]], n_gpus: int) 
             x=list(names),
             y=list(counts),
             name=who,
-            marker={"color": GREY if who == "idle" else COLOURS[i % len(COLOURS)]},
+            marker={"color": GREY} if who == "idle" else fill(i),
             hovertemplate=f"hour %{{x}}: {plain_html(who)} has %{{y}} GPUs<extra></extra>",
         )
     figure.update_xaxes({"title": {"text": "hour of the plan"}, "dtick": _every(len(names))})

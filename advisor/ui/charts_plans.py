@@ -21,7 +21,7 @@ from advisor.ui.memory import remembered
 from advisor.ui.text import BACKENDS, label, plain_html, show, show_range
 
 ENERGY = "energy_j_per_output_token"
-SCALE = [[0.0, "#2A86C4"], [0.5, "#A0A0A0"], [1.0, "#D55E00"]]
+SCALE = [[0.0, charts.COLOURS[0]], [0.5, "#A0A0A0"], [1.0, charts.COLOURS[4]]]
 """Colours of the third axis, low to high: blue to orange, apart for any colour vision and on white and black."""
 
 
@@ -204,17 +204,17 @@ def power_limits(rows: Sequence[LimitRow], marks: Mapping[str, float], idle_text
         for r in rows
     ]
     lines = (
-        ("boards", [r.energy_j_per_output_token for r in rows], 1, charts.COLOURS[0], "circle", "J per token"),
-        ("whole nodes", [r.node_energy_j_per_output_token for r in rows], 1, charts.COLOURS[2], "diamond", ""),
-        ("speed of a step", [r.speed_frac for r in rows], 2, charts.COLOURS[1], "square", ""),
+        ("boards", [r.energy_j_per_output_token for r in rows], 1, charts.COLOURS[0], "circle", "solid"),
+        ("whole nodes", [r.node_energy_j_per_output_token for r in rows], 1, charts.COLOURS[2], "diamond", "dash"),
+        ("speed of a step", [r.speed_frac for r in rows], 2, charts.COLOURS[1], "square", "solid"),
     )
-    for title, values, row, colour, shape, _ in lines:
+    for title, values, row, colour, shape, dash in lines:
         figure.add_scatter(
             x=limits,
             y=values,
             mode="lines+markers",
             name=title,
-            line={"color": colour, "width": 2},
+            line={"color": colour, "width": 2, "dash": dash},
             marker={"symbol": [shape if r.meets_slo else f"{shape}-open" for r in rows], "size": 8},
             text=[
                 f"<b>{title}: {show('J' if row == 1 else '_frac', v)}</b><br>{h}"

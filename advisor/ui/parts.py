@@ -13,9 +13,11 @@ import streamlit as st
 
 from advisor.recommend.form import settled
 from advisor.schema import Interval, Note, Plan, Prediction
-from advisor.ui import call, charts
+from advisor.ui import call, charts, later
 from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
+METRIC_PX = 120
+"""Height of a box with a big number: title, number, and one line below it; the same with and without that line."""
 CHART = {"displaylogo": False, "responsive": True}
 PLAN_COLUMNS = (
     "ttft_p50_s",
@@ -92,7 +94,7 @@ def headline(
 def metric(column: Any, title: str, value: str, below: str | None, text: str) -> None:
     """Show one big number in a box with its tooltip; `below` is small, such as its interval."""
     column.metric(
-        title, value, below, delta_color="off", delta_arrow="off", help=text or None, border=True, height="stretch"
+        title, value, below, delta_color="off", delta_arrow="off", help=text or None, border=True, height=METRIC_PX
     )
 
 
@@ -127,14 +129,25 @@ def sentences(title: str, lines: Iterable[str]) -> None:
         st.markdown("\n".join(shown))
 
 
+def what_would_change(flips: Iterable[str], missing: str) -> None:
+    """Show what would change an answer; `missing` is the key of what is still being worked out, "" for nothing."""
+    sentences("What would change the answer", flips)
+    if missing:
+        st.subheader("What would change the answer")
+        later.fill_in(missing, "Being worked out ...")
+
+
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     """Show a chart that follows the theme and exports PNG; `on_select` is called when a point is clicked."""
     image = {"format": "png", "scale": 2, "filename": f"advisor-{key.replace(' ', '-')}"}
     config = CHART | {"toImageButtonOptions": image}
+    height = int(figure.layout.height)  # said before it is drawn, so that what follows keeps its place
     if on_select is None:
-        st.plotly_chart(figure, key=key, config=config, alt=alt)
+        st.plotly_chart(figure, height=height, key=key, config=config, alt=alt)
     else:
-        st.plotly_chart(figure, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points")
+        st.plotly_chart(
+            figure, height=height, key=key, config=config, alt=alt, on_select=on_select, selection_mode="points"
+        )
 
 
 def taken_apart(plan: Plan) -> None:
@@ -223,11 +236,17 @@ Content = str | Callable[[], str]
 
 def downloads(files: Mapping[str, tuple[str, str, Content]], key: str) -> None:
     """Show download buttons of (label -> file name, MIME type, content); a click does not run the page again."""
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, key=f"files-{key}"):
         for title, (name, mime, content) in files.items():
             st.download_button(
                 title, content, name, mime, key=f"{key}-{name}", on_click="ignore", icon=":material/download:"
             )
+
+
+def command(text: str, key: str) -> None:
+    """Show a command to run, to copy."""
+    with st.container(key=f"command-{key}"):
+        st.code(text, language="bash", wrap_lines=True)
 
 
 def equal_command(command: str) -> None:

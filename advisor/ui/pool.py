@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from threading import Lock
 from typing import TypeVar
+from zlib import crc32
 
 from advisor.errors import AdvisorError, DomainError
 
@@ -21,21 +22,22 @@ WORKERS = "ADVISOR_APP_WORKERS"
 """Environment variable with the number of workers; 0 = none, everything in the server's own process."""
 
 _lock = Lock()
-_pool: ProcessPoolExecutor | None = None
+_workers: list[ProcessPoolExecutor] = []
+_busy: list[int] = []
 _warm: list[Future[None]] = []
+Answer = tuple[T | None, str | None]
+"""What a call returned, or the sentence of its AdvisorError."""
 
 
 def start() -> None:
     """Start the workers, once; they load the catalogue while the first page is answered without them."""
-    global _pool
     with _lock:
-        if _pool is None:
+        if not _workers:
             n = _n_workers()
-            if n == 0:
-                return
             # not forked: a copy of a process with threads may hold locks that nobody will release
-            _pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"))
-            _warm[:] = [_pool.submit(_load) for _ in range(n)]
+            _workers[:] = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(n)]
+            _busy[:] = [0] * n
+            _warm[:] = [worker.submit(_load) for worker in _workers]
 
 
 def _n_workers() -> int:
@@ -52,27 +54,78 @@ def wait() -> None:
         future.exception()
 
 
-def run(call: Callable[..., T], *args: object) -> T:
-    """Return `call(*args)`, from a worker where there is one; raises AdvisorError with the call's own sentence."""
-    pool = _pool
-    if pool is None or not all(f.done() for f in _warm):
-        return call(*args)
+def submit(near: str, call: Callable[..., T], *args: object) -> Future[Answer[T]]:
+    """Return the future of `call(*args)`; without workers it is done when this returns.
+
+    near : calls with the same text go to the same worker while it is free: it has kept what they share
+    """
+    with _lock:
+        workers = list(_workers) if _workers and all(f.done() for f in _warm) else []
+        at = _place(near)
+        if workers:
+            _busy[at] += 1
+    if not workers:
+        return _here(call, *args)
     try:
-        found, fault = pool.submit(_answer, call, args).result()
+        future = workers[at].submit(_answer, call, args)
+    except BrokenProcessPool:
+        _forget(workers)
+        return _here(call, *args)
+    future.add_done_callback(lambda _: _leave(workers, at))
+    return future
+
+
+def _here(call: Callable[..., T], *args: object) -> Future[Answer[T]]:
+    future: Future[Answer[T]] = Future()
+    try:
+        future.set_result(_answer(call, args))
+    except Exception as error:  # noqa: BLE001 whoever asks for the result gets it
+        future.set_exception(error)
+    return future
+
+
+def _place(near: str) -> int:
+    """Return which worker to take: that of `near`, unless another one has less to do."""
+    first = crc32(near.encode()) % max(1, len(_busy))
+    return min(range(len(_busy)), key=lambda i: (_busy[i], i != first), default=0)
+
+
+def _leave(workers: list[ProcessPoolExecutor], at: int) -> None:
+    with _lock:
+        if workers == _workers:
+            _busy[at] -= 1
+
+
+def run(call: Callable[..., T], *args: object, near: str = "") -> T:
+    """Return `call(*args)`, from a worker where there is one; raises AdvisorError with the call's own sentence."""
+    if not is_running():
+        return call(*args)
+    return result(submit(near, call, *args), call, *args)
+
+
+def result(future: Future[Answer[T]], call: Callable[..., T], *args: object, timeout_s: float | None = None) -> T:
+    """Return what `submit` gave a future for; raises AdvisorError as `run` does, TimeoutError after `timeout_s`."""
+    try:
+        found, fault = future.result(timeout_s)
     except BrokenProcessPool:  # a worker was killed: the next call starts new ones
-        _forget(pool)
+        _forget(list(_workers))
         return call(*args)
     if fault is not None:
         raise DomainError(fault)
     return found  # type: ignore[return-value]
 
 
+def is_running() -> bool:
+    """Return whether there are workers that take calls."""
+    return bool(_workers) and all(f.done() for f in _warm)
+
+
 def run_all(call: Callable[..., T], each: Sequence[tuple[object, ...]]) -> list[T]:
     """Return `call(*args)` for each `args`, as many at once as there are workers."""
-    if _pool is None or len(each) < 2:
-        return [run(call, *args) for args in each]
-    with ThreadPoolExecutor(min(len(each), max(1, _n_workers()))) as waiting:
-        return list(waiting.map(lambda args: run(call, *args), each))
+    if not is_running():
+        return [call(*args) for args in each]
+    futures = [submit("", call, *args) for args in each]
+    return [result(future, call, *args) for future, args in zip(futures, each, strict=True)]
 
 
 def _answer(call: Callable[..., T], args: tuple[object, ...]) -> tuple[T | None, str | None]:
@@ -91,11 +144,13 @@ def _load() -> None:
         catalog.coefficients(name)
 
 
-def _forget(pool: ProcessPoolExecutor) -> None:
-    global _pool
+def _forget(broken: list[ProcessPoolExecutor]) -> None:
     with _lock:
-        if _pool is pool:
-            _pool = None
-            _warm.clear()
-    pool.shutdown(wait=False, cancel_futures=True)
+        if broken != _workers:
+            return
+        _workers.clear()
+        _busy.clear()
+        _warm.clear()
+    for worker in broken:
+        worker.shutdown(wait=False, cancel_futures=True)
     start()

@@ -52,15 +52,58 @@ def seconds(stop: str) -> float | None:
     return float(number) * (MS if unit == "ms" else 1.0)
 
 
-_KEPT, _PAGE, _FRESH = "kept", "kept page", "kept fresh"
-"""Keys of the session: the last value of every widget, the page that is shown, whether it was switched to just now."""
+_KEPT, _PAGE, _FRESH, _REFUSED = "kept", "kept page", "kept fresh", "kept refused"
+"""Keys of the session: the last value of every widget, the page that is shown, whether it was switched to just now, and
+what the address asked for in vain."""
 
 
 def enter(page: str) -> None:
     """Note which page is shown; after a switch, widgets take the values that they had on the page before."""
     before = st.session_state.get(_PAGE)
     st.session_state[_FRESH] = before is not None and before != page
+    if st.session_state[_FRESH]:
+        st.session_state.pop(_REFUSED, None)
     st.session_state[_PAGE] = page
+
+
+def _check(key: str, is_good: Callable[[str], bool], wanted: str) -> None:
+    """Take a value out of the address that a widget cannot have, to be told on the page (`refused`).
+
+    Streamlit would drop most such values in silence; an endless whole number it does not survive.
+    """
+    if key not in st.query_params:
+        return
+    wrong = [text for text in st.query_params.get_all(key) if not is_good(text)]
+    if wrong:
+        del st.query_params[key]
+        st.session_state.setdefault(_REFUSED, {})[key] = f"{key}={printable(wrong[0])} ({wanted})"
+        st.rerun()
+    elif key in st.session_state.get(_REFUSED, {}):
+        del st.session_state[_REFUSED][key]
+
+
+def refused() -> list[str]:
+    """Return what the address asked for and cannot be, with what would be accepted."""
+    return list(st.session_state.get(_REFUSED, {}).values())
+
+
+def _is_number(
+    low: float, high: float, *, is_whole: bool = False, is_empty_good: bool = False
+) -> Callable[[str], bool]:
+    def is_good(text: str) -> bool:
+        if not text.strip():
+            return is_empty_good
+        try:
+            found = float(text)
+        except ValueError:
+            return False
+        return low <= found <= high and (not is_whole or found == int(found))
+
+    return is_good
+
+
+def _between(low: float, high: float, *, is_whole: bool = False) -> str:
+    return f"{'a whole number' if is_whole else 'a number'} from {low:,g} to {high:,.10g}"
 
 
 def _bring(key: str, default: object, read: Callable[[object], object] = lambda value: value) -> None:
@@ -92,6 +135,15 @@ def set_all(values: Mapping[str, object]) -> None:
         _keep(key, value)
 
 
+def peek(key: str, options: Sequence[str], default: str) -> str:
+    """Return what `choice` will return further down the page, so that what stands above it can show it."""
+    kept = st.session_state.get(_KEPT, {}).get(key) if st.session_state.get(_FRESH) else None
+    for found in (st.session_state.get(key), st.query_params.get(key), kept):
+        if found is not None:
+            return str(found) if found in options else default
+    return default
+
+
 def choice(key: str, title: str, options: Sequence[str], *, default: str, help: str = "", free: bool = False) -> str:
     """Return one of `options` from a list kept in the URL; with `free`, any text that the user types."""
     _bring(key, default, lambda value: value if free or value in options else default)
@@ -100,7 +152,9 @@ def choice(key: str, title: str, options: Sequence[str], *, default: str, help: 
         asked = st.query_params.get(key, st.session_state.get(key))
         if isinstance(asked, str) and asked and asked not in options:
             options = [asked[:200], *options]
-    elif st.session_state.get(key, default) not in options:
+    else:
+        _check(key, lambda text: text in options, f"one of {len(options)} in its list")
+    if not free and st.session_state.get(key, default) not in options:
         # the options follow other widgets: a plan's rank of the answer before may be no rank of this one
         st.session_state[key] = default
     found = st.selectbox(
@@ -119,6 +173,7 @@ def choice(key: str, title: str, options: Sequence[str], *, default: str, help: 
 def segments(key: str, title: str, options: Sequence[str], *, default: str, help: str = "") -> str:
     """Return one of a few options shown side by side, kept in the URL."""
     _bring(key, default, lambda value: value if value in options else default)
+    _check(key, lambda text: text in options, f"one of {', '.join(options)}")
     found = st.segmented_control(
         title, options, default=default, required=True, key=key, help=help or None, bind="query-params"
     )
@@ -129,6 +184,7 @@ def segments(key: str, title: str, options: Sequence[str], *, default: str, help
 def whole(key: str, title: str, *, default: int, low: int = 1, high: int = 10**6, help: str = "") -> int:
     """Return a whole number kept in the URL."""
     _bring(key, default)
+    _check(key, _is_number(low, high, is_whole=True), _between(low, high, is_whole=True))
     found = st.number_input(
         title, min_value=low, max_value=high, value=default, step=1, key=key, help=help or None, bind="query-params"
     )
@@ -139,6 +195,7 @@ def whole(key: str, title: str, *, default: int, low: int = 1, high: int = 10**6
 def maybe_whole(key: str, title: str, *, low: int = 1, high: int = 10**8, hint: str, help: str = "") -> int | None:
     """Return a whole number kept in the URL, or None where the field is empty."""
     _bring(key, None, lambda value: int(value) if str(value).isdigit() else None)  # type: ignore[call-overload]
+    _check(key, _is_number(low, high, is_whole=True, is_empty_good=True), _between(low, high, is_whole=True))
     found = st.number_input(
         title,
         min_value=low,
@@ -157,6 +214,7 @@ def maybe_whole(key: str, title: str, *, low: int = 1, high: int = 10**8, hint: 
 def number(key: str, title: str, *, default: float, low: float, high: float, help: str = "") -> float:
     """Return a number kept in the URL."""
     _bring(key, default)
+    _check(key, _is_number(low, high), _between(low, high))
     found = st.number_input(title, low, high, default, key=key, format="%g", help=help or None, bind="query-params")
     _keep(key, found)
     return float(found)
@@ -165,6 +223,7 @@ def number(key: str, title: str, *, default: float, low: float, high: float, hel
 def maybe_number(key: str, title: str, *, high: float, low: float = 0.0, hint: str, help: str = "") -> float | None:
     """Return a positive number kept in the URL, or None where the field is empty or 0."""
     _bring(key, None)
+    _check(key, _is_number(low, high, is_empty_good=True), _between(low, high))
     found = st.number_input(
         title,
         min_value=low,
@@ -183,6 +242,7 @@ def maybe_number(key: str, title: str, *, high: float, low: float = 0.0, hint: s
 def stop(key: str, title: str, options: Sequence[str], *, default: str, help: str = "") -> str:
     """Return one stop of a slider kept in the URL."""
     _bring(key, default, lambda value: value if value in options else default)
+    _check(key, lambda text: text in options, f"one of {', '.join(options)}")
     found = st.select_slider(title, options, value=default, key=key, help=help or None, bind="query-params")
     _keep(key, found)
     return str(found)
@@ -200,6 +260,7 @@ def maybe_stop(key: str, title: str, numbers: Sequence[int], *, hint: str, help:
 def several(key: str, title: str, options: Sequence[str], *, help: str = "", hint: str = "any") -> tuple[str, ...]:
     """Return the chosen ones of some options, kept in the URL; none chosen means all."""
     _bring(key, [])
+    _check(key, lambda text: text in options, f"of {', '.join(options)}")
     found = st.multiselect(title, options, key=key, help=help or None, placeholder=hint, bind="query-params")
     _keep(key, list(found))
     return tuple(found)
@@ -208,6 +269,7 @@ def several(key: str, title: str, options: Sequence[str], *, help: str = "", hin
 def tick(key: str, title: str, *, default: bool = False, help: str = "") -> bool:
     """Return a yes or no kept in the URL."""
     _bring(key, default)
+    _check(key, lambda text: text.lower() in ("true", "false"), "true or false")
     found = st.toggle(title, value=default, key=key, help=help or None, bind="query-params")
     _keep(key, found)
     return bool(found)

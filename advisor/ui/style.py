@@ -1,4 +1,4 @@
-"""What the theme's options cannot say: text of charts and of code that is legible on white and on black.
+"""What the theme's options cannot say: text that is legible on white and on black, and a spinner that moves nothing.
 
 Streamlit's own greys and code colours reach 2.2 to 3.7 : 1 on white; WCAG 2.2 asks for 4.5 : 1 (criterion 1.4.3).
 """
@@ -18,6 +18,20 @@ CODE = {
 }
 """Kinds of words in code to their colours on (white, black)."""
 
+SPINNER = (
+    ".stElementContainer:has(> .stSpinner) { position: fixed; right: 1.5rem; bottom: 1.5rem; z-index: 1000;"
+    " width: auto; padding: 0.5rem 1rem; border-radius: 0.5rem; background: light-dark(#FFFFFF, #1C222A);"
+    " border: 1px solid light-dark(#C9CED6, #4A515C); }"
+)
+"""What is being worked out is said in the corner: in sight wherever one has scrolled to, and it moves nothing."""
+LATE = ".stElementContainer[class*=st-key-]:has([data-testid=stSkeleton])"
+ROOM = (
+    f"{LATE} {{ min-height: 68px; }} [class*=st-key-files-] {LATE} {{ min-height: 0; }} .st-key-records {{ min-height:"
+    " 128px !important; } [class*=st-key-command] { min-height: 77px; }"
+)
+"""Room for what a browser loads late, which streamlit draws 40 pixels high until then: a control with its title, the
+field for a file, a command of two lines. Charts and big numbers say their heights themselves."""
+
 
 def css() -> str:
     """Return the style sheet that the app puts into each page."""
@@ -30,6 +44,7 @@ def css() -> str:
     titles = ", ".join(f".stApp .js-plotly-plot .{name}" for name in ("xtitle", "ytitle", "x2title", "y2title"))
     rules.append(f"{plots}, {titles} {{ fill: {_either(QUIET)} !important; }}")
     rules.append(f".stApp .js-plotly-plot .legendtext {{ fill: {_either(STRONG)} !important; }}")
+    rules += [SPINNER, ROOM]
     return "<style>" + " ".join(rules) + "</style>"
 
 

@@ -19,11 +19,10 @@ from advisor.schema import (
     Noun,
     Plan,
     Prediction,
-    TraceLengths,
     TraceLoad,
     Workload,
 )
-from advisor.schema.run_record import Measured, RunRecord, Startup
+from advisor.schema.run_record import Measured, RunRecord, Sent, Startup
 from advisor.verify.compare import LIGHT, LOAD, START, Row, blame, compare, has_gap
 from advisor.verify.drive import Listener, drive
 from advisor.verify.endpoint import Endpoint, EndpointError, failure_sentence, probe
@@ -45,6 +44,7 @@ class CellReport(Noun):
 
     name: str
     workload: Workload
+    sent: Sent
     measured: Measured
     n_failed: int = 0
 
@@ -131,23 +131,18 @@ def light(workload: Workload, n_requests: int = N_LIGHT_REQUESTS) -> Workload:
     return workload.model_copy(update={"name": f"{workload.name}, one at a time", "load": load})
 
 
-def as_sent(workload: Workload, requests: list[Traced]) -> Workload:
+def sent_in(workload: Workload, requests: list[Traced]) -> Sent:
     """Return the very requests that were answered: lengths and, of an open load, arrivals.
 
     A prediction for them differs from what was measured by the model's error alone, not by what was drawn.
     """
     is_closed = isinstance(workload.load, ClosedLoad)
     ordered = sorted(requests, key=lambda r: r.start_s if is_closed else r.arrival_s)
-    lengths = TraceLengths(
-        name="as sent",
+    return Sent(
         prompt_tokens=tuple(max(1, r.prompt_tokens) for r in ordered),
         output_tokens=tuple(max(1, r.output_tokens) for r in ordered),
+        arrival_s=None if is_closed else tuple(round(r.arrival_s - ordered[0].arrival_s, 6) for r in ordered),
     )
-    if isinstance(workload.load, ClosedLoad):
-        load: ClosedLoad | TraceLoad = workload.load.model_copy(update={"n_requests": len(ordered)})
-    else:
-        load = TraceLoad(arrival_s=tuple(r.arrival_s - ordered[0].arrival_s for r in ordered))
-    return workload.model_copy(update={"lengths": lengths, "load": load})
 
 
 def run_record(
@@ -171,7 +166,6 @@ def run_record(
             "n_gpus": deployment.n_gpus,
             "model": model.name,
             "hf_config": hf_config,
-            "random_weights": False,
             "tp": deployment.tp,
             "pp": deployment.pp,
             "dp": deployment.dp,
@@ -186,6 +180,7 @@ def run_record(
             "startup": startup,
             "load": cell.workload.load.model_dump(mode="json", exclude_none=True),
             "lengths": cell.workload.lengths.model_dump(mode="json"),
+            "sent": cell.sent.model_dump(mode="json", exclude_none=True),
             "measured": cell.measured.model_dump(mode="json", exclude_none=True),
             "client": "http, locust, open-ai completions",
             "cell": cell.name,
@@ -273,10 +268,11 @@ def verify(
             worst = most_common(failed)
             text = f"{len(failed)} of {len(failed) + len(answered)} requests of the {name} cell failed: "
             notes.append(Note(level="warning", text=text + failure_sentence(worst.kind, worst.text, live.base_url)))
-        sent = sent_by[name] = as_sent(traffic, answered)
+        requests = sent_in(traffic, answered)
+        sent = sent_by[name] = requests.within(traffic)
         if name == LIGHT:
             traffic = traffic.model_copy(update={"load": sent.load})
-        cell = CellReport(name=name, workload=traffic, measured=measured(answered), n_failed=len(failed))
+        cell = CellReport(name=name, workload=traffic, sent=requests, measured=measured(answered), n_failed=len(failed))
         cells.append(cell)
         lag_s, ttft = client_lag_s(answered), cell.measured.ttft_s
         if ttft is not None and lag_s > LAG_FRAC * ttft.p50:

@@ -26,6 +26,8 @@ from advisor.schema import (
     PrefixSharing,
     Recommendation,
     Request,
+    Slo,
+    Target,
     Workload,
 )
 
@@ -349,3 +351,15 @@ def test_a_pool_with_a_price_costs_it_beside_one_without() -> None:
     assert cost == {"h100-sxm-80gb": alone.best.usd_per_h, "l4": 0.0}
     assert alone.best.usd_per_h > 2
     assert any("cost is counted in GPU hours" in n.text for n in answer.notes)
+
+
+def test_a_brief_answer_is_the_whole_one_without_what_would_change_it() -> None:
+    hard = Slo(targets=(Target(metric="tpot", statistic="p99", max_s=0.01),))
+    request = Request(model="8b", gpus="1xL40S", workload="chat", rate=3.0, slo=hard)
+    brief, whole = recommend(request, is_brief=True), recommend(request)
+    assert whole.flips
+    assert any("would meet all targets" in line for line in whole.why)
+    assert not brief.flips
+    assert set(brief.why) < set(whole.why)
+    left_out = {"flips", "why"}
+    assert brief.model_dump(exclude=left_out) == whole.model_dump(exclude=left_out)

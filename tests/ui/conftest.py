@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,8 @@ from advisor.schema import (
     Rejected,
     Request,
 )
+from advisor.ui import later
+from benchmarks.app_browser import FLAGS, WATCH, settle
 
 HOSTILE = "<script>alert(1)</script>[x](http://example.com) $1 and $2 `a` :red[b]"
 
@@ -147,6 +155,7 @@ def once(call: Callable[..., Any]) -> Callable[..., Any]:
 def _worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from advisor.ui import accuracy, call
 
+    later.forget()
     for module, name in ((call, "find_verdicts"), (call, "plan_day"), (call, "find_power"), (accuracy, "validate")):
         monkeypatch.setattr(module, name, once(getattr(module, name)))
 
@@ -158,13 +167,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Request]]:
     def replace(kind: str | Exception = "full") -> list[Request]:
         seen: list[Request] = []
 
-        def find(request: Request) -> Recommendation:
+        def find(request: Request, is_brief: bool = False) -> Recommendation:
             seen.append(request)
             if isinstance(kind, Exception):
                 raise kind
             return an_answer(request) if kind == "full" else no_answer(request)
 
         st.cache_data.clear()
+        later.forget()
         monkeypatch.setattr("advisor.ui.call.find_plans", find)
         return seen
 
@@ -202,3 +212,69 @@ def metrics() -> Callable[[AppTest], dict[str, str]]:
 def codes() -> Callable[[AppTest], list[str]]:
     """Reads the blocks of code of a page, from top to bottom."""
     return lambda test: [c.value for c in test.code]
+
+
+@pytest.fixture(scope="session")
+def address(root: Path) -> Iterator[str]:
+    """The app, served by streamlit on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.address", "127.0.0.1"]
+    command += ["--server.port", str(port), "--server.fileWatcherType", "none"]
+    server = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1):
+                    break
+            except OSError:
+                assert server.poll() is None, "streamlit ended at once"
+                time.sleep(0.25)
+        else:
+            pytest.fail("streamlit did not answer within 30 s")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=chromium, headless=True, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Opens a page of the app; at the end of the test nothing may have failed in the console or left the machine."""
+    contexts, faults = [], []
+
+    def go(path: str = "/", *, width: int = 1280, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.add_init_script(WATCH)
+        # opened below its root, streamlit's client looks for its server there first and logs the miss
+        probe = re.compile(r"/\w+/_stcore/(health|host-config)")
+
+        def said(message: Any) -> None:
+            if message.type == "error" and not probe.search(message.location.get("url", "")):
+                faults.append(message.text)
+
+        page.on("console", said)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else faults.append(r.url))
+        page.goto(address + path)
+        settle(page)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert faults == []

@@ -6,12 +6,7 @@ import csv
 import json
 import re
 import shlex
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +15,9 @@ import pytest
 from advisor.cli.commands import build_parser
 from advisor.schema import CoefficientSet
 from advisor.ui.navigation import PAGES
+from benchmarks.app_browser import WAIT_MS, settle
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-READY = """() => !document.querySelector('[data-testid=stStatusWidget]')
-  && !document.querySelector('[data-testid=stSpinner]') && !document.querySelector('[data-testid=stSkeleton]')
-  && !!document.querySelector('h1')
-  && [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(e => e.querySelector('.main-svg'))"""
-WAIT_MS = 60_000
 VIEWS = [
     "/?model=8b&gpus=2xH100&load=clients&clients=16",
     "/compare?model=8b&gpus=2xH100",
@@ -75,77 +57,6 @@ FAINT = """() => {
   return [...faint];
 }"""
 """Texts that are harder to read than WCAG 2.2 asks for (success criterion 1.4.3)."""
-
-
-@pytest.fixture(scope="module")
-def address(root: Path) -> Iterator[str]:
-    """The app, served by streamlit on a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.address", "127.0.0.1"]
-    command += ["--server.port", str(port), "--server.fileWatcherType", "none"]
-    server = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1):
-                    break
-            except OSError:
-                assert server.poll() is None, "streamlit ended at once"
-                time.sleep(0.25)
-        else:
-            pytest.fail("streamlit did not answer within 30 s")
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens a page of the app; at the end of the test nothing may have failed in the console or left the machine."""
-    contexts, faults = [], []
-
-    def go(path: str = "/", *, width: int = 1280, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        # opened below its root, streamlit's client looks for its server there first and logs the miss
-        probe = re.compile(r"/\w+/_stcore/(health|host-config)")
-
-        def said(message: Any) -> None:
-            if message.type == "error" and not probe.search(message.location.get("url", "")):
-                faults.append(message.text)
-
-        page.on("console", said)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else faults.append(r.url))
-        page.goto(address + path)
-        settle(page)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert faults == []
-
-
-def settle(page: Any) -> None:
-    page.wait_for_timeout(400)
-    page.wait_for_function(READY, timeout=WAIT_MS)
-    page.wait_for_timeout(300)
 
 
 def metric(page: Any, name: str) -> str:

@@ -63,9 +63,10 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pool.start()
     pool.wait()
     yield
-    assert pool._pool is not None
-    pool._pool.shutdown()
-    pool._pool = None
+    (worker,) = pool._workers
+    worker.shutdown()
+    pool._workers.clear()
+    pool._busy.clear()
     pool._warm.clear()
 
 
@@ -84,8 +85,7 @@ def test_a_worker_that_is_killed_is_replaced() -> None:
     import os
     import signal
 
-    assert pool._pool is not None
-    os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)
+    os.kill(next(iter(pool._workers[0]._processes)), signal.SIGKILL)
     assert pool.run(sum, [1, 2]) == 3
     pool.wait()
     assert pool.run(sum, [3, 4]) == 7
@@ -94,7 +94,8 @@ def test_a_worker_that_is_killed_is_replaced() -> None:
 def test_workers_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(pool.WORKERS, "0")
     pool.start()
-    assert pool._pool is None
+    assert not pool._workers
+    assert not pool.is_running()
 
 
 def test_long_work_tells_its_progress_and_is_found_again(root: Path) -> None:

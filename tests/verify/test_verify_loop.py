@@ -9,7 +9,13 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from pydantic import ValidationError
 
+from advisor.catalog import load_catalog
+from advisor.catalog.files import data_root
+from advisor.errors import BadData
+from advisor.fit.records import cell_of, read_records
+from advisor.fit.validate import validate
 from advisor.schema import (
     ClosedLoad,
     ConstantLoad,
@@ -207,3 +213,54 @@ def test_the_prediction_is_for_what_was_sent(serve: Callable[..., str], make: An
     assert "kv_cache_tokens at start is 50% below the prediction" in report.verdict
     assert report.records[0].startup is not None
     assert report.records[0].startup.n_kv_blocks == 1000
+
+
+def test_a_record_is_replayed_as_it_was_sent(serve: Callable[..., str], make: Any, tmp_path: Path) -> None:
+    """`advisor validate` on the record of a verify run sees the very requests, not others of the same law."""
+    catalog = load_catalog()
+    address = serve(ttft_s=0.02, tpot_s=0.001)
+    report = verify(
+        address,
+        make.plan(ttft_p50_s=0.03),
+        model=make.model(),
+        workload=Workload(
+            lengths=LognormalLengths(prompt_tokens_mean=40, output_tokens_mean=6, sigma=0.8),
+            load=PoissonLoad(arrivals_per_s=30),
+        ),
+        hf_config=json.loads((data_root() / "models" / "llama-3.1-8b.json").read_text())["config"],
+        n_light=3,
+        n_requests=25,
+        timeout_s=5,
+    )
+    path = tmp_path / "records.jsonl"
+    write_records(report, path)
+    light, loaded = read_records(path)
+    assert loaded.random_weights is None, "a client cannot see what weights a server has"
+    assert loaded.load == {"kind": "poisson", "arrivals_per_s": 30.0, "n_requests": 25}, "the law stays in the record"
+    for record, n in ((light, 3), (loaded, 25)):
+        cell = cell_of(record, catalog)
+        assert record.sent is not None
+        (traffic,) = cell.traffics
+        assert traffic.prompt_tokens.tolist() == list(record.sent.prompt_tokens)
+        assert traffic.output_tokens.tolist() == list(record.sent.output_tokens)
+        assert len(traffic.prompt_tokens) == n == record.measured.n_requests
+    assert cell_of(light, catalog).traffics[0].concurrency == 1
+    assert light.sent is not None
+    assert light.sent.arrival_s is None
+    arrivals = cell_of(loaded, catalog).traffics[0].arrival_s
+    assert arrivals is not None
+    assert arrivals[0] == 0
+    assert arrivals[-1] == pytest.approx(25 / 30, rel=1.0), "25 arrivals at 30/s"
+
+    def predicted(record: RunRecord) -> dict[str, float]:
+        return {r.metric: r.predicted for r in validate([record], catalog) if r.metric.startswith("ttft")}
+
+    raw = json.loads(path.read_text().splitlines()[1])
+    long = {"prompt_tokens": [2000] * 25, "arrival_s": [0.0] * 25}
+    at_once = RunRecord.model_validate(raw | {"sent": raw["sent"] | long})
+    assert predicted(at_once)["ttft_s.p99"] > 5 * predicted(loaded)["ttft_s.p99"], "25 long prompts at once queue"
+    spread = RunRecord.model_validate(raw | {"sent": {k: v for k, v in raw["sent"].items() if k != "arrival_s"}})
+    with pytest.raises(BadData, match="arrival_s"):
+        cell_of(spread, catalog)
+    with pytest.raises(ValidationError, match="same length"):
+        RunRecord.model_validate(raw | {"sent": raw["sent"] | {"output_tokens": [5]}})

@@ -9,11 +9,12 @@ from functools import partial
 
 import streamlit as st
 
+from advisor.catalog import load_catalog
 from advisor.fit.adapt import Refit, Scope, refit_shipped
 from advisor.fit.validate import METRICS, Row, summary, table
 from advisor.ui import accuracy, charts_trust, jobs, parts, state
 from advisor.ui.command import shell
-from advisor.ui.text import sentence
+from advisor.ui.text import BACKENDS, plain, sentence
 from advisor.units import MIB
 
 MAX_REFIT_CELLS = 100
@@ -25,6 +26,8 @@ PLANNED = "python -m calibration plan --model llama-3.1-8b --gpu h100-sxm-80gb -
 def render() -> None:
     """Show the page."""
     st.title("Your measurements against the model")
+    with st.sidebar:
+        _shipped()
     st.markdown(
         "Upload run records of vLLM (JSON lines, one measured cell a line). Every cell is predicted from its own"
         " configuration, nothing measured enters that prediction; then you can refit the model to your host. Records"
@@ -53,6 +56,19 @@ def render() -> None:
         "`advisor fit` is the full fit: all our records and yours together, every engine start left out once, intervals"
         " from that. It takes some minutes on two cores and writes vllm.json and accuracy.json."
     )
+
+
+def _shipped() -> None:
+    """Say what records are held against."""
+    fitted = load_catalog().coefficients("vllm")
+    st.markdown("**The fit that is shipped**")
+    report = fitted.report
+    rests = f", on {report.n_cells:,} measured cells of {len(report.run_ids)} engine starts" if report else ""
+    name = f"{BACKENDS.get(fitted.engine, fitted.engine)} {', '.join(fitted.engine_versions)}"
+    st.markdown(
+        f"{plain(name)}, fitted on {plain(fitted.gpu)}{rests}. The Trust page shows how far off predictions of it were."
+    )
+    st.caption("Uploads are the one thing that the address does not hold.")
 
 
 def _how_to_get_some() -> None:

@@ -9,11 +9,11 @@ import streamlit as st
 from advisor.catalog import load_catalog
 from advisor.predict.bill import HostedPrice
 from advisor.recommend.day import Day, DayPlan, Offline
-from advisor.recommend.hybrid import replicas_needed
+from advisor.recommend.hybrid import daily_load, replicas_needed
 from advisor.recommend.power import Terms
 from advisor.schema import Request
 from advisor.schema.mixed import HOURS, MixedPlan
-from advisor.ui import bills, call, charts, inputs, parts, state
+from advisor.ui import bills, call, charts, inputs, later, parts, state
 from advisor.ui.command import mixed_words, power_words, shell
 from advisor.ui.text import plain, show
 from advisor.units import J_PER_KWH
@@ -32,7 +32,10 @@ def render() -> None:
     day, wanted = _inputs()
     request = request.model_copy(update={"rate": day.peak_requests_per_s})
     terms = _terms(view)
-    found = call.day_plan(request, day, wanted)
+    found, key = call.day_plan(request, day, wanted)
+    if found is None:
+        _load_alone(day, key)
+        return
     st.markdown(
         f"One replica is **{plain(charts.layout(found.replica))}** and carries"
         f" **{plain(show('requests_per_s', found.need.capacity_requests_per_s))}** within the latency targets."
@@ -52,6 +55,15 @@ def render() -> None:
         commands.append(shell(power_words(request, chosen, terms)))
     parts.equal_command("\n".join(commands))
     parts.glossary("ttft", "tpot", "tp", "dp", "slo", "pue", "grid", "power_limit", "price_kind", "interval")
+
+
+def _load_alone(day: Day, key: str) -> None:
+    """Show what is known before the day is planned."""
+    later.fill_in(key, "The day is being planned: which replica, what it carries, what the free GPUs can do ...")
+    st.subheader("Load of the day")
+    rates = daily_load(day.peak_requests_per_s, night_frac=day.night_frac, peak_hour=day.peak_hour)
+    figure = charts.over_hours(list(range(HOURS)), {"arriving": list(rates)}, "requests/s")
+    parts.chart(figure, "load-alone", "Requests per second by hour")
 
 
 def _inputs() -> tuple[Day, Offline]:
@@ -113,9 +125,10 @@ def _terms(view: str) -> Terms:
         return Terms()
     fields: dict[str, Any] = {}
     if view == POWER:
-        kw = state.maybe_number(
-            "rack", "Power of one rack [kW]", high=1e4, hint="not asked", help="How many nodes it feeds."
-        )
+        with st.sidebar:
+            kw = state.maybe_number(
+                "rack", "Power of one rack [kW]", high=1e4, hint="not asked", help="How many nodes it feeds."
+            )
         return Terms(rack_w=kw * 1e3 if kw is not None else None)
     with st.expander("Own hardware, or a hosted API to compare with"):
         one, two, three = st.columns(3)

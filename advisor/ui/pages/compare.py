@@ -41,7 +41,7 @@ def render() -> None:
     request = inputs.scenario()
     if request.backends:
         st.info("Only the engines chosen in the side bar are compared.")
-    answer = call.recommend(request)
+    answer, rest = call.recommend(request)
     found = sides(answer)
     if not found:
         st.error(f"Neither engine runs {plain(answer.model)} on {plain(answer.gpus)}.")
@@ -54,10 +54,10 @@ def render() -> None:
         _memory(found)
         _diff(answer, found)
         parts.sentences("Why", answer.why)
-        parts.sentences("What would change the answer", answer.flips)
+        parts.what_would_change(answer.flips, rest)
     parts.downloads(
         {
-            "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, answer)),
+            "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, request)),
             "Plans (CSV)": ("comparison.csv", "text/csv", partial(parts.plans_csv, found)),
         },
         "compare",
@@ -84,8 +84,8 @@ def _side_by_side(found: list[Plan], answer: Recommendation) -> None:
             kept = "overload: more arrives than it can serve" if plan.prediction.is_saturated else kept
             st.markdown(f"{mark} {plain(charts.layout(plan.deployment))}; {kept}".strip())
             parts.serving_headline(plan.prediction, HEADLINE, n_columns=2, titles=TITLES)
-            st.code(plan.command, language="bash", wrap_lines=True)
             parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))
+            parts.command(plan.command, plan.backend)
 
 
 def _reasons(answer: Recommendation, missing: tuple[str, ...] | list[str]) -> None:

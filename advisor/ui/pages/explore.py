@@ -100,7 +100,7 @@ def _deployment() -> dict[str, Any]:
 
 def _recommended(request: Request, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of the best vLLM plan, nothing where there is none: then the engine's apply."""
-    best = call.recommend(request).best_by_backend.get("vllm")
+    best = call.plans(request).best_by_backend.get("vllm")
     if best is None:
         return {}
     left_out = {"kv_dtype"} if "weight_dtype" in chosen else set()

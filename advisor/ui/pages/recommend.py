@@ -32,17 +32,17 @@ def render() -> None:
     st.title("What to run on the GPUs you have")
     inputs.examples()
     request = inputs.scenario()
-    answer = call.recommend(request)
+    answer, missing = call.recommend(request)
     if answer.best is None:
         _nothing_fits(answer)
     else:
         _best(answer, answer.best, request)
         _cloud(answer, request)
-        _ranked(answer)
+        _ranked(answer, missing)
     _rejected(answer.rejected)
     parts.downloads(
         {
-            "Answer (JSON)": ("recommendation.json", "application/json", partial(call.answer_json, answer)),
+            "Answer (JSON)": ("recommendation.json", "application/json", partial(call.answer_json, request)),
             "Plans (CSV)": ("plans.csv", "text/csv", partial(parts.plans_csv, answer.plans)),
         },
         "recommend",
@@ -58,20 +58,28 @@ def _nothing_fits(answer: Recommendation) -> None:
     parts.notes(answer.notes)
 
 
+MISSED = {
+    False: ":orange-badge[:material/warning: misses a target]",
+    True: ":orange-badge[:material/warning: overload]",
+}
+"""Marks of a plan that does not keep the targets, by whether more arrives than it serves."""
+
+
 def title_of(plan: Plan) -> str:
-    """Return a plan's engine and shape as one line of Markdown."""
-    return f"**{plain(charts.plan_name(plan))}**"
+    """Return a plan's engine and shape as one line of Markdown, with a mark where it does not keep the targets."""
+    mark = "" if plan.meets_slo else f" {MISSED[plan.prediction.is_saturated]}"
+    return f"**{plain(charts.plan_name(plan))}**{mark}"
 
 
 def _best(answer: Recommendation, best: Plan, request: Request) -> None:
-    version = f" {best.deployment.engine_version}" if best.backend == "vllm" else ""
+    version = f" (release {best.deployment.engine_version})" if best.backend == "vllm" else ""
     st.markdown(
         f"Best plan for **{plain(answer.model)}** on **{plain(answer.gpus)}**: {title_of(best)}{plain(version)}"
     )
+    parts.serving_headline(best.prediction, HEADLINE)
+    parts.command(best.command, "best")
     if not best.meets_slo:
         st.warning("No plan keeps every target; this one comes nearest.")
-    parts.serving_headline(best.prediction, HEADLINE)
-    st.code(best.command, language="bash", wrap_lines=True)
     targets = ", ".join(f"{label(f'{t.name}_s')} at most {show('s', t.max_s)}" for t in call.targets(request).targets)
     assumed = "" if request.slo.targets else " (assumed, as none is set)"
     st.caption(f"Latency targets: {targets or 'none'}{assumed}.")
@@ -107,12 +115,12 @@ def _cloud(answer: Recommendation, request: Request) -> None:
     )
 
 
-def _ranked(answer: Recommendation) -> None:
+def _ranked(answer: Recommendation, missing: str) -> None:
     st.subheader("Ranked plans")
     rows, formats = parts.plan_rows(answer.plans)
     parts.table(rows, formats, "ranked")
     parts.sentences("Why this plan", answer.why)
-    parts.sentences("What would change the answer", answer.flips)
+    parts.what_would_change(answer.flips, missing)
     accuracy.beside(answer.accuracy)
     ranks = [str(p.rank) for p in answer.plans]
     st.subheader("A plan taken apart")

@@ -14,7 +14,7 @@ from advisor.catalog import load_catalog
 from advisor.errors import AdvisorError, DomainError
 from advisor.schema import Breakdown, Cluster, Model, Note, first_error
 from advisor.schema.training import TrainJob, TrainPlan, TrainPrediction
-from advisor.ui import call, charts, charts_plans, inputs, parts, state
+from advisor.ui import call, charts, charts_plans, inputs, later, parts, state
 from advisor.ui.command import shell, train_job_words, train_words
 from advisor.ui.text import HELP, label, part_name, plain, show
 
@@ -55,14 +55,22 @@ def render() -> None:
     job = _job(model, cluster)
     stages, refused = _stages(model, cluster, job)
     chosen, misfit = stages.get(job.zero_stage, (None, None))
+    mark = (
+        ":green-badge[:material/check: runs]" if chosen and not misfit else ":red-badge[:material/block: does not run]"
+    )
+    st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{job.zero_stage} {mark}")
+    if chosen:
+        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"])
+    # below the numbers, which so keep their place
     if chosen is None:
         st.error(plain(f"DeepSpeed refuses this job: {refused[job.zero_stage]}. The stages below run."))
     if misfit:
-        st.error(plain(f"This job does not run: {misfit[0]}. What would: {misfit[1]}."))
-    if chosen:
-        if misfit:
-            st.caption("Numbers below are what the job would take if the memory were there.")
-        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"])
+        st.error(
+            plain(
+                f"This job does not run: {misfit[0]}. What would: {misfit[1]}. The numbers are what it would take if"
+                " the memory were there."
+            )
+        )
     _bars(stages, refused, cluster)
     if chosen:
         _step(chosen)
@@ -217,7 +225,10 @@ def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cl
 
 def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
     st.subheader("The best jobs with this batch and length")
-    answer = call.train_answer(model, cluster, job)
+    answer, key = call.train_answer(model, cluster, job)
+    if answer is None:
+        later.fill_in(key, "Comparing training jobs ...")
+        return
     if answer.best is None:
         st.error(f"No job trains {plain(model.name)} on these GPUs.")
     rows = [_row(p) for p in answer.plans]
