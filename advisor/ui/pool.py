@@ -18,6 +18,8 @@ from advisor.errors import AdvisorError, DomainError
 
 T = TypeVar("T")
 MAX_WORKERS = 4
+NICE = 5
+"""Workers give way to the server, which draws the pages of those who only click."""
 WORKERS = "ADVISOR_APP_WORKERS"
 """Environment variable with the number of workers; 0 = none, everything in the server's own process."""
 
@@ -136,6 +138,8 @@ def _answer(call: Callable[..., T], args: tuple[object, ...]) -> tuple[T | None,
 
 
 def _load() -> None:
+    if hasattr(os, "nice"):
+        os.nice(NICE)
     import advisor.recommend.answer  # noqa: F401 the modules of the first question
     from advisor.catalog import load_catalog
 
