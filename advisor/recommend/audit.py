@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from advisor.predict.deepspeed_paths import DEEPSPEED_BACKENDS
-from advisor.recommend.audit_figures import JUDGES, LATENCIES, claimed_interval, finding
+from advisor.recommend.audit_figures import JUDGES, MEANINGS, claimed_interval, finding, readings_of
 from advisor.recommend.audit_search import Auditor, Scenario, Serve, vllm_serve
 from advisor.recommend.claims import Names, judge_statement
 from advisor.schema import Backend, Interval
@@ -59,14 +59,25 @@ def _contradictions(auditor: Auditor, claims: ClaimsFile) -> Iterator[Finding]:
             source = "Little 1961, doi:10.1287/opre.9.3.383, on the claimed figures"
             searched = auditor.scenarios(setup) if verdict == "consistent" else []
             if searched:
-                both = [s for s in searched if _gives(s, rate, (rate.quantity,)) and _gives(s, latency, LATENCIES)]
-                usual = [s for s in both if s.is_usual]
-                scenario = str((usual or both)[0]) if both else ""
+                readings = readings_of(latency)
+                both = [
+                    (reading, s)
+                    for reading in readings
+                    for s in searched
+                    if _gives(s, rate, rate.quantity) and _gives(s, latency, reading)
+                ]
+                usual = [(reading, s) for reading, s in both if s.is_usual]
+                for reading, s in (usual or both)[:1]:
+                    meaning = MEANINGS[reading.split("_")[0]]
+                    scenario = str(s) if usual and reading == readings[0] else f"latency as {meaning}: {s}"
+                    if usual and reading != readings[0]:
+                        verdict = "implausible"
+                        why += f"; both can hold with the latency as {meaning} only"
                 if not usual:
                     verdict = "implausible"
                     why += (
-                        f"; of {len(searched)} searched scenarios {len(both)} give both figures (latency read as end"
-                        " to end, first token or per token), none with ordinary lengths"
+                        f"; of {len(searched)} searched scenarios {len({id(s) for _, s in both})} give both figures"
+                        " (latency read as end to end, first token or per token), none with ordinary lengths"
                     )
                 source += "; serving model of this project"
             yield Finding(
@@ -81,11 +92,10 @@ def _contradictions(auditor: Auditor, claims: ClaimsFile) -> Iterator[Finding]:
             )
 
 
-def _gives(scenario: Scenario, claim: FigureClaim, readings: Sequence[str]) -> bool:
-    """Return whether a scenario's interval of any reading meets the claimed figure."""
-    claimed = claimed_interval(claim)
-    found = [scenario.prediction.quantities.get(r) for r in readings]
-    return any(q is not None and q.low <= claimed.high and q.high >= claimed.low for q in found)
+def _gives(scenario: Scenario, claim: FigureClaim, reading: str) -> bool:
+    """Return whether a scenario's interval of a quantity meets the claimed figure."""
+    claimed, q = claimed_interval(claim), scenario.prediction.quantities.get(reading)
+    return q is not None and q.low <= claimed.high and q.high >= claimed.low
 
 
 def _against_each_other(auditor: Auditor, claims: ClaimsFile) -> Iterator[Finding]:

@@ -13,7 +13,13 @@ from advisor.schema import Cluster, Interval
 from advisor.schema.claims import FigureClaim, Finding, Setup, Verdict
 from advisor.units import format_bytes, format_rate, format_s, format_w
 
-LATENCIES = ("e2e_p99_s", "ttft_p99_s", "tpot_p99_s")
+LATENCIES = {
+    "e2e_p99_s": "end to end",
+    "ttft_p99_s": "time to first token",
+    "tpot_p99_s": "time per output token",
+}
+"""What a claimed latency can mean, the plain meaning first."""
+MEANINGS = {name.split("_")[0]: meaning for name, meaning in LATENCIES.items()}
 POWER_MARGIN = 1.05
 """Board power may exceed its limit for milliseconds; means do not by more than the meter's 5 % error."""
 
@@ -62,6 +68,11 @@ def fastest_s(shapes: Shapes, cluster: Cluster, weight_dtype: str, prompt_tokens
     return prefill + (output_tokens - 1) * weights / (gpu.memory_bandwidth_bytes_per_s * n)
 
 
+def readings_of(claim: FigureClaim) -> tuple[str, ...]:
+    """Return the quantities that a claimed latency may be, the plain reading first."""
+    return tuple(LATENCIES) if claim.quantity == "latency_p99_s" else (claim.quantity,)
+
+
 def _unpredicted(fault: str) -> str:
     return f"we predict no plan of it: {fault}" if fault else "we predict no plan of it"
 
@@ -69,7 +80,7 @@ def _unpredicted(fault: str) -> str:
 def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Finding:
     model, _, cluster = auditor.hardware(setup)
     shapes, claimed = shapes_of(model), claimed_interval(claim)
-    readings = LATENCIES if claim.quantity == "latency_p99_s" else (claim.quantity,)
+    readings = readings_of(claim)
     per_token = fastest_s(shapes, cluster, setup.weight_dtype, 0, 2)
     most_tokens = 1 + int(claimed.high / per_token)
     bound = (
@@ -96,7 +107,7 @@ def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Findin
             found_one = s.prediction.quantities.get(reading)
             if found_one and found_one.low <= claimed.high and found_one.high >= claimed.low:
                 fits.setdefault(reading, []).append(s)
-    names = {"e2e": "end to end", "ttft": "time to first token", "tpot": "time per output token"}
+    names = MEANINGS
     usual = {r: [s for s in found if s.is_usual] for r, found in fits.items()}
     least = min((s for s in scenarios if s.is_usual), key=lambda s: s.prediction[readings[0]], default=scenarios[0])
     ours = least.prediction.quantities[readings[0]]

@@ -306,7 +306,7 @@ def test_an_overload_says_how_many_cards_would_do() -> None:
 
 def test_the_cards_that_would_meet_the_targets_are_counted_by_replays() -> None:
     """The closed form alone, corrected by the worst of what was simulated, had said 24 cards where 12 do."""
-    found = answer(model="70b", gpus="8xA100", rate=5.5)
+    found = answer(model="70b", gpus="8xA100", rate=6.5)
     text = next(t for t in found.why if "would meet all targets" in t)
     assert "(simulated)" in text
     assert 8 < int(text.split()[0]) <= 16
