@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -47,15 +48,44 @@ def render() -> None:
     parts.equal_command("\n".join(commands))
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the page says of one accuracy report, worked out once for all its visitors."""
+
+    report: Mapping[str, Any]
+    rows: list[Row]
+    pairs: Mapping[str, accuracy.Errors]
+    files: Mapping[str, tuple[str, str, str]]
+
+
+_last: list[Held] = []
+
+
+def _held(report: Mapping[str, Any]) -> Held:
+    """Return what follows from a report; the catalogue returns the same one until its file changes."""
+    for kept in _last:
+        if kept.report is report:
+            return kept
+    rows = accuracy.held_out_rows(report)
+    files = {"Held-out errors (JSON)": ("accuracy.json", "application/json", json.dumps(report, indent=1))}
+    if rows:
+        table_of = parts.to_csv([accuracy.row_of(r) for r in rows])
+        files["Held-out cells (CSV)"] = ("held-out.csv", "text/csv", table_of)
+    found = Held(report, rows, _pairs(rows), files)
+    _last[:] = [found]
+    return found
+
+
 def _held_out(report: Mapping[str, Any]) -> None:
     """Show the errors on engine starts that were left out of the fit; a click on one shows its cells."""
     st.subheader("Errors on runs that the fit had not seen")
     st.caption(sentence(f"{report['held_out']}. All our measured vLLM cells; relative errors."))
     accuracy.headline(report["overall"], report.get("coverage_of_90_percent_intervals", {}))
-    rows = accuracy.held_out_rows(report)
+    held = _held(report)
+    rows = held.rows
     groupings: dict[str, Mapping[str, accuracy.Errors]] = {}
     if rows:
-        groupings[PAIR] = _pairs(rows)
+        groupings[PAIR] = held.pairs
     groupings |= {START: report["by_run"], **report["by_regime"]}
     text = "What the cells of a row have in common."
     by = state.choice("held_by", "Group by", tuple(groupings), default=next(iter(groupings)), help=text)
@@ -69,11 +99,7 @@ def _held_out(report: Mapping[str, Any]) -> None:
         _start(group, metric)
     else:
         st.caption("This fit kept no single cells: group by engine start and choose one to see them predicted now.")
-    files = {"Held-out errors (JSON)": ("accuracy.json", "application/json", json.dumps(report, indent=1))}
-    if rows:
-        table_of = parts.to_csv([accuracy.row_of(r) for r in rows])
-        files["Held-out cells (CSV)"] = ("held-out.csv", "text/csv", table_of)
-    parts.downloads(files, "held")
+    parts.downloads(held.files, "held")
 
 
 def _pairs(rows: list[Row]) -> dict[str, accuracy.Errors]:
