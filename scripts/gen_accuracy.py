@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +202,14 @@ KINDS = {
 """What has coefficients of its own; the fewer engine starts, the less is left when one is left out."""
 
 
-def starts_of_kinds() -> str:
-    """Return how many engine starts there are of each kind that has coefficients of its own, as text."""
+def starts_of_kinds(fitted: Collection[str]) -> str:
+    """Return how many of the engine starts in the fit are of each kind that has coefficients of its own, as text."""
     runs: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for path in sorted((ROOT / "data" / "runs").glob("vllm-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             for kind, has in KINDS.items():
-                if has(record):
+                if record["run_id"] in fitted and has(record):
                     runs[kind].add(record["run_id"])
     return ", ".join(f"{kind} {len(found)}" for kind, found in sorted(runs.items(), key=lambda item: len(item[1])))
 
@@ -252,8 +252,8 @@ that its start-up printed is used for the latencies and judged apart in the line
 happened to send (how many requests, their mean lengths) is taken from the record: it is the client's draw, not the
 engine's answer.
 
-**Few in their kind.** Engine starts of each kind that has coefficients of its own: {starts_of_kinds()}. Where a
-kind has two or three, leaving one out leaves little that tells of it; the coefficients that the advisor ships
+**Few in their kind.** Engine starts of each kind that has coefficients of its own:
+{starts_of_kinds(accuracy["by_run"])}. Where a kind has two or three, leaving one out leaves little that tells of it; the coefficients that the advisor ships
 have seen all of them, so for these kinds its own error lies below the table's. One number is not left out: the
 H200's energy factor in `data/fitted/transfer.toml`. Board power is compared in cells of a second or more; in a
 shorter one the meter has not settled.
