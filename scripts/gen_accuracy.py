@@ -253,9 +253,10 @@ happened to send (how many requests, their mean lengths) is taken from the recor
 engine's answer.
 
 **Few in their kind.** Engine starts of each kind that has coefficients of its own:
-{starts_of_kinds(accuracy["by_run"])}. Where a kind has two or three, leaving one out leaves little that tells of it; the coefficients that the advisor ships
-have seen all of them, so for these kinds its own error lies below the table's. One number is not left out: the
-H200's energy factor in `data/fitted/transfer.toml`. Board power is compared in cells of a second or more; in a
+{starts_of_kinds(accuracy["by_run"])}.
+Where a kind has two or three, leaving one out leaves little that tells of it; the coefficients that the advisor
+ships have seen all of them, so for these kinds its own error lies below the table's. One number is not left out:
+the H200's energy factor in `data/fitted/transfer.toml`. Board power is compared in cells of a second or more; in a
 shorter one the meter has not settled.
 
 Error = predicted / measured - 1. Median and P90 are of its absolute value, bias is its mean.
