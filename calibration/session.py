@@ -38,7 +38,7 @@ def warmups(hf_config: dict[str, Any], max_model_len: int) -> list[Cell]:
     return cells
 
 
-RUNNING = (192, 160, 128, 120, 112, 96, 80, 72, 64, 56, 48, 40, 32, 24, 16, 8)
+RUNNING = (192, 160, 128, 120, 112, 104, 96, 88, 80, 72, 64, 56, 48, 40, 32, 24, 16, 8)
 """Batches one of which meets each kernel of the LM head that a start-up leaves to be loaded, up to 192 sequences. The
 first step that needs one waits until the GPU is idle, and hands out the tokens of the step before that late."""
 HEADS = "lm head kernels"
