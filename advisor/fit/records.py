@@ -96,6 +96,11 @@ def is_serving(record: RunRecord) -> bool:
     return record.engine == "vllm" and record.load is not None and record.lengths is not None
 
 
+def spreads_experts(record: RunRecord) -> bool:
+    """Return whether an engine ran with expert parallelism, of which there is no law here (docs/decisions.md)."""
+    return bool(((record.model_extra or {}).get("command") or {}).get("enable_expert_parallel"))
+
+
 SPELLINGS = {
     "bfloat16": "bf16",
     "float16": "fp16",

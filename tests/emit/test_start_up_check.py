@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from advisor.catalog import load_catalog
-from advisor.fit.records import cell_of, is_serving, read_records
+from advisor.fit.records import cell_of, is_serving, read_records, spreads_experts
 from advisor.predict.footprint import footprint
 from advisor.schema import EngineFacts, RunRecord
 
@@ -26,6 +26,7 @@ def starts() -> dict[str, RunRecord]:
         for record in read_records(file):
             if (
                 is_serving(record)
+                and not spreads_experts(record)
                 and record.startup
                 and record.startup.kv_cache_tokens
                 and record.startup.weights_bytes

@@ -18,6 +18,8 @@ def startups(root: Path) -> dict[str, dict[str, Any]]:
     for file in sorted((root / "data" / "runs").glob("vllm-*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
+            if record.get("command", {}).get("enable_expert_parallel"):  # no law of ours: docs/decisions.md
+                continue
             if record.get("startup", {}).get("peak_activation_bytes"):
                 found.setdefault(record["run_id"], record)
     return found

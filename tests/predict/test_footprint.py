@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.catalog import load_catalog
-from advisor.fit.records import Cell, cell_of, is_serving, read_records
+from advisor.fit.records import Cell, cell_of, is_serving, read_records, spreads_experts
 from advisor.predict.footprint import Footprint, block_bytes_per_gpu, footprint, weights_bytes_per_gpu, window_saving
 from advisor.predict.shapes import shapes_of
 from advisor.schema import Deployment, EngineFacts
@@ -26,7 +26,9 @@ def starts() -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for file in sorted((ROOT / "data" / "runs").glob("vllm-*.jsonl")):
         for record in read_records(file):
-            if is_serving(record) and record.startup and record.startup.n_kv_blocks and record.run_id not in found:
+            if spreads_experts(record) or record.run_id in found:
+                continue
+            if is_serving(record) and record.startup and record.startup.n_kv_blocks:
                 found[record.run_id] = cell_of(record, CATALOG, n_draws=1)
     return found
 

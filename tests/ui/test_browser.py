@@ -210,7 +210,9 @@ def test_the_scenario_follows_to_the_next_page_and_the_address_with_it(visit: Ca
 def test_a_click_on_the_error_grid_chooses_its_cell(visit: Callable[..., Any]) -> None:
     page = visit("/trust", width=1400)
     grid = page.locator("[data-testid=stPlotlyChart]").first
-    grid.scroll_into_view_if_needed()
+    # the grid may be higher than the window: its head into view, below the row of pages
+    grid.evaluate("e => e.scrollIntoView({block: 'start'})")
+    page.evaluate("document.querySelector('[data-testid=stMain]').scrollBy(0, -120)")
     # the drag layer covers the plot; cells lie on a regular grid: second row, third column of six
     box = grid.locator(".nsewdrag").first.bounding_box()
     n_rows = grid.locator(".yaxislayer-above .ytick, .ytick").count()

@@ -25,24 +25,19 @@ BOXES = """() => {
     const r = e.getBoundingClientRect(), y = e.dataset.testid === 'stSidebar' ? r.y : r.y + rolled;
     return [`${i} ${e.dataset.testid ?? e.textContent}`, [r.x, y, r.width].map(Math.round)]; })); }"""
 """Where the heads, numbers and charts of a page are, whatever part of it is in view."""
+# the pages that fill themselves in, and the one with the most in it; the test of switches sees them all,
+# and `benchmarks/app_spinners.py` measures every view and control
 VIEWS = [
     "/?model=8b&gpus=2xH100",
-    "/compare?model=8b&gpus=2xH100",
-    "/explore?model=8b&gpus=2xH100",
     "/train?gpus=8xH100",
     "/capacity?model=8b&gpus=4xH100",
-    "/capacity?model=8b&gpus=4xH100&view=Money",
-    "/capacity?model=8b&gpus=4xH100&view=Power+and+energy",
     "/trust",
-    "/audit",
-    "/calibrate",
 ]
 # what is turned changes numbers only: the same plan, the same texts
 NUMBERS_ONLY = [
     ("/?model=8b&gpus=2xH100&load=clients&clients=16&usd=2", "usd"),
     ("/train?gpus=8xH100", "accumulate"),
     ("/capacity?model=8b&gpus=4xH100&usd=2", "usd"),
-    ("/trust", "held_metric"),
     ("/explore?model=8b&gpus=2xH100&at_tp=1&at_dp=2&load=clients&clients=16", "clients"),
 ]
 
@@ -85,7 +80,7 @@ def test_a_number_that_changes_moves_nothing(visit: Callable[..., Any], view: st
     since = now_ms(page)
     turn(page, key, controls(page)[key])
     seen = settle(page, since)
-    assert values(page)["metrics"] != was["metrics"] or key == "held_metric", "the test changes nothing"
+    assert values(page)["metrics"] != was["metrics"], "the test changes nothing"
     after = page.evaluate(BOXES)
     top = {name: box for name, box in before.items() if box[1] < 900}
     assert {name: after.get(name) for name in top} == top

@@ -54,11 +54,15 @@ def keys() -> dict[str, list[str]]:
     return {}
 
 
-@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
-@pytest.mark.parametrize("name", VIEWS)
+# every value on a third of the pages, every page with a third of the values: all of them take two minutes
+SOME = [(name, text) for i, name in enumerate(VIEWS) for k, text in enumerate(HOSTILE) if (i + k) % 3 == 0]
+
+
+@pytest.mark.parametrize(("name", "text"), SOME)
 def test_a_hostile_value_everywhere_is_an_answer_or_a_sentence(
-    answers: Callable[..., list[Request]], open_page: Open, keys: dict[str, list[str]], name: str, value: str
+    answers: Callable[..., list[Request]], open_page: Open, keys: dict[str, list[str]], name: str, text: str
 ) -> None:
+    value = HOSTILE[text]
     answers()
     if name not in keys:
         keys[name] = keys_of(open_page(name, **VIEWS[name]))
