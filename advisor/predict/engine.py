@@ -41,6 +41,8 @@ class Engine:
         self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
         self.limits = limits
         self.cold = set(limits.cold_heads)
+        self.has_stood = False
+        """whether the last launch waited for the GPU, which is therefore idle"""
         self.now_s = 0.0
         self.ledger = Ledger([part.clock for part in self.parts], limits)
         self.waiting: deque[Sequence_] = deque()
@@ -216,6 +218,7 @@ class Engine:
             busy_s += spent_s
             weights.append(weight)
         self.group_ready_s[slot] = ready_s
+        self.has_stood = False
         if self.cold and (head := head_of(n_sampled)) in self.cold:
             self.cold.remove(head)
             self._load_head(end_s)
@@ -350,6 +353,7 @@ class Engine:
         last = self.parts[-1].stages[-1]
         if last.is_first:
             self.launch_free_s = max(self.launch_free_s, end_s) + LOAD_HEAD_S
+            self.has_stood = True
         else:  # the last stage's worker alone
             last.worker_free_s = max(last.worker_free_s, end_s) + LOAD_HEAD_S
 

@@ -34,8 +34,8 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     while m > 1 and group.blocks_opened(m, limits) > engine.free_blocks:
         m //= 2
     n = group.n
-    if engine.cold and head_of(n) in engine.cold:
-        return  # the first step of so many loads a kernel
+    if engine.has_stood or (engine.cold and head_of(n) in engine.cold):
+        return  # the first step of so many loads a kernel, and the one after it finds the GPU idle
     n_tokens = n * limits.verify_tokens
     n_padded = engine.graph(n_tokens)
     per_step = n * limits.tokens_per_step
@@ -185,6 +185,7 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
         now_s = free_s if limits.blocks_on_launch else now_s + limits.core_s
         n_launched += 1
         engine.is_graph_running = True
+        engine.has_stood = False
     engine.now_s, engine.launch_free_s, engine.step_number = now_s, free_s, number
     return n_launched
 
