@@ -144,7 +144,8 @@ def test_an_empty_closing_event_is_no_token(serve: Callable[..., str]) -> None:
     answered, failed = drive(Endpoint(address, "org/model"), workload, vocab_size=1000, timeout_s=5)
     assert not failed
     assert [request.n_events for request in answered] == [11, 11, 11]
-    assert measured(answered).tpot_s.mean == pytest.approx(0.01, rel=0.05)  # type: ignore[union-attr]
+    # a closing event that counted would make it 10/11 of that; a busy machine makes it longer
+    assert 0.0097 < measured(answered).tpot_s.mean < 0.03  # type: ignore[union-attr]
 
 
 def n_started(address: str) -> int:
