@@ -10,6 +10,7 @@ import numpy as np
 
 from advisor.errors import AdvisorError
 from advisor.predict.traffic import mean_lengths
+from advisor.recommend.aside import side_by_side
 from advisor.recommend.ask import Pool, Question
 from advisor.recommend.explain import plan_text
 from advisor.recommend.forecast import forecast
@@ -28,8 +29,8 @@ BESIDE = (1.1, 1.3)
 """A change that the closed form sees at a factor is replayed this far beyond it: near, and once more further."""
 N_RIVALS = 2
 """Plans that are replayed beside the old winner: the closed form does not tell the best two apart."""
-MAX_REPLAYS = 12
-"""Replays for all changes of one answer together: as much again as the finalists cost."""
+MAX_REPLAYS = 6
+"""Replays that bear out one change; the three of an answer are looked at side by side."""
 Shaped = Callable[[float], Workload]
 
 
@@ -166,6 +167,11 @@ class _Rivals:
             now = ranking(middle)
             good, bad, others = (middle, bad, others) if self.is_mine(now) else (good, middle, now)
         return bad, others
+
+    def start_anew(self) -> None:
+        """Allow the full number of replays again: each axis has its own, whichever process looks at it."""
+        self.n_replays = 0
+        self.replayed.clear()
 
     def replay(self, row: int, workload: Workload) -> Option | None:
         """Return a plan replayed under another workload, None when it does not run; raises Spent after too many."""
@@ -330,22 +336,29 @@ def load_changes(question: Question, plans: Sequence[Plan], found: Found) -> lis
         return []
     if not rivals.is_mine(next(rivals.ranked(np.ones(1), question.workload))):
         return []
+    axes = _axes(question)
+    jobs = [partial(_along, rivals, name, axis) for name, axis in axes.items()]
+    made = side_by_side(jobs)
     changes = []
-    for name, axis in _axes(question).items():
-        crossing = (
-            rivals.prompt_crossing(axis.shaped, axis.most)
-            if name == "prompt"
-            else rivals.load_crossing(up=name == "up")
-        )
-        if crossing is None or (name == "down" and not crossing[1]):
-            continue
-        try:
-            change = rivals.confirm(axis.shaped, *crossing, most=axis.most)
-        except Spent:
-            break
+    for k, axis in enumerate(axes.values()):
+        change = made[k] if k in made else jobs[k]()
         if change is not None:
             changes.append((axis, change, None if change.winner is None else rivals.plans[change.winner]))
     return changes
+
+
+def _along(rivals: _Rivals, name: str, axis: _Axis) -> Change | None:
+    """Return the change of one axis, None where there is none or `MAX_REPLAYS` do not bear it out."""
+    rivals.start_anew()
+    crossing = (
+        rivals.prompt_crossing(axis.shaped, axis.most) if name == "prompt" else rivals.load_crossing(up=name == "up")
+    )
+    if crossing is None or (name == "down" and not crossing[1]):
+        return None
+    try:
+        return rivals.confirm(axis.shaped, *crossing, most=axis.most)
+    except Spent:
+        return None
 
 
 def load_flips(question: Question, plans: Sequence[Plan], found: Found) -> list[str]:
