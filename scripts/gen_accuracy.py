@@ -276,10 +276,10 @@ host and deploys on another, and no prediction that does not know the host can b
 {noise_floor(accuracy)}
 
 What lies behind it is the CPU: a step with more tokens than the largest CUDA graph is launched kernel by kernel, 0.7
-to 1.3 ms a layer from host to host and from process to process. Three instrumented engines of one 8B model on one host
-showed more than that: within *one* process the launch of such a step took 16 to 46 ms, all of it CPU time, the middle
-80 % of 78 steps 18 to 42 ms. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as
-that; longer ones hide it.
+to 1.3 ms a layer from host to host and from process to process. An instrumented engine of an 8B model showed more than
+that: within one process, launches of 8,192 tokens took 17 to 46 ms (44 of them, the middle 80 % 18 to 42), 99 % of it
+CPU time; in two others on that host up to 75 and 80 ms. Prompts shorter than their launch (some 1,000 tokens of an 8B
+model) are as uncertain as that; longer ones hide it.
 
 **First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it
 is first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`)
