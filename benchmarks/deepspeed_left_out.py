@@ -6,18 +6,15 @@ injection has one run: without a cell) and predicts it. A run that alone measure
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from advisor.catalog import load_catalog
 from advisor.fit.deepspeed import eager_coefficients, inject_coefficients, model_of
 from advisor.fit.deepspeed_ranks import rank_coefficients
 from advisor.fit.deepspeed_training import training_coefficients
 from advisor.schema import CoefficientSet
-from benchmarks.deepspeed_records import RUNS, Row, rows_of
+from benchmarks.deepspeed_records import RUNS, Row, read, rows_of, show
 
 Raw = dict[str, Any]
 Fit = Callable[[Sequence[Raw]], dict[str, Any]]
@@ -62,14 +59,9 @@ def left_out(records: Sequence[Raw]) -> tuple[list[Row], list[str]]:
 def main() -> None:
     """Print every row, and the median and worst error of each kind."""
     paths = sorted([*RUNS.glob("deepspeed-*.jsonl"), *RUNS.glob("micro-*.jsonl")])
-    records = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.strip()]
+    records = read(paths)
     rows, alone = left_out(records)
-    for row in rows:
-        print(f"{row.kind:<42} {row.cell:<44} {row.ours:12.5g} {row.seen:12.5g} {row.error:+7.1%}")
-    print()
-    for kind in dict.fromkeys(row.kind for row in rows):
-        errors = np.abs([row.error for row in rows if row.kind == kind])
-        print(f"{kind:<42} {len(errors):3d} cells, median {np.median(errors):.1%}, worst {errors.max():.1%}")
+    show(rows)
     if alone:
         print(f"cannot be left out, they alone measure a coefficient: {', '.join(alone)}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,20 +108,30 @@ def rows_of(record: Raw, *, is_first: bool = False, coefficients: CoefficientSet
         yield Row("FastGen step", f"{name} {n} x {load['context_tokens']} + {new}", seen, m["step_s"])
 
 
-def main(files: Sequence[str]) -> None:
-    """Print every row and the median and worst error of each kind."""
-    paths = [Path(f) for f in files] or sorted(RUNS.glob("deepspeed-*.jsonl"))
-    records = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.strip()]
-    ids = [record["run_id"] for record in records]
-    rows = [
-        row for i, record in enumerate(records) for row in rows_of(record, is_first=record["run_id"] not in ids[:i])
-    ]
+def read(paths: Iterable[Path]) -> list[Raw]:
+    """Return the records of some files, in their order."""
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.strip()]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print every row, and the median and worst error of each kind."""
     for row in rows:
         print(f"{row.kind:<42} {row.cell:<44} {row.ours:12.5g} {row.seen:12.5g} {row.error:+7.1%}")
     print()
     for kind in dict.fromkeys(row.kind for row in rows):
         errors = np.abs([row.error for row in rows if row.kind == kind])
         print(f"{kind:<42} {len(errors):3d} cells, median {np.median(errors):.1%}, worst {errors.max():.1%}")
+
+
+def main(files: Sequence[str]) -> None:
+    """Print every row and the median and worst error of each kind."""
+    paths = [Path(f) for f in files] or sorted(RUNS.glob("deepspeed-*.jsonl"))
+    records = read(paths)
+    ids = [record["run_id"] for record in records]
+    rows = [
+        row for i, record in enumerate(records) for row in rows_of(record, is_first=record["run_id"] not in ids[:i])
+    ]
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -141,11 +141,11 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "eager": lambda c: c.deployment.enforce_eager,
 }
 OF_KIND = {
-    "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4", "int4_layer_s":
-    "int4", "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe", "moe_stream_factor": "moe",
-    "host_moe_layer_s": "moe", "kv_fp8_factor": "kv_fp8", "link_eff": "group", "all_reduce_s": "group",
-    "host_tp_factor": "group", "core_s": "processes", "send_s": "pp", "shared_kv_frac": "prefix", "http_s": "http",
-    "http_token_s": "http", "host_eager_layer_s": "eager",
+    "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
+    "int4_layer_s": "int4", "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
+    "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "kv_fp8_factor": "kv_fp8", "link_eff": "group",
+    "all_reduce_s": "group", "host_tp_factor": "group", "core_s": "processes", "send_s": "pp",
+    "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""
 

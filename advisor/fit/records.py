@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from advisor.catalog import Catalog, parse_config
 from advisor.errors import BadData, DomainError, printable
-from advisor.predict.engine_state import head_of
+from advisor.predict.engine_state import heads_beyond
 from advisor.predict.traffic import Traffic, draw
 from advisor.schema import (
     ClosedLoad,
@@ -220,14 +220,10 @@ def cells_of(records: Sequence[RunRecord], catalog: Catalog, host: str = "", n_d
         cell = cell_of(record, catalog, host, n_draws)
         before = most.get(record.run_id, 0)
         if is_from_start(record):
-            cell = replace(cell, cold_heads=frozenset(h for n in range(before + 1, MOST_ROWS) if (h := head_of(n))))
+            cell = replace(cell, cold_heads=heads_beyond(before))
         cells.append(cell)
         most[record.run_id] = max(before, most_running(cell))
     return cells
-
-
-MOST_ROWS = 193
-"""One more than the largest batch whose LM head has a kernel that a start-up does not load."""
 
 
 def is_from_start(record: RunRecord) -> bool:

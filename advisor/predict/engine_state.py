@@ -91,11 +91,20 @@ def head_of(n_sampled: int) -> int:
     vLLM captures its CUDA graphs without the LM head, so cuBLAS loads a kernel when a batch first needs it (CUDA's lazy
     loading). Seen in three instrumented starts of vLLM 0.26.0, 8B bf16 (25 November): each of these ranges once.
     """
-    if n_sampled <= 8 or n_sampled > 192 or n_sampled == 129:
+    if n_sampled <= 8 or n_sampled > MOST_COLD or n_sampled == 129:
         return 0
     if n_sampled > 129:
         return 17
     return -(-n_sampled // 8) if n_sampled <= 80 or n_sampled > 112 else -(-n_sampled // 16) * 2
+
+
+MOST_COLD = 192
+"""Largest number of sequences whose kernel a start-up leaves to be loaded."""
+
+
+def heads_beyond(n_most: int) -> frozenset[int]:
+    """Return the kernels that an engine has yet to load which has run up to `n_most` sequences at once."""
+    return frozenset(head_of(n) for n in range(n_most + 1, MOST_COLD + 1)) - {0}
 
 
 LOAD_HEAD_S = 0.012

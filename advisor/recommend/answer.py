@@ -130,12 +130,11 @@ def recommend(request: Request, catalog: Catalog | None = None, *, is_brief: boo
     remarks = [*notes(question, found, best)]
     rejected = found.rejections.all()
     reasons = [*why(question, plans, by_backend, rejected)]
-    if is_brief:
-        pass
-    elif "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
-        reasons += _what_vllm_needs(question, rejected, catalog)
-    elif best is not None and best.backend == "vllm" and not best.meets_slo:
-        reasons += _what_would_meet(question, found)
+    if not is_brief:
+        if "vllm" not in by_backend and (not request.backends or "vllm" in request.backends):
+            reasons += _what_vllm_needs(question, rejected, catalog)
+        elif best is not None and best.backend == "vllm" and not best.meets_slo:
+            reasons += _what_would_meet(question, found)
     return Recommendation(
         request=request.model_dump(mode="json", exclude_none=True),
         model=question.model.name,

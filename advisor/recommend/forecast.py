@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from advisor.predict.serving import Forecast, forecast_vllm
@@ -17,27 +17,39 @@ MAX_KEPT_REQUESTS = 5000
 """Requests of the longest replay that is kept: some 0.5 MB; the search's own have up to 4000."""
 
 
-def _make(
+@dataclass(frozen=True)
+class _Asked:
+    """One prediction: the name under which it is kept, how it is made, and what to multiply its fleet by."""
+
+    key: Hashable
+    make: Callable[[], Forecast]
+    scale: float
+
+
+def _asked(
     question: Question,
     pool: Pool,
     deployment: Deployment,
     workload: Workload,
-    method: str = "simulated",
-    steady: Mapping[str, float] | None = None,
-) -> Forecast:
+    method: str,
+    steady: Mapping[str, float] | None,
+) -> _Asked:
     assert question.vllm is not None
-    return forecast_vllm(
+    few, load, scale = sampled(deployment, workload) if method == "simulated" else (deployment, workload, 1.0)
+    make = partial(
+        forecast_vllm,
         question.model,
         pool.cluster,
-        deployment,
-        workload,
+        few,
+        load,
         question.vllm,
         method=method,
         seed=question.request.seed,
         facts=question.facts,
         power=question.power,
-        steady=steady,
+        steady=steady if few is deployment else None,
     )
+    return _Asked(("forecast", pool.name, few, load, method), make, scale)
 
 
 Wanted = tuple[Pool, Deployment, Mapping[str, float]]
@@ -46,16 +58,12 @@ Wanted = tuple[Pool, Deployment, Mapping[str, float]]
 def replays(question: Question, wanted: Sequence[Wanted]) -> list[Forecast | None]:
     """Return the replays of several deployments (with the closed form of each) that can be made side by side.
 
-    One that cannot, or that does not run, is None: `forecast` makes it.
+    One that is kept, that cannot, or that does not run, is None: `forecast` finds or makes it.
     """
-    jobs = {}
-    for place, (pool, deployment, steady) in enumerate(wanted):
-        few, load, _ = sampled(deployment, question.workload)
-        if ("forecast", pool.name, few, load, "simulated") not in question.kept:
-            given = steady if few is deployment else None
-            jobs[place] = partial(_make, question, pool, few, load, steady=given)
-    made = side_by_side([*jobs.values()])
-    found = {place: made[k] for k, place in enumerate(jobs) if k in made}
+    asked = [_asked(question, pool, d, question.workload, "simulated", steady) for pool, d, steady in wanted]
+    missing = [place for place, one in enumerate(asked) if one.key not in question.kept]
+    made = side_by_side([asked[place].make for place in missing])
+    found = {missing[k]: forecast for k, forecast in made.items()}
     return [found.get(place) for place in range(len(wanted))]
 
 
@@ -75,12 +83,11 @@ def forecast(
     made   : its replay, from a caller that has it (`replays`)
     Raises AdvisorError when the deployment does not run.
     """
-    few, load, scale = sampled(deployment, workload) if method == "simulated" else (deployment, workload, 1.0)
-    given = steady if few is deployment else None
+    asked = _asked(question, pool, deployment, workload, method, steady)
     found = question.kept.get(
-        ("forecast", pool.name, few, load, method),
-        lambda: made if made is not None else _make(question, pool, few, load, method, given),
+        asked.key,
+        lambda: made if made is not None else asked.make(),
         lambda result: result.counted is None or len(result.counted.ttft_s) <= MAX_KEPT_REQUESTS,
     )
-    prediction = scaled(found.against(question.slo), scale)
+    prediction = scaled(found.against(question.slo), asked.scale)
     return Option(pool, deployment, with_offered_rates(replace(question, workload=workload), prediction))
