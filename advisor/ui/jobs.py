@@ -104,7 +104,10 @@ def _be_nice() -> None:
 
 def _run(work: Work, args: tuple[object, ...], note: str) -> tuple[Any, str | None]:
     def progress(share: float, text: str) -> None:
-        Path(note).write_text(f"{share:.4f} {text}", encoding="utf-8")
+        # put in place whole: whoever reads meanwhile would find an empty file, and the bar would fall back to nothing
+        new = Path(f"{note}.new")
+        new.write_text(f"{share:.4f} {text}", encoding="utf-8")
+        new.replace(note)
 
     progress(0.0, "starting")
     try:
