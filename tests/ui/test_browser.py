@@ -126,6 +126,8 @@ def test_every_view_is_legible_and_its_files_and_charts_can_be_saved(visit: Call
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         settle(page)
+        # colours that are on their way from one scheme to the other are nobody's to read
+        page.wait_for_function("() => !document.getAnimations().some(a => a instanceof CSSTransition)", timeout=WAIT_MS)
         grounds.append(page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"))
         assert page.evaluate(FAINT) == [], scheme
     assert len(set(grounds)) == 2
