@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--deadline-s", type=float, default=540.0, help="all engines are stopped before this")
     many.add_argument("--gpus", help="GPU ids to use, with commas (default: all visible ones)")
     many.add_argument("--min-start-s", type=float, default=60.0, help="start no engine with less time left than this")
+    ops = commands.add_parser("build-ops", help="build the DeepSpeed ops that jobs need, so that no job waits for them")
+    ops.add_argument("--jobs", required=True, help="a JSON file with a list of jobs")
     check = commands.add_parser("check", help="find noisy, throttled or contaminated records")
     check.add_argument("files", nargs="+", help="files of run records")
     check.add_argument("--notes", action="store_true", help="print notes, too")
@@ -192,6 +194,20 @@ def _run_many(args: argparse.Namespace) -> int:
     return run_many(jobs, args.out_dir, deadline_s=args.deadline_s, gpus=args.gpus, min_start_s=args.min_start_s)
 
 
+def _build_ops(args: argparse.Namespace) -> int:
+    from calibration.cuda_build import build_ops
+    from calibration.deepspeed_runner import engine_env, ops_needed
+    from calibration.jobs import read_jobs
+
+    for job in read_jobs(args.jobs):
+        if ops := ops_needed(job):
+            os.environ.update({k: str(v) for k, v in job.env.items()})
+            env = engine_env(1)
+            build_ops(ops, env)
+            print(f"{', '.join(ops)}: ready in '{env['TORCH_EXTENSIONS_DIR']}'", flush=True)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     args = _parser().parse_args(argv)
@@ -202,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         "run": _run_many,
         "plan": _plan,
         "bundle": _bundle,
+        "build-ops": _build_ops,
         "check": _check,
         "import-raw": _import_raw,
         "run-endpoint": _run_endpoint,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from calibration.errors import EngineMissing
 
 HEADERS = {"cublas_v2.h", "cusparse.h", "cusolverDn.h", "curand_kernel.h"}
 LIBRARIES = ("cublas", "cublasLt", "curand", "cusparse", "cusolver", "cudart")
@@ -75,7 +80,56 @@ def plain_architectures(names: str) -> str:
     return ";".join(re.sub(r"^(\d+\.\d+)[af]", r"\1", name) for name in re.split(r"[;\s]+", names.strip()))
 
 
+def extensions_folder() -> str:
+    """Return where ops are built and looked for: TORCH_EXTENSIONS_DIR, else a folder of our own."""
+    own = Path(tempfile.gettempdir()) / "calibration-torch-extensions"
+    return os.environ.get("TORCH_EXTENSIONS_DIR") or str(own)
+
+
+@contextlib.contextmanager
+def _builder_of(folder: str, *, wait: bool) -> Iterator[bool]:
+    """Be the only one that builds in `folder`; gives False where another does and `wait` is not set."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / ".calibration-build", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def drop_stale_locks(folder: str) -> None:
-    """Remove the lock files of killed builds: torch waits for them for ever without a word."""
-    for lock in Path(folder).glob("**/lock"):
-        lock.unlink(missing_ok=True)
+    """Remove the lock files of killed builds, for which torch waits for ever without a word.
+
+    Those of a build that `build_ops` has under way stay.
+    """
+    with _builder_of(folder, wait=False) as is_alone:
+        for lock in Path(folder).glob("**/lock") if is_alone else ():
+            lock.unlink(missing_ok=True)
+
+
+def build_ops(builders: Sequence[str], env: Mapping[str, str], limit_s: float | None = None) -> None:
+    """Build DeepSpeed ops into env["TORCH_EXTENSIONS_DIR"] unless they are there, one caller at a time.
+
+    builders : classes of deepspeed.ops.op_builder, such as "QuantizerBuilder"
+    env      : the environment of the build, `build_env` included
+    limit_s  : of each op [s]; None = as long as it takes
+
+    Raises EngineMissing with the builder's last line where an op cannot be built.
+    """
+    folder = env["TORCH_EXTENSIONS_DIR"]
+    with _builder_of(folder, wait=True):
+        for lock in Path(folder).glob("**/lock"):
+            lock.unlink(missing_ok=True)
+        for name in builders:
+            code = f"from deepspeed.ops.op_builder import {name}; {name}().load()"
+            command = [sys.executable, "-c", code]
+            try:
+                done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, check=False, timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                raise EngineMissing(f"DeepSpeed's {name} was not built in {limit_s:.0f} s") from None
+            sys.stderr.write(done.stderr)
+            if done.returncode:
+                last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+                raise EngineMissing(f"DeepSpeed's {name} cannot build its op here: {last}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration import models
-from calibration.cuda_build import build_env, drop_stale_locks
+from calibration.cuda_build import build_env, build_ops, drop_stale_locks, extensions_folder
 from calibration.errors import EngineDied, EngineMissing, JobError, OutFileBusy
 from calibration.gpus import Gpus, PowerMeter
 from calibration.jobs import Job, full_run_id
@@ -28,7 +28,7 @@ WORK = {
     "deepspeed-zero-train": ("calibration.deepspeed_train", "zero_train", True),
     "deepspeed-pipe-train": ("calibration.deepspeed_train", "pipe_train", False),
     "deepspeed-inference": ("calibration.deepspeed_infer", "inference", False),
-    "deepspeed-zero-inference": ("calibration.deepspeed_infer", "zero_inference", False),
+    "deepspeed-zero-inference": ("calibration.deepspeed_zero_infer", "zero_inference", False),
     "deepspeed-fastgen": ("calibration.deepspeed_fastgen", "fastgen", False),
     "micro": ("calibration.micro", "micro", False),
 }
@@ -41,6 +41,36 @@ REQUIRED = {
     "micro": ("what",),
 }
 FAILED_RANK_GRACE_S = 8.0
+WEIGHT_BITS = (4, 8, 16)
+
+
+def ops_needed(job: Job) -> tuple[str, ...]:
+    """Return the DeepSpeed ops that a job's ranks would otherwise build in their first pass, within their time."""
+    is_packed = job.kind == "deepspeed-zero-inference" and job.options.get("weight_quantization", 16) < 16
+    return ("QuantizerBuilder",) if is_packed else ()
+
+
+def engine_env(n_ranks: int) -> dict[str, str]:
+    """Return the environment in which ranks run and ops are built: yours, with what is missing."""
+    env = dict(os.environ)
+    cores = len(os.sched_getaffinity(0))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores // n_ranks)))  # CPU Adam needs its threads
+    env.setdefault("MAX_JOBS", str(cores))
+    env["TORCH_EXTENSIONS_DIR"] = extensions_folder()
+    return env if env.get("DS_ACCELERATOR") == "cpu" else env | build_env()
+
+
+def _check_zero_inference(job: Job) -> None:
+    bits = job.options.get("weight_quantization", 16)
+    if "weight_bits" in job.options:
+        raise JobError(f"job '{job.run_id}': weight_bits is what records say; the option is weight_quantization")
+    if bits not in WEIGHT_BITS:
+        raise JobError(f"job '{job.run_id}': weight_quantization must be 4, 8 or 16 (none), not {bits!r}")
+    if bits < 16 and job.options.get("weight_dtype", "fp16") != "fp16":
+        raise JobError(f"job '{job.run_id}': weight_quantization packs fp16 weights only")
+    for name, where in (("options", job.options), *(("a cell", c) for c in job.cells if isinstance(c, dict))):
+        if not isinstance(where.get("kv_offload", False), bool):
+            raise JobError(f"job '{job.run_id}': kv_offload of {name} must be true or false")
 
 
 def check_cells(job: Job) -> list[dict[str, Any]]:
@@ -52,6 +82,8 @@ def check_cells(job: Job) -> list[dict[str, Any]]:
         cells = default_cells(job.gpus_needed)
     if not cells:
         raise JobError(f"job '{job.run_id}': it has no cells")
+    if job.kind == "deepspeed-zero-inference":
+        _check_zero_inference(job)
     named: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for cell in cells:
@@ -112,7 +144,7 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        env = os.environ | {
+        env = engine_env(n) | {
             "CALIBRATION_TASK": json.dumps(task),
             "CALIBRATION_ANSWERS": str(self.answers),
             "MASTER_ADDR": "127.0.0.1",
@@ -124,12 +156,6 @@ class Ranks:
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
         }
-        cores = len(os.sched_getaffinity(0))
-        env.setdefault("OMP_NUM_THREADS", str(max(1, cores // n)))  # CPU Adam needs its threads
-        env.setdefault("MAX_JOBS", str(cores))
-        env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(tempfile.gettempdir()) / "calibration-torch-extensions"))
-        if os.environ.get("DS_ACCELERATOR") != "cpu":
-            env |= build_env()
         drop_stale_locks(env["TORCH_EXTENSIONS_DIR"])
         code = (
             f"from calibration.deepspeed_rank import rank_main; from {module} import {function}; rank_main({function})"
@@ -339,6 +365,9 @@ def run_job(
         output.capture()
         prepare_env()
         _importable(job.kind)
+        if ops := ops_needed(job):
+            output.say(f"{job.run_id}: building {', '.join(ops)} unless it is there (1 to 3 minutes)")
+            build_ops(ops, engine_env(1), limit_s=max(1.0, run.end - time.time()))
         host = Host.measure(job.gpus_needed)
         bad = run.run(host)
         if host.meter:

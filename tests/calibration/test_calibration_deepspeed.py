@@ -1,5 +1,6 @@
 """The DeepSpeed runner around fake ranks, and the first raw measurements as run records."""
 
+import fcntl
 import importlib.util
 import json
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 
 from advisor.schema.run_record import RunRecord
 from calibration import cuda_build
-from calibration.deepspeed_runner import check_cells
+from calibration.deepspeed_runner import check_cells, ops_needed
 from calibration.deepspeed_work import llama_dims, train_flops_per_token
-from calibration.errors import JobError
+from calibration.deepspeed_zero_infer import ds_config
+from calibration.errors import EngineMissing, JobError
 from calibration.import_raw import convert
 from calibration.jobs import Job, parse_job
 from calibration.models import MODELS
@@ -188,3 +190,58 @@ def test_an_architecture_list_is_one_that_deepspeeds_builder_reads(
     assert cuda_build.build_env()["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0;10.0+PTX"
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     assert "TORCH_CUDA_ARCH_LIST" not in cuda_build.build_env()
+
+
+BATCH = {"batch_size": 1, "prompt_tokens": 16, "output_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "cell", "says"),
+    [
+        ({"weight_quantization": 3}, {}, "must be 4, 8 or 16"),
+        ({"weight_bits": 4}, {}, "the option is weight_quantization"),
+        ({"weight_quantization": 4, "weight_dtype": "bf16"}, {}, "packs fp16 weights only"),
+        ({"kv_offload": "cpu"}, {}, "kv_offload of options must be true or false"),
+        ({}, {"kv_offload": 1}, "kv_offload of a cell must be true or false"),
+    ],
+)
+def test_a_zero_inference_job_says_what_it_packs_and_where_its_cache_is(options, cell, says):
+    job = {"run_id": "t", "kind": "deepspeed-zero-inference", "options": options, "cells": [BATCH | cell]}
+    with pytest.raises(JobError, match=says):
+        parse_job(job)
+
+
+def test_only_packed_weights_need_the_quantizer():
+    job = {"run_id": "t", "kind": "deepspeed-zero-inference", "cells": [BATCH | {"kv_offload": True}]}
+    assert ops_needed(parse_job(job)) == ()
+    assert ops_needed(parse_job(job | {"options": {"weight_quantization": 4}})) == ("QuantizerBuilder",)
+
+
+def test_packed_weights_are_configured_as_deepspeed_reads_them():
+    case = {"hf_config": MODELS["llama-shape-tiny"], "weight_dtype": "fp16", "weight_quantization": 4}
+    config = ds_config(case)
+    assert config["fp16"] == {"enabled": True}
+    assert config["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
+    group = {"num_bits": 4, "group_size": 64, "group_dim": 1, "symmetric": False}
+    assert config["weight_quantization"]["post_init_quant"] == {"self_attn": group, "mlp": group}
+    plain = ds_config({"hf_config": MODELS["llama-shape-tiny"], "offload": "none"})
+    assert "weight_quantization" not in plain
+    assert "offload_param" not in plain["zero_optimization"]
+
+
+def test_an_op_that_cannot_be_built_is_named_with_the_reason(tmp_path):
+    env = {"PYTHONPATH": str(Path(__file__).with_name("fake_site")), "TORCH_EXTENSIONS_DIR": str(tmp_path / "ops")}
+    with pytest.raises(EngineMissing, match=r"QuantizerBuilder cannot build its op here: .*No module named"):
+        cuda_build.build_ops(("QuantizerBuilder",), env)
+
+
+def test_the_lock_of_a_build_under_way_stays_and_that_of_a_killed_one_goes(tmp_path):
+    lock = tmp_path / "quantizer" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    with open(tmp_path / ".calibration-build", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cuda_build.drop_stale_locks(str(tmp_path))
+        assert lock.exists()
+    cuda_build.drop_stale_locks(str(tmp_path))
+    assert not lock.exists()
