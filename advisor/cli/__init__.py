@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from advisor.errors import AdvisorError
@@ -40,13 +41,26 @@ def run(argv: Sequence[str]) -> int:
     return BAD_INPUT
 
 
+def _leave_out_plugins() -> None:
+    """Let pydantic look through no installed package for plugins that would watch its validation.
+
+    Its switch for that alone would still import what reads packages (importlib.metadata with email, zipfile and csv): a
+    fifteenth of a `recommend`. Its loader is therefore replaced by one that finds none; where a release of pydantic has
+    none under this name, the switch is what is left.
+    """
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    if os.environ["PYDANTIC_DISABLE_PLUGINS"] == "__all__":
+        loader = ModuleType("pydantic.plugin._loader")
+        vars(loader)["get_plugins"] = tuple
+        sys.modules.setdefault(loader.__name__, loader)
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line of this process and exit."""
     # almost all that a command makes lives until it has answered, so that walking it in search of cycles is a tenth of
     # the time: seldom while it runs, and not once more at its end
     gc.set_threshold(200_000, 50, 1000)
-    # nor does it look through every installed package for plugins that would watch its validation
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    _leave_out_plugins()
     # and numpy starts no threads for large matrices, which there are none of: a process with one thread can be forked
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

@@ -337,10 +337,13 @@ def load_changes(question: Question, plans: Sequence[Plan], found: Found) -> lis
     if not rivals.is_mine(next(rivals.ranked(np.ones(1), question.workload))):
         return []
     axes = _axes(question)
-    jobs = [partial(_along, rivals, name, axis) for name, axis in axes.items()]
+    # downwards two plans are replayed at each load, else mostly one: the longest begins first
+    names = [*reversed(axes)]
+    jobs = [partial(_along, rivals, name, axes[name]) for name in names]
     made = side_by_side(jobs)
     changes = []
-    for k, axis in enumerate(axes.values()):
+    for name, axis in axes.items():
+        k = names.index(name)
         change = made[k] if k in made else jobs[k]()
         if change is not None:
             changes.append((axis, change, None if change.winner is None else rivals.plans[change.winner]))

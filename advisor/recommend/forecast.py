@@ -62,6 +62,8 @@ def replays(question: Question, wanted: Sequence[Wanted]) -> list[Forecast | Non
     """
     asked = [_asked(question, pool, d, question.workload, "simulated", steady) for pool, d, steady in wanted]
     missing = [place for place, one in enumerate(asked) if one.key not in question.kept]
+    # each replica has requests of its own, each stage steps: the longest replays begin first
+    missing.sort(key=lambda place: -wanted[place][1].dp * wanted[place][1].pp)
     made = side_by_side([asked[place].make for place in missing])
     found = {missing[k]: forecast for k, forecast in made.items()}
     return [found.get(place) for place in range(len(wanted))]
