@@ -24,6 +24,7 @@ from advisor.fit.parameters import (
     bounds_of,
 )
 from advisor.fit.records import Cell
+from advisor.predict.shapes import shapes_of
 from advisor.schema import Coefficient, CoefficientSet, FitReport
 
 Floats = NDArray[np.float64]
@@ -139,6 +140,8 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "prefix": lambda c: c.workload.prefix.shared_prefix_tokens > 0,
     "http": is_http,
     "eager": lambda c: c.deployment.enforce_eager,
+    "mla": lambda c: c.model.mla is not None,
+    "tables": lambda c: shapes_of(c.model).kv_groups.n_tables > 1,
 }
 OF_KIND = {
     "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
@@ -146,6 +149,7 @@ OF_KIND = {
     "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "kv_fp8_factor": "kv_fp8", "link_eff": "group",
     "all_reduce_s": "group", "host_tp_factor": "group", "core_s": "processes", "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
+    "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""
 

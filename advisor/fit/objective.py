@@ -14,7 +14,7 @@ import numpy as np
 
 from advisor.errors import BadData
 from advisor.fit.parameters import BY_NAME, HOST_TIMES
-from advisor.fit.records import Cell
+from advisor.fit.records import Cell, has_one_route
 from advisor.predict.replica import client_of, engine_limits
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Simulation, simulate
@@ -90,6 +90,8 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
     blocks = (startup.n_kv_blocks if startup else None) or 10**6
     shapes = shapes_of(cell.model)
     stages = [step_cost(shapes, cell.gpu, deployment, values, k) for k in range(deployment.pp)]
+    if has_one_route(record, cell.model):
+        stages = [replace(stage, has_one_route=True) for stage in stages]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
     limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix)
     limits = replace(limits, cold_heads=cell.cold_heads)

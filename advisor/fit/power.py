@@ -101,7 +101,8 @@ def power_cell(record: RunRecord, gpu: Gpu, replay: Replay) -> PowerCell | None:
         # arrivals set the batch and so the steps a second; the drawn arrivals span another time than the measured ones
         longer = duration_s / replay.duration_s
         terms = [seconds * longer for seconds in replay.work.terms]
-        work = replace(work, n_steps=replay.work.n_steps * longer, terms=terms)
+        reads = replay.work.expert_reads * longer
+        work = replace(work, n_steps=replay.work.n_steps * longer, expert_reads=reads, terms=terms)
     clock = getattr(power, "sm_clock_mhz_mean", None) or power.sm_clock_mhz
     top = getattr(record, "host", None)
     top_mhz = float(top["max_sm_clock_mhz"]) if isinstance(top, Mapping) and "max_sm_clock_mhz" in top else 1980.0
@@ -132,6 +133,7 @@ def _scaled(work: Work, factor: float) -> Work:
         context_tokens=work.context_tokens * factor,
         sampled=work.sampled * factor,
         busy_s=work.busy_s * factor,
+        expert_reads=work.expert_reads * factor,
         terms=[seconds * factor for seconds in work.terms],
     )
 
@@ -146,6 +148,7 @@ def mean_work(works: Sequence[Work]) -> Work:
         context_tokens=_mean(w.context_tokens for w in works),
         sampled=_mean(w.sampled for w in works),
         busy_s=_mean(w.busy_s for w in works),
+        expert_reads=_mean(w.expert_reads for w in works),
         terms=[_mean(seconds) for seconds in zip(*(w.terms for w in works), strict=True)],
     )
 

@@ -101,6 +101,18 @@ def spreads_experts(record: RunRecord) -> bool:
     return bool(((record.model_extra or {}).get("command") or {}).get("enable_expert_parallel"))
 
 
+ONE_ROUTE = frozenset({"GptOssForCausalLM", "DeepseekV2ForCausalLM"})
+"""Architectures whose tokens all go to the same experts while weights are random: gpt-oss' router has a bias, larger
+than what random states of norm 0.001 add to it; DeepSeek-V2's probabilities are 16-bit numbers, equal for all experts
+(vLLM 0.26.0, grouped_topk_router.py takes the softmax of logits that differ by some 1e-5). Their decode steps say so:
+8 sequences take hardly longer than one (runs gpt-oss-20b, deepseek-v2-lite). Trained weights spread their tokens."""
+
+
+def has_one_route(record: RunRecord, model: Model) -> bool:
+    """Return whether the engine's random weights sent all tokens to the same experts."""
+    return bool(record.random_weights) and model.architecture in ONE_ROUTE
+
+
 SPELLINGS = {
     "bfloat16": "bf16",
     "float16": "fp16",

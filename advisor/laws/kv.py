@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -53,6 +55,49 @@ def blocks_for(n_tokens: ArrayLike, block_tokens: int) -> NDArray[np.int64]:
     [1, 1, 2]
     """
     return -(-np.asarray(n_tokens, dtype=np.int64) // block_tokens)
+
+
+class KvGroups(NamedTuple):
+    """How an engine shares one pool among layers that see all and layers that see a window.
+
+    n_layers  : layers that one block serves
+    n_full    : block tables of layers that see all
+    n_sliding : block tables of layers that see a window: they give blocks back that it has passed
+    """
+
+    n_layers: int
+    n_full: int
+    n_sliding: int
+
+    @property
+    def n_tables(self) -> int:
+        """Return the block tables of a sequence: it opens as many blocks every `block_tokens` tokens."""
+        return self.n_full + self.n_sliding
+
+
+def kv_groups(n_full_layers: int, n_sliding_layers: int) -> KvGroups:
+    """Return how vLLM groups layers: as many a group as the rarer kind has, or the other where it has little more.
+
+    Reference: vLLM 0.26.0, v1/core/kv_cache_utils.py ``_get_kv_cache_groups_uniform_page_size``; the blocks that
+    gemma-2-9b, gemma-3-4b, gemma-3-12b and gpt-oss-20b printed (run ids of data/runs, h100-12) follow from it.
+
+    >>> kv_groups(8, 40)  # gemma-3-12b
+    KvGroups(n_layers=8, n_full=1, n_sliding=5)
+    """
+    fewer, more = sorted((n_full_layers, n_sliding_layers))
+    if not fewer:
+        return KvGroups(more, int(n_full_layers > 0), int(n_sliding_layers > 0))
+    size = more if more < 1.5 * fewer else fewer
+    return KvGroups(size, -(-n_full_layers // size), -(-n_sliding_layers // size))
+
+
+def window_blocks(window_tokens: int, block_tokens: int) -> int:
+    """Return the blocks in which a window lies at most: its tokens may begin anywhere in a block.
+
+    >>> window_blocks(1024, 16)
+    65
+    """
+    return -(-(window_tokens - 1) // block_tokens) + 1
 
 
 def n_kv_blocks(pool_bytes: ArrayLike, block_bytes: ArrayLike) -> NDArray[np.int64]:

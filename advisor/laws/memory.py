@@ -12,6 +12,10 @@ Real = TypeVar("Real", float, NDArray[np.float64])
 FF_BYTES = 6.0
 """Bytes a token and feed-forward column alive at the peak of a layer: gate and up in 16 bit (4), their product (2)."""
 
+PLAIN_FF_BYTES = 2.0
+"""The same without a gate: the one product, changed in place (runs opt-6.7b and falcon-7b, whose peak is the LM head's:
+with two copies alive OPT's would be 0.77 GB, where 0.57 was seen)."""
+
 MODEL_BYTES = 7.0
 """Bytes a token and model column alive then: hidden state, residual, normed copy, projection output (16 bit each, one
 of them half the time); from the start-up figures of vllm-0.26.0 70b-tp4 and 70b-tp2."""
@@ -20,18 +24,19 @@ HEAD_STATE_BYTES = 4.0
 """Bytes a token and model column alive beside the LM head's buffer: hidden state and residual in 16 bit."""
 
 
-def forward_peak_bytes(n_tokens: Real, d_model: float, d_ff_rank: float) -> Real:
+def forward_peak_bytes(n_tokens: Real, d_model: float, d_ff_rank: float, *, is_gated: bool = True) -> Real:
     """Return the activation peak of one layer in a batch of `n_tokens`: ``T (6 d_ff / tp + 7 d)`` [bytes].
 
     d_ff_rank : feed-forward columns on one rank, all experts of a token together
+    is_gated  : whether the MLP has a gate; without one 2 bytes a column stand for the 6
 
-    Valid for gated MLPs in 16 bit with fused kernels and no stored activations (inference); not for training.
+    Valid for MLPs in 16 bit with fused kernels and no stored activations (inference); not for training.
     Reference: tensor shapes of vLLM 0.26.0's Llama layer; start-up figures of run vllm-0.26.0 70b-tp4 (0.795 GB).
 
     >>> round(forward_peak_bytes(8192.0, 8192, 7168) / 1e9, 2)
     0.82
     """
-    return n_tokens * (FF_BYTES * d_ff_rank + MODEL_BYTES * d_model)
+    return n_tokens * ((FF_BYTES if is_gated else PLAIN_FF_BYTES) * d_ff_rank + MODEL_BYTES * d_model)
 
 
 def head_peak_bytes(n_tokens: Real, d_model: float, head_bytes_rank: float) -> Real:

@@ -160,6 +160,10 @@ class Clock:
         attention = (float(np.sum(pairs_s * weights)), float(np.sum(context_s * weights)))
         return [linear, experts, head, *attention, elementwise, all_reduce, overhead]
 
+    def expert_reads(self, n_tokens: Floats, weights: Floats) -> float:
+        """Return the shares of a layer's experts that steps of so many tokens touch, summed with weights."""
+        return float(self._cost.touched_frac(n_tokens) @ weights) if self._cost.n_experts else 0.0
+
     def _new_tokens(self, n: int) -> tuple[float, float, float, float]:
         block, at = divmod(int(n), BLOCK)
         lists = self._tokens.lists.get(block)

@@ -152,7 +152,13 @@ class Engine:
         self.free_blocks += self._blocks(n_tokens, sequence)
 
     def _blocks(self, n_tokens: int, sequence: Sequence_) -> int:
-        blocks = -(-n_tokens // self.limits.kv_block_tokens) - sequence.shared_blocks
+        limits, joined = self.limits, sequence.joined_tokens
+        if n_tokens <= joined or not joined:
+            blocks = limits.blocks_held(n_tokens)
+        else:
+            size = limits.kv_block_tokens
+            blocks = limits.blocks_held(joined) + sequence.opens * (-(-n_tokens // size) - -(-joined // size))
+        blocks -= sequence.shared_blocks
         return blocks if blocks > 0 else 0
 
     # ---- one scheduling decision --------------------------------------------------------------------------------
@@ -336,15 +342,13 @@ class Engine:
             victim.done_tokens = max(1, victim.output_tokens - left)
             held = victim.prompt_tokens + victim.done_tokens - 1
             self._release(victim, held)
-            group.n -= 1
+            group.leave(victim)
             group.context = group.context - held if group.n else 0.0
-            group.residues[victim.residue] -= 1
             group.finish = [entry for entry in group.finish if entry[2] is not victim]
             heapq.heapify(group.finish)
-            victim.group = -1
             victim.to_compute_tokens = victim.prompt_tokens + victim.done_tokens - victim.cached_tokens
         self.ledger.recomputed_tokens += victim.to_compute_tokens
-        victim.computed_tokens = 0
+        victim.computed_tokens = victim.joined_tokens = 0
         self.waiting.appendleft(victim)
         return True
 
@@ -369,12 +373,11 @@ class Engine:
         left = sequence.output_tokens - sequence.done_tokens - 1
         if left <= 0:
             return True
-        sequence.group = slot
         sequence.finish_step = group.steps + math.ceil(left / self.limits.tokens_per_step)
         # after j further steps the request holds `held + j` tokens and opens a block when that is 1 modulo block size
         sequence.residue = (held - group.steps) % self.limits.kv_block_tokens
-        group.residues[sequence.residue] += 1
-        group.n += 1
+        sequence.joined_tokens, sequence.opens = held, self.limits.opens(held)
+        group.join(sequence, slot)
         group.context += held
         heapq.heappush(group.finish, (sequence.finish_step, sequence.index, sequence))
         return False

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from heapq import heappop
 from math import exp
 
+from advisor.laws.kv import KvGroups, window_blocks
 from advisor.predict.step import TERMS, StepCost
+
+
+ONE_GROUP = KvGroups(n_layers=1, n_full=1, n_sliding=0)
+"""All layers alike: one block table a sequence."""
 
 
 @dataclass(slots=True)
@@ -27,6 +32,10 @@ class Sequence_:
     group: int = -1
     shared_blocks: int = 0
     is_running: bool = False
+    joined_tokens: int = 0
+    """tokens that it held when its prompt was complete, 0 before"""
+    opens: int = 1
+    """blocks that it then takes at the begin of each, what it gives back deducted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,33 @@ class EngineLimits:
     """Share of a running decode graph's rest that a step with prompts waits for before its launch goes on."""
     cold_heads: frozenset[int] = frozenset()
     """Kernels of the LM head (`head_of`) that this process is yet to load, as in a fresh engine's first bursts."""
+    kv_groups: KvGroups = ONE_GROUP
+    """Block tables of a sequence; those of layers that see a window give back what it has passed."""
+    window_tokens: int = 0
     hot_context_tokens: float = 0.0
     """Context tokens of each decode that cost no memory traffic, because others read the same prefix."""
+
+
+    @property
+    def cache_tokens(self) -> int:
+        """Return the tokens that all blocks hold while no window is passed."""
+        return self.n_kv_blocks * self.kv_block_tokens // self.kv_groups.n_tables
+
+    def blocks_held(self, n_tokens: int) -> int:
+        """Return the blocks of a sequence of so many tokens."""
+        n = -(-n_tokens // self.kv_block_tokens)
+        groups = self.kv_groups
+        if not groups.n_sliding:
+            return n
+        return groups.n_full * n + groups.n_sliding * min(n, window_blocks(self.window_tokens, self.kv_block_tokens))
+
+    def opens(self, n_tokens: int) -> int:
+        """Return how many blocks more a sequence of so many tokens takes with each that it begins.
+
+        One that has not passed its window yet is taken never to pass it: its tables then hold more than they need to.
+        """
+        groups = self.kv_groups
+        return groups.n_full + groups.n_sliding * (n_tokens <= self.window_tokens)
 
 
 @dataclass(slots=True)
@@ -67,6 +101,8 @@ class Work:
     busy_s: float = 0.0
     n_preemptions: int = 0
     recomputed_tokens: float = 0.0
+    expert_reads: float = 0.0
+    """the shares of a layer's experts that the steps touched, summed over steps"""
     terms: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
 
     def add(self, n_steps: float, tokens: float, pairs: float, context: float, sampled: float, busy_s: float) -> None:
@@ -191,6 +227,8 @@ class Group:
     """Decoding sequences that run in the same batches (one group without pipeline parallelism)."""
 
     n: int = 0
+    opens: int = 0
+    """the sequences, each as often as it opens blocks at once"""
     context: float = 0.0
     steps: int = 0
     last_end_s: float = 0.0
@@ -201,24 +239,36 @@ class Group:
         """Return how many KV blocks the sequences open in their next `n_steps` steps."""
         tokens, per_step = limits.kv_block_tokens, limits.tokens_per_step
         if per_step != 1.0:
-            rate = self.n * per_step / tokens
+            rate = self.opens * per_step / tokens
             return int(rate * (self.steps + n_steps)) - int(rate * self.steps)
         if n_steps == 1 < tokens:
             return self.residues[-self.steps % tokens]
-        opened = n_steps // tokens * self.n
+        opened = n_steps // tokens * self.opens
         for step in range(self.steps, self.steps + n_steps % tokens):
             opened += self.residues[-step % tokens]
         return opened
+
+    def join(self, sequence: Sequence_, slot: int) -> None:
+        """Count a sequence in that opens blocks from now on; this is group number `slot`."""
+        sequence.group = slot
+        self.n += 1
+        self.opens += sequence.opens
+        self.residues[sequence.residue] += sequence.opens
+
+    def leave(self, sequence: Sequence_) -> None:
+        """Count a sequence out."""
+        sequence.group = -1
+        self.n -= 1
+        self.opens -= sequence.opens
+        self.residues[sequence.residue] -= sequence.opens
 
     def done(self) -> list[Sequence_]:
         """Take out the sequences that have all their tokens, and return them."""
         finished = []
         while self.finish and self.finish[0][0] <= self.steps:
             sequence = heappop(self.finish)[2]
-            self.n -= 1
+            self.leave(sequence)
             self.context -= sequence.prompt_tokens + sequence.output_tokens - 1
-            self.residues[sequence.residue] -= 1
-            sequence.group = -1
             finished.append(sequence)
         if not self.n:
             self.context = 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.laws.kv import kv_heads_per_rank, n_kv_blocks
+from advisor.laws.kv import blocks_for, kv_heads_per_rank, n_kv_blocks
 from advisor.laws.memory import expert_peak_bytes, forward_peak_bytes, graph_bytes, head_peak_bytes
 from advisor.laws.roofline import larger_of
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes, shapes_of
@@ -32,15 +32,18 @@ ESTIMATED_BYTES_PER_LAYER_SIZE = 0.23e6
 """What the engine itself estimates before it sizes the cache, where it counts graphs: 0.39 and 0.42 GB for 32 layers
 (mixtral-tp2, mixtral-bf16), 0.53 and 0.57 GB for 48 (30b-a3b-bf16, 30b-a3b-tp2), 51 sizes."""
 
+MXFP4_GRAPH_FACTOR = 2.0
+"""How much more it estimates for MXFP4 experts: 0.57 GB for 24 layers (gpt-oss-20b, twice)."""
+
+MXFP4_TILE = 256
+"""Rows and columns to which Hopper's layout of MXFP4 experts is padded: weights of gpt-oss-20b take 13.99 GB, 12.84
+without padding, 13.92 with it."""
+
 DEFAULT_GRAPHS = 51
 """Captured sizes of a start with 256 sequences, where the engine's facts are not given."""
 
 MOST_CAPTURED = 1024
 """No release captures larger batches by default, so a larger token budget changes nothing."""
-
-MLA_ENTRY_ALIGN = 640
-"""Elements of one cached MLA token of one layer: 576 padded (start-up log of DeepSeek-R1 on 8 x H200, March 2025)."""
-
 
 @dataclass(frozen=True)
 class Footprint:
@@ -97,7 +100,10 @@ def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
     kv_copies = tp * int(kv_heads_per_rank(s.n_kv_heads, tp)) / s.n_kv_heads if not s.is_mla else 1.0
     kv_frac = 0.0 if s.is_mla else 2 * s.n_kv_heads / (2 * s.n_kv_heads + 2 * s.n_heads)
     attention = s.attention_matrix_params * (1.0 + kv_frac * (kv_copies - 1.0)) / tp
-    matrices = (attention + s.mlp_matrix_params / tp + s.all_expert_params / expert_ranks(deployment)) * per_weight
+    experts = s.all_expert_params / expert_ranks(deployment)
+    if deployment.weight_dtype == "mxfp4":
+        experts *= mxfp4_padding(s)
+    matrices = (attention + s.mlp_matrix_params / tp + experts) * per_weight
     matrices += (s.router_params + s.other_params) * 2.0
     table = 2.0 * s.padded_vocab(tp) * s.d_model / tp
     rest = s.rotary_bytes + 2.0 * s.position_params
@@ -108,29 +114,53 @@ def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
     return max(stages) + rest - 2.0 * s.position_params
 
 
+def mxfp4_padding(shapes: Shapes) -> float:
+    """Return by how much kernels for MXFP4 experts pad their weights, >= 1: rows and columns to whole `MXFP4_TILE`."""
+    if not shapes.n_experts:
+        return 1.0
+    d_model = shapes.d_model
+    d_expert = shapes.expert_params // (3 * d_model)
+    gate_up, down = (-(-width // MXFP4_TILE) * MXFP4_TILE for width in (2 * d_expert, d_expert))
+    return (gate_up + down) * (-(-d_model // MXFP4_TILE) * MXFP4_TILE) / (3.0 * d_expert * d_model)
+
+
 def block_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
-    """Return the bytes of one KV block on the rank with the most layers; sliding windows do not shrink a block."""
+    """Return the bytes of one KV block on the rank with the most layers of a group; windows do not shrink a block."""
     s = shapes_of(model)
-    per_element = BYTES_PER_KV[deployment.kv_dtype]
-    if s.is_mla:
-        elements: float = max(s.kv_elements_per_token_layer, MLA_ENTRY_ALIGN)
-    else:
-        elements = s.kv_elements_per_token_layer / s.n_kv_heads * int(kv_heads_per_rank(s.n_kv_heads, deployment.tp))
-    return elements * per_element * max(stage_layers(s.n_layers, deployment.pp)) * deployment.kv_block_tokens
+    elements: float = s.kv_elements_per_token_layer
+    if not s.is_mla:
+        elements = elements / s.n_kv_heads * int(kv_heads_per_rank(s.n_kv_heads, deployment.tp))
+    n_layers = max(stage_layers(s.kv_groups.n_layers, deployment.pp))
+    return elements * BYTES_PER_KV[deployment.kv_dtype] * n_layers * deployment.kv_block_tokens
 
 
-def window_saving(model: Model, n_tokens: float) -> float:
-    """Return the share of a sequence's cache that sliding-window layers free, for a context of `n_tokens`."""
-    s = shapes_of(model)
-    if not s.n_sliding_layers or n_tokens <= s.sliding_window_tokens:
-        return 0.0
-    return s.n_sliding_layers / s.n_layers * (1.0 - s.sliding_window_tokens / n_tokens)
+def blocks_of_longest(model: Model, deployment: Deployment) -> int:
+    """Return the KV blocks that a start-up sets aside for one sequence of the longest context: it must have as many.
+
+    A table of sliding layers holds its window and what may be in flight. Reference: vLLM 0.26.0,
+    v1/kv_cache_interface.py ``SlidingWindowSpec.max_admission_blocks_per_request``.
+    """
+    s, size, longest = shapes_of(model), deployment.kv_block_tokens, deployment.max_model_len
+    groups, n_in_flight = s.kv_groups, 2 if deployment.pp == 1 else deployment.pp + 1
+    sliding = min(s.sliding_window_tokens - 1 + n_in_flight * deployment.max_num_batched_tokens, longest)
+    per_sliding = int(blocks_for(sliding, size)) + 1 if groups.n_sliding else 0
+    return groups.n_full * int(blocks_for(longest, size)) + groups.n_sliding * per_sliding
+
+
+def cache_tokens(model: Model, deployment: Deployment, n_blocks: int) -> int:
+    """Return the tokens that an engine with so many blocks says it can cache.
+
+    With sliding windows that is the longest context times how many of it fit (vLLM's "GPU KV cache size").
+    """
+    if not shapes_of(model).kv_groups.n_sliding:
+        return n_blocks * deployment.kv_block_tokens
+    return int(n_blocks / blocks_of_longest(model, deployment) * deployment.max_model_len)
 
 
 def activation_bytes(shapes: Shapes, tp: int, n_tokens: Real, *, is_eager: bool = False) -> Real:
     """Return the activation peak of a full batch of `n_tokens` on one rank [bytes]; numbers or arrays."""
     d_model = shapes.d_model
-    peak = forward_peak_bytes(n_tokens, d_model, shapes.d_ff / tp)
+    peak = forward_peak_bytes(n_tokens, d_model, shapes.d_ff / tp, is_gated=shapes.has_gate)
     if shapes.n_experts:
         d_expert = shapes.expert_params / (3 * d_model * tp)
         peak = larger_of(peak, expert_peak_bytes(n_tokens, d_model, d_expert, shapes.n_experts_per_token))
@@ -156,13 +186,19 @@ def captured_bytes(model: Model, deployment: Deployment, facts: EngineFacts | No
     is_counted = facts is not None and facts.subtracts_graph_memory(
         architecture=model.architecture, is_moe=model.moe is not None, is_quantized=deployment.weight_dtype != "bf16"
     )
-    return graphs, graph_bytes(n_layers, n_graphs, ESTIMATED_BYTES_PER_LAYER_SIZE) if is_counted else 0.0
+    estimate = graph_bytes(n_layers, n_graphs, ESTIMATED_BYTES_PER_LAYER_SIZE)
+    if deployment.weight_dtype == "mxfp4":
+        estimate *= MXFP4_GRAPH_FACTOR
+    return graphs, estimate if is_counted else 0.0
 
 
 def kv_cache_tokens(
     model: Model, gpu: Gpu, deployments: Sequence[Deployment], facts: EngineFacts | None = None
 ) -> NDArray[np.float64]:
-    """Return the tokens that one replica's KV blocks hold for many deployments at once; what repeats is done once."""
+    """Return the tokens that one replica's KV blocks hold for many deployments at once; what repeats is done once.
+
+    In layers that see a window, sequences are taken not to have passed it.
+    """
     fixed: dict[tuple[object, ...], int] = {}
     counted: dict[tuple[object, ...], int] = {}
     per_plan: list[tuple[float, float, float]] = []
@@ -188,7 +224,8 @@ def kv_cache_tokens(
         mine = (tp == ranks) & (eager == is_eager)
         activation[mine] = activation_bytes(shapes_of(model), ranks, tokens[mine], is_eager=is_eager)
     pool = utilization * gpu.device_memory_bytes - weights - activation - non_torch - np.array(graphs)[which]
-    return np.asarray(n_kv_blocks(pool, block) * block_tokens, dtype=np.float64)
+    tables = shapes_of(model).kv_groups.n_tables
+    return np.asarray(n_kv_blocks(pool, block) * block_tokens / tables, dtype=np.float64)
 
 
 def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts | None = None) -> Footprint:
@@ -204,11 +241,9 @@ def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts
     pool = budget - weights - activation - non_torch - counted
     block = block_bytes_per_gpu(model, deployment)
     blocks = deployment.n_kv_blocks or int(n_kv_blocks(pool, block))
-    if deployment.n_kv_blocks == 0 and blocks > 0 and pp > 1:
-        blocks = int(blocks)
-    tokens_held = blocks * deployment.kv_block_tokens
-    saving = window_saving(model, deployment.max_model_len)
-    capacity = int(tokens_held / (1.0 - saving)) if saving else tokens_held
+    longest = deployment.max_model_len
+    needed = blocks_of_longest(model, deployment)
+    capacity = cache_tokens(model, deployment, max(0, blocks))
     reason = nearest = ""
     if pool <= 0:
         reason = (
@@ -217,8 +252,8 @@ def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts
         )
         share = (weights + activation + non_torch) / budget
         nearest = f"{max(tp * pp + 1, int(tp * pp * share * 1.1) + 1)} GPUs a replica, or weights in fewer bits"
-    elif capacity < deployment.max_model_len:
-        reason = f"the KV cache holds {capacity} tokens, less than one sequence of {deployment.max_model_len}"
+    elif blocks < needed:
+        reason = f"the KV cache holds {capacity} tokens, less than one sequence of {longest}"
         nearest = f"--max-model-len {max(capacity // 16 * 16, 0)}"
     elif weights + activation + non_torch + graphs + blocks * block > gpu.device_memory_bytes:
         reason = "CUDA graphs do not fit beside the memory budget"
@@ -231,7 +266,7 @@ def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts
         counted_graph_bytes=counted,
         kv_block_bytes=block,
         n_kv_blocks=max(0, blocks),
-        kv_cache_tokens=max(0, capacity),
+        kv_cache_tokens=capacity,
         budget_bytes=budget,
         device_bytes=gpu.device_memory_bytes,
         is_ok=not reason,

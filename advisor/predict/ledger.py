@@ -55,6 +55,7 @@ class Ledger:
             float(busy_s.sum()),
         )
         work.prefill_steps += float((n_prefill > 0).sum())
+        work.expert_reads += self.clocks[0].expert_reads(tokens + n_prefill, n_steps)
         sizes = np.array(self.limits.graph_sizes, dtype=float)
         is_graph = (n_prefill == 0) & (tokens < len(sizes))
         padded = tokens.copy()

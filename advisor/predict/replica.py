@@ -75,6 +75,8 @@ def engine_limits(
         verify_tokens=verify,
         shared_prefix_blocks=min(shared, max(0, n_kv_blocks - 1)),
         graph_wait_frac=values["graph_wait_frac"],
+        kv_groups=shapes_of(model).kv_groups,
+        window_tokens=model.sliding_window_tokens,
         hot_context_tokens=shared * deployment.kv_block_tokens * (1.0 - values["shared_kv_frac"]),
     )
 

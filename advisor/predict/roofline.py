@@ -70,7 +70,7 @@ def roofline(
         dtype,
         n_replicas=len(simulation.work),
     )
-    cached = limits.n_kv_blocks * limits.kv_block_tokens
+    cached = limits.cache_tokens
     most = max(1.0, min(float(deployment.max_num_seqs), cached / max(context, 1.0)))
     peaks, first = gpu.peak_flops_per_s, replica.stages[0]
     peak = peaks.get("bf16") or peaks["fp16"]

@@ -307,9 +307,7 @@ def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment,
             float(work.n_steps * (stage.weight_bytes + stage.head_bytes) + context * stage.kv_bytes_per_context_token)
             * share
         )
-        if stage.n_experts:
-            touched = stage.touched_frac(work.tokens / max(work.n_steps, 1.0))
-            moved += float(work.n_steps * stage.expert_bytes * touched) * share
+        moved += float(stage.expert_reads(work.n_steps, work.tokens, work.expert_reads) * stage.expert_bytes) * share
     peaks = cluster.gpu.peak_flops_per_s
     peak = peaks.get("bf16") or peaks["fp16"]
     if deployment.weight_dtype in ("fp8", "int8"):

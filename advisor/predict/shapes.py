@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from advisor.laws.kv import kv_elements_per_token_layer, mla_elements_per_token_layer
+from advisor.laws.kv import KvGroups, kv_elements_per_token_layer, kv_groups, mla_elements_per_token_layer
 from advisor.laws.params import attention_params, mla_params, mlp_params
 from advisor.schema import Model
 
@@ -77,6 +77,16 @@ class Shapes:
     def all_expert_params(self) -> int:
         """Return the parameters of every routed expert of every layer."""
         return self.expert_params * self.n_experts * self.n_moe_layers
+
+    @property
+    def has_gate(self) -> bool:
+        """Return whether the MLP has a gate beside its way up: three matrices, not two."""
+        return self.down_frac < 0.5
+
+    @property
+    def kv_groups(self) -> KvGroups:
+        """Return how an engine shares its KV pool among the layers."""
+        return kv_groups(self.n_full_layers, self.n_sliding_layers)
 
     @property
     def n_params(self) -> int:

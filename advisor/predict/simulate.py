@@ -106,6 +106,7 @@ class Simulation:
             total.add(work.n_steps, work.tokens, work.pairs, work.context_tokens, work.sampled, work.busy_s)
             total.add_terms(work.terms, 1.0)
             total.prefill_steps += work.prefill_steps
+            total.expert_reads += work.expert_reads
             total.n_preemptions += work.n_preemptions
             total.recomputed_tokens += work.recomputed_tokens
         return total
@@ -152,10 +153,9 @@ def simulate(
     Raises DomainError when a request can never fit in the KV cache.
     """
     longest = int((traffic.prompt_tokens + traffic.output_tokens).max())
-    if longest > limits.n_kv_blocks * limits.kv_block_tokens:
+    if limits.blocks_held(longest) > limits.n_kv_blocks:
         raise DomainError(
-            f"a request of {longest} tokens needs more KV cache than the engine has "
-            f"({limits.n_kv_blocks * limits.kv_block_tokens} tokens)"
+            f"a request of {longest} tokens needs more KV cache than the engine has ({limits.cache_tokens} tokens)"
         )
     engines = [Engine(stages, limits, send_s) for _ in range(dp)]
     run = _Run(engines, traffic, client, limits.kv_block_tokens, progress)
@@ -211,7 +211,8 @@ class _Run:
         if self.shared_blocks:
             # the first request computes the shared prompt, but into the blocks that all then share
             block_tokens = self.engines[0].limits.kv_block_tokens
-            sequence.shared_blocks = min(self.shared_blocks, (prompt - 1) // block_tokens)
+            shared = min(self.shared_blocks, (prompt - 1) // block_tokens)
+            sequence.shared_blocks = self.engines[0].limits.blocks_held(shared * block_tokens)
         return sequence
 
     def reaches_engine_s(self, index: int, sent_s: float) -> float:

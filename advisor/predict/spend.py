@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.errors import DomainError
-from advisor.laws.expert import expected_experts
 from advisor.laws.power import (
     board_power_w,
     compute_power_w,
@@ -80,19 +79,16 @@ def activity_of(
     moved: Real = 0.0
     cached: Real = 0.0
     sent: Real = 0.0
-    per_step = work.tokens / np.maximum(work.n_steps, 1e-12)
     for stage in stages:
         pairs, context = stage.seen(work.tokens, work.pairs, work.sampled, work.context_tokens)
         flops[kind] = flops[kind] + work.tokens * (stage.flops_per_token + stage.expert_flops_per_token) * share
         flops["bf16"] = flops["bf16"] + work.sampled * stage.head_flops_per_seq * share
         flops["attention"] = flops["attention"] + pairs * stage.flops_per_pair * share
-        touched: Real = 0.0
-        if stage.n_experts:
-            touched = expected_experts(per_step, stage.n_experts, stage.n_experts_per_token) / stage.n_experts
-        weights = stage.weight_bytes + stage.head_bytes + touched * stage.expert_bytes
+        weights = work.n_steps * (stage.weight_bytes + stage.head_bytes)
+        weights = weights + stage.expert_reads(work.n_steps, work.tokens, work.expert_reads) * stage.expert_bytes
         read = context * stage.kv_bytes_per_context_token
         rest = work.tokens * (stage.elementwise_bytes_per_token + stage.kv_bytes_per_context_token)
-        moved = moved + (work.n_steps * weights + read + rest) * share
+        moved = moved + (weights + read + rest) * share
         cached = cached + read * share
         sent = sent + work.tokens * stage.all_reduce_bytes_per_token * stage.n_all_reduces * share
     gpu_s = sum(work.terms)

@@ -118,6 +118,8 @@ class StepCost:
     graph_tokens: int
     window_tokens: float = 0.0
     window_frac: float = 0.0
+    has_one_route: bool = False
+    """whether all tokens go to the same experts, as in some models with random weights"""
 
     def terms(
         self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real, n_sampled: Real
@@ -191,7 +193,18 @@ class StepCost:
 
     def touched_frac(self, n_tokens: Real) -> Real:
         """Return the share of a layer's experts that a step of `n_tokens` touches."""
+        if self.has_one_route:
+            return self.n_experts_per_token / self.n_experts + 0.0 * n_tokens
         return expected_experts(n_tokens, self.n_experts, self.n_experts_per_token) / self.n_experts
+
+    def expert_reads(self, n_steps: Real, n_tokens: Real, counted: Real = 0.0) -> Real:
+        """Return how often steps read all experts of a layer: `counted` by a replay, else of `n_steps` equal steps.
+
+        The share that a step touches grows less than its tokens: the mean step would touch more than steps do.
+        """
+        if not self.n_experts:
+            return 0.0
+        return counted or n_steps * self.touched_frac(n_tokens / np.maximum(n_steps, 1e-12))
 
     def seen(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
         """Return pairs and context tokens averaged over layers: sliding-window layers look back a window at most."""
@@ -345,6 +358,12 @@ def step_cost(
     moe_layers = shapes.n_moe_layers * share
     large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
     layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
+    launch_s = large_s * n_layers
+    if dtype != "mxfp4":  # their kernels are launched as one (runs gpt-oss-20b)
+        launch_s += c["host_moe_layer_s"] * moe_layers
+    if shapes.is_mla:
+        layer_s += c["mla_layer_s"]
+        launch_s += c["host_mla_layer_s"] * n_layers
     return StepCost(
         n_layers=n_layers,
         gemms=gemms_of(shapes, tp, share, weight_byte),
@@ -388,9 +407,8 @@ def step_cost(
         clock_exponent=c["clock_exponent"],
         host_step_s=c["host_step_s"],
         host_graph_s=c["host_graph_layer_s"] * n_layers,
-        host_eager_s=(large_s * n_layers + c["host_moe_layer_s"] * moe_layers)
-        * (c["host_tp_factor"] if tp > 1 else 1.0),
-        host_seq_s=c["host_seq_s"],
+        host_eager_s=launch_s * (c["host_tp_factor"] if tp > 1 else 1.0),
+        host_seq_s=c["host_seq_s"] + (shapes.kv_groups.n_tables - 1) * c["host_table_s"],
         host_busy_factor=c["host_busy_factor"],
         graph_tokens=0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512),
         window_tokens=float(shapes.sliding_window_tokens),

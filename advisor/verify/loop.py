@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import AdvisorError, DomainError
+from advisor.predict.footprint import cache_tokens
 from advisor.schema import (
     ClosedLoad,
     Coefficient,
@@ -152,7 +153,8 @@ def run_record(
     deployment, cache = plan.deployment, endpoint.cache
     startup = None
     if cache is not None:
-        tokens = cache.n_kv_blocks * cache.kv_block_tokens
+        paged = deployment.model_copy(update={"kv_block_tokens": cache.kv_block_tokens})
+        tokens = cache_tokens(model, paged, cache.n_kv_blocks)
         startup = Startup(
             n_kv_blocks=cache.n_kv_blocks, kv_block_tokens=cache.kv_block_tokens, kv_cache_tokens=tokens
         ).model_dump(exclude_none=True)
@@ -244,7 +246,8 @@ def verify(
     rows: list[Row] = []
     sent_by: dict[str, Workload] = {}
     if live.cache is not None:
-        tokens = float(live.cache.n_kv_blocks * live.cache.kv_block_tokens)
+        paged = plan.deployment.model_copy(update={"kv_block_tokens": live.cache.kv_block_tokens})
+        tokens = float(cache_tokens(model, paged, live.cache.n_kv_blocks))
         rows += compare(START, plan.prediction, {"kv_cache_tokens": tokens})
     for name, traffic in ((LIGHT, light(asked, n_light)), (LOAD, asked)):
         if name == LIGHT and not n_light:
