@@ -10,7 +10,6 @@ from math import exp
 from advisor.laws.kv import KvGroups, window_blocks
 from advisor.predict.step import TERMS, StepCost
 
-
 ONE_GROUP = KvGroups(n_layers=1, n_full=1, n_sliding=0)
 """All layers alike: one block table a sequence."""
 
@@ -64,7 +63,6 @@ class EngineLimits:
     window_tokens: int = 0
     hot_context_tokens: float = 0.0
     """Context tokens of each decode that cost no memory traffic, because others read the same prefix."""
-
 
     @property
     def cache_tokens(self) -> int:

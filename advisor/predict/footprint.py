@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from advisor.laws.roofline import larger_of
 from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes, shapes_of
 from advisor.predict.step import stage_layers
 from advisor.schema import Breakdown, Deployment, EngineFacts, Gpu, Model, Part
-from advisor.units import format_bytes
+from advisor.units import MIB, format_bytes
 
 Real = Any  # float or array, as in `advisor.predict.step`
 
@@ -39,11 +40,15 @@ MXFP4_TILE = 256
 """Rows and columns to which Hopper's layout of MXFP4 experts is padded: weights of gpt-oss-20b take 13.99 GB, 12.84
 without padding, 13.92 with it."""
 
+ROUND_BYTES = 2 * MIB
+SMALL_TENSOR_BYTES = 10 * MIB
+
 DEFAULT_GRAPHS = 51
 """Captured sizes of a start with 256 sequences, where the engine's facts are not given."""
 
 MOST_CAPTURED = 1024
 """No release captures larger batches by default, so a larger token budget changes nothing."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -103,7 +108,20 @@ def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
     experts = s.all_expert_params / expert_ranks(deployment)
     if deployment.weight_dtype == "mxfp4":
         experts *= mxfp4_padding(s)
-    matrices = (attention + s.mlp_matrix_params / tp + experts) * per_weight
+    mlp, qkv_frac = s.mlp_matrix_params / tp, 1.0 - s.n_heads / (2 * s.n_heads + 2 * s.n_kv_heads)
+    n_dense = s.n_layers - s.n_moe_layers or s.n_layers
+    is_packed = deployment.weight_dtype in ("awq-int4", "gptq-int4")  # kernels lay them out anew in other sizes
+    matrices = sum(
+        params * per_weight if is_packed else allocated_bytes(params * per_weight, n)
+        for params, n in (
+            (attention * qkv_frac, s.n_layers),
+            (attention * (1.0 - qkv_frac), s.n_layers),
+            (mlp * (1.0 - s.down_frac), n_dense),
+            (mlp * s.down_frac, n_dense),
+            (experts * (1.0 - s.down_frac), s.n_moe_layers),
+            (experts * s.down_frac, s.n_moe_layers),
+        )
+    )
     matrices += (s.router_params + s.other_params) * 2.0
     table = 2.0 * s.padded_vocab(tp) * s.d_model / tp
     rest = s.rotary_bytes + 2.0 * s.position_params
@@ -112,6 +130,17 @@ def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
     stages[0] += ends[0]
     stages[-1] += ends[1]
     return max(stages) + rest - 2.0 * s.position_params
+
+
+def allocated_bytes(n_bytes: float, n_tensors: int) -> float:
+    """Return the memory of `n_tensors` equal tensors: PyTorch's allocator gives out large ones in whole 2 MiB.
+
+    Reference: PyTorch 2.11, c10/core/AllocatorConfig.h (kRoundLarge, for more than 10 MiB); start-ups of qwen3-4b,
+    phi-4-14b and gemma-3-12b, whose weights take 0.05 to 0.24 GB more than their parameters.
+    """
+    if not n_tensors or n_bytes / n_tensors <= SMALL_TENSOR_BYTES:
+        return n_bytes
+    return math.ceil(n_bytes / n_tensors / ROUND_BYTES - 1e-6) * ROUND_BYTES * n_tensors
 
 
 def mxfp4_padding(shapes: Shapes) -> float:

@@ -184,6 +184,8 @@ def shapes_of(model: Model) -> Shapes:
     other += 2 * model.d_head * model.n_layers if model.has_qk_norm else 0
     other += model.n_heads * model.n_layers if model.has_attention_sinks else 0
     other += model.n_extra_params
+    # Gemma 3 turns local and global layers by bases of their own: two tables
+    n_rotary = 2 if model.architecture.startswith("Gemma3") and model.n_sliding_layers else 1
     return Shapes(
         n_layers=model.n_layers,
         d_model=model.d_model,
@@ -211,6 +213,6 @@ def shapes_of(model: Model) -> Shapes:
         n_full_layers=model.n_layers - (model.n_sliding_layers if model.sliding_window_tokens else 0),
         n_sliding_layers=model.n_sliding_layers if model.sliding_window_tokens else 0,
         sliding_window_tokens=model.sliding_window_tokens,
-        rotary_bytes=0 if model.n_learned_positions else model.max_context_tokens * model.d_head * 2,
+        rotary_bytes=0 if model.n_learned_positions else model.max_context_tokens * model.d_head * 2 * n_rotary,
         native_weight_dtype=weight_dtype_of(model),
     )

@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.laws.kv import (
+    KvGroups,
     blocks_for,
     kv_elements_per_token_layer,
+    kv_groups,
     kv_heads_per_rank,
     mla_elements_per_token_layer,
     n_kv_blocks,
+    window_blocks,
 )
 
 
@@ -72,3 +75,31 @@ def test_blocks_never_exceed_the_pool_and_waste_less_than_one(pool: float, block
 def test_arrays_and_an_empty_sequence() -> None:
     assert blocks_for([0, 1, 15, 16, 17], 16).tolist() == [0, 1, 1, 1, 2]
     assert n_kv_blocks([0.0, -5.0, 32.0], 16.0).tolist() == [0, 0, 2]
+
+
+def test_layers_are_grouped_as_printed_starts_say() -> None:
+    # blocks times layers a block = pool / page, in starts gemma-2-9b, gemma-3-12b, gemma-3-4b, gpt-oss-20b
+    assert kv_groups(21, 21) == KvGroups(21, 1, 1)
+    assert kv_groups(8, 40) == KvGroups(8, 1, 5)
+    assert kv_groups(5, 29) == KvGroups(5, 1, 6)
+    assert kv_groups(12, 12) == KvGroups(12, 1, 1)
+    assert kv_groups(13, 12) == KvGroups(13, 1, 1), "vLLM's own example: one layer more is padded, not split off"
+    assert kv_groups(32, 0) == KvGroups(32, 1, 0)
+    assert kv_groups(0, 32) == KvGroups(32, 0, 1)
+
+
+@given(st.integers(0, 100), st.integers(0, 100))
+def test_groups_hold_every_layer_with_little_padding(n_full: int, n_sliding: int) -> None:
+    if n_full + n_sliding == 0:
+        return
+    groups = kv_groups(n_full, n_sliding)
+    assert groups.n_full * groups.n_layers >= n_full
+    assert groups.n_sliding * groups.n_layers >= n_sliding
+    assert (groups.n_full - 1) * groups.n_layers < n_full or not n_full
+    assert groups.n_tables * groups.n_layers < 2 * (n_full + n_sliding) + 1
+
+
+@given(st.integers(1, 5000), st.integers(1, 64), st.integers(0, 5000))
+def test_a_window_lies_in_that_many_blocks_wherever_it_begins(window: int, block: int, begin: int) -> None:
+    touched = (begin + window - 1) // block - begin // block + 1
+    assert touched <= window_blocks(window, block) <= touched + 1

@@ -31,6 +31,7 @@ class Cost:
     host_seq_s = 0.0
     host_busy_factor = clock_exponent = 1.0
     window_frac = 1.0  # attention is asked for step by step
+    n_experts = 0
 
     def gpu_s(self, n_prefill: float, n_pairs: float, n_decode: float, n_context: float, n_sampled: float) -> float:
         return 4.0013e-3 + 9.0077e-5 * n_prefill + 1e-6 * n_pairs + 2e-4 * n_decode + 5e-6 * n_context

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from advisor.catalog import load_catalog
 from advisor.fit.records import Cell, cell_of, is_serving, read_records, spreads_experts
-from advisor.predict.footprint import Footprint, block_bytes_per_gpu, footprint, weights_bytes_per_gpu, window_saving
+from advisor.predict.footprint import (
+    Footprint,
+    block_bytes_per_gpu,
+    blocks_of_longest,
+    cache_tokens,
+    footprint,
+    weights_bytes_per_gpu,
+)
 from advisor.predict.shapes import shapes_of
 from advisor.schema import Deployment, EngineFacts
 
@@ -57,12 +64,13 @@ def test_cache_and_weights_of_every_engine_start(run: str) -> None:
     assert ours.weights_bytes == pytest.approx(startup.weights_bytes, rel=0.06 if is_on_load else 0.01)
 
 
-def test_published_start_of_deepseek_r1_on_eight_h200() -> None:
-    # vLLM's own log of March 2025 (MLA, tensor parallel 8): a padded entry of 640 elements, the same on every rank
-    model = CATALOG.model("deepseek-r1")[0]
+def test_every_rank_holds_the_whole_entry_of_latent_attention() -> None:
+    # not padded, as a log of March 2025 had it (640 elements): 87,643 blocks of 43.62 GB in run deepseek-v2-lite
+    model = CATALOG.model("deepseek-v2-lite")[0]
     for tp in (1, 8):
-        plan = Deployment(model="deepseek-r1", gpu="h200-sxm-141gb", tp=tp, weight_dtype="fp8")
-        assert block_bytes_per_gpu(model, plan) == 640 * 2 * 61 * 16
+        plan = Deployment(model="deepseek-v2-lite", gpu="h100-sxm-80gb", tp=tp)
+        assert block_bytes_per_gpu(model, plan) == 576 * 2 * 27 * 16
+    assert pytest.approx(87_643, rel=2e-4) == 43.62e9 / (576 * 2 * 27 * 16)
 
 
 PLANS = st.fixed_dictionaries(
@@ -152,12 +160,25 @@ def test_kv_heads_are_copied_when_ranks_outnumber_them() -> None:
 
 
 def test_windows_free_what_lies_outside_them() -> None:
-    model = CATALOG.model("gemma-2-9b")[0]
-    s = shapes_of(model)
-    assert window_saving(model, s.sliding_window_tokens) == 0
-    long = window_saving(model, 2 * s.sliding_window_tokens)
-    assert long == pytest.approx(0.5 * s.n_sliding_layers / s.n_layers)
-    assert window_saving(CATALOG.model("llama-3.1-8b")[0], 1e6) == 0
+    model = CATALOG.model("gemma-3-12b")[0]  # one table of layers that see all, five of layers that see 1,024 tokens
+    plan = Deployment(model=model.name, gpu="h100-sxm-80gb", max_model_len=131072, max_num_batched_tokens=8192)
+    assert blocks_of_longest(model, plan) == 8192 + 5 * (-(-(1023 + 2 * 8192) // 16) + 1)
+    within = plan.model_copy(update={"max_model_len": 1024})
+    assert blocks_of_longest(model, within) == 64 + 5 * 65, "nothing is outside the window, and one block stands over"
+    assert cache_tokens(model, plan, 10_000) > 1.5 * cache_tokens(model, within, 10_000)
+    dense = Deployment(model="llama-3.1-8b", gpu="h100-sxm-80gb", max_model_len=131072)
+    assert cache_tokens(CATALOG.model("llama-3.1-8b")[0], dense, 100) == 1600
+
+
+@pytest.mark.parametrize("run", ["gemma-2-9b", "gemma-3-12b", "gemma-3-4b", "gpt-oss-20b"])
+def test_tokens_that_an_engine_with_windows_said_it_can_cache(run: str) -> None:
+    cell = starts()[f"vllm-0.26.0__h100-sxm-80gb__{run}"]
+    startup = cell.record.startup
+    assert startup is not None
+    assert startup.n_kv_blocks is not None
+    assert cache_tokens(cell.model, cell.deployment, startup.n_kv_blocks) == pytest.approx(
+        startup.kv_cache_tokens, rel=1e-4
+    )
 
 
 def test_an_eager_engine_has_no_graphs_and_a_given_cache_is_kept() -> None:

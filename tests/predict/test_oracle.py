@@ -36,6 +36,7 @@ class LinearCost:
     host_busy_factor = 1.5
     clock_exponent = 1.0
     window_frac = 1.0  # attention is asked for step by step
+    n_experts = 0
 
     def __init__(self, host_s: float = 1e-4) -> None:
         self.alone_s = self.host_step_s = host_s
