@@ -1,7 +1,8 @@
 """Errors of the DeepSpeed laws on records that the fit did not see: each run in turn is left out and predicted.
 
-``python -m benchmarks.deepspeed_left_out`` fits training, eager and injected coefficients anew without a run (kernel
-injection has one run: without a cell) and predicts it. A run that alone measures a coefficient cannot be left out.
+``python -m benchmarks.deepspeed_left_out`` fits training, eager, injected and ZeRO-Inference coefficients anew without
+a run (kernel injection has one run: without a cell) and predicts it. A run that alone measures a coefficient cannot be
+left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from advisor.catalog import load_catalog
 from advisor.fit.deepspeed import eager_coefficients, inject_coefficients, model_of
 from advisor.fit.deepspeed_ranks import rank_coefficients
 from advisor.fit.deepspeed_training import training_coefficients
+from advisor.fit.deepspeed_zero import zero_pass_coefficients
 from advisor.schema import CoefficientSet
 from benchmarks.deepspeed_records import RUNS, Row, read, rows_of, show
 
@@ -25,6 +27,12 @@ def _training(records: Sequence[Raw]) -> dict[str, Any]:
     return dict(training_coefficients(runs, model_of)) | rank_coefficients(records)
 
 
+def _zero_pass(records: Sequence[Raw]) -> dict[str, Any]:
+    catalog = load_catalog()
+    gather = catalog.coefficients("deepspeed").coefficients["zero_gather_eff"].value
+    return dict(zero_pass_coefficients(records, model_of, catalog.gpu("h100-sxm-80gb"), gather))
+
+
 def _groups(records: Sequence[Raw]) -> Iterator[tuple[str, list[Raw], Fit]]:
     """Yield (what is left out, its records, the fit of the rest)."""
     for run in dict.fromkeys(r["run_id"] for r in records):
@@ -33,6 +41,8 @@ def _groups(records: Sequence[Raw]) -> Iterator[tuple[str, list[Raw], Fit]]:
             yield run.split("__")[-1], some, _training
         elif some[0].get("mode") in ("eager", "autotp") and some[0]["tp"] == 1:
             yield run.split("__")[-1], some, eager_coefficients
+        elif some[0].get("n_warm_passes") and some[0]["dp"] == 1:
+            yield run.split("__")[-1], some, _zero_pass
         elif some[0].get("mode") == "kernel-injection":
             for r in some:
                 yield f"a cell of {run.split('__')[-1]}", [r], inject_coefficients

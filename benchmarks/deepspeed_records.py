@@ -58,6 +58,7 @@ def _step_law(record: Raw, backend: Backend, coefficients: CoefficientSet) -> St
         dp=record["dp"],
         weight_dtype=record["weight_dtype"],
         offload=offload,
+        kv_offload=record.get("kv_offload", "none"),
     )
     return StepLaw(shapes_of(model_of(record)), cluster, deployment, rates, is_bare=True)
 
@@ -96,7 +97,7 @@ def rows_of(record: Raw, *, is_first: bool = False, coefficients: CoefficientSet
         backend: Backend = "deepspeed-zero-inference" if "zero" in record["engine"] else BACKENDS[record["mode"]]
         law, batch, lengths = _step_law(record, backend, fitted), record["load"]["batch_size"], record["lengths"]
         prompt, output = lengths["prompt_tokens"], lengths["output_tokens"]
-        cell = f"{name} {batch} x {prompt}"
+        cell = f"{name} {batch} x {prompt}" + (" cache on host" if record.get("kv_offload") == "cpu" else "")
         yield Row(f"decode pass, {backend}", cell, law.decode_s(batch, prompt + output / 2), m["decode_step_s"])
         kind = f"prompt pass, {backend}" + (" (recording its trace)" if is_first and _is_untraced(record) else "")
         yield Row(kind, cell, law.prefill_s(batch, prompt), m["prefill_s"])

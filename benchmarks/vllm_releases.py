@@ -19,7 +19,7 @@ def main() -> None:
         print(era)
         for name, value in host.items():
             low, high = max(0.0, value - widths[name]), value + widths[name]
-            print(f"  {name:<14} {value * 1e3:.4f} ms, {low * 1e3:.4f} to {high * 1e3:.4f}")
+            print(f"  {name:<14} {value * 1e3:.3g} ms, {low * 1e3:.3g} to {high * 1e3:.3g}")
         print("  errors: " + ", ".join(f"{kind} {error:.3f}" for kind, error in report.items()))
 
 

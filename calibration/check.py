@@ -49,6 +49,7 @@ CONFIG = (
     "mode",
     "client",
     "weight_bits",
+    "kv_offload",
     "activation_checkpointing",
 )
 COMPARED: dict[str, Callable[[Record], float | None]] = {

@@ -15,6 +15,7 @@ from advisor.errors import BadData, printable
 from advisor.schema import Model, Note, Source, first_error
 
 INDEX = "index.json"
+MAX_PATH = 4096
 
 
 class ModelFiles:
@@ -95,12 +96,18 @@ def _as_path(name: str) -> Path | None:
 def model_from_path(path: Path) -> ParsedModel:
     """Return the model of a config.json, or of the folder that holds one; the model is named after the folder.
 
-    Only that one file is read, up to 1 MiB. Errors: BadData.
+    Only that one file is read, up to 1 MiB. Engines load a folder with a config.json, so only such a one is kept for
+    launch lines; a file of another name, or a path that no line can hold, leaves the name there. Errors: BadData.
     """
     file = path / "config.json" if path.is_dir() else path
     config = read_json(file)
-    name = file.resolve().parent.name if file.name == "config.json" else file.stem
-    return parse_config(config, name=printable(name) or "model", where=printable(file, 200))
+    # the file itself may be a link elsewhere, as in the hub's cache: its folder counts
+    folder = file.parent.resolve() if file.name == "config.json" else None
+    name = printable(folder.name if folder else file.stem) or "model"
+    parsed = parse_config(config, name=name, where=printable(file, 200))
+    if folder is None or not str(folder).isprintable() or len(str(folder)) > MAX_PATH:
+        return parsed
+    return ParsedModel(parsed.model.model_copy(update={"folder": str(folder)}), parsed.notes)
 
 
 def build_index(folder: Path) -> str:

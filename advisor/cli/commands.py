@@ -27,7 +27,7 @@ from advisor.cli.parse import (
 )
 from advisor.cli.study import add_study
 from advisor.cli.training_options import add_training_job
-from advisor.schema.mixed import DEFAULT_SWITCH_S, MOST_HOURS
+from advisor.schema.mixed import MOST_HOURS, START_S
 
 TASKS = ("serve", "batch", "train", "mixed")
 Add = Callable[[argparse.ArgumentParser], None]
@@ -227,9 +227,8 @@ def _mixed(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--restart",
         type=within(0, 3600),
-        default=DEFAULT_SWITCH_S,
         metavar="S",
-        help="seconds that GPUs lose when they start other work (default 300)",
+        help=f"seconds that GPUs lose when they start other work (default {START_S:.0f} and the time of the weights)",
     )
     g.add_argument("--batch-tokens", type=positive, default=0, metavar="N", help="tokens of an offline queue")
     g.add_argument("--batch-deadline", type=whole(1, MOST_HOURS), default=24, metavar="H", help="hours (default 24)")

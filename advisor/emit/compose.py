@@ -15,7 +15,7 @@ def emit_compose(launch: Launch) -> str:
     deployment = launch.replica if launch.is_one_engine else launch.replica.model_copy(update={"dp": n_here})
     args = launch.serve_args(deployment)
     gpu: dict[str, Any] = {"driver": "nvidia", "count": deployment.n_gpus, "capabilities": ["gpu"]}
-    service = {
+    service: dict[str, Any] = {
         "image": launch.image(),
         "entrypoint": ["vllm"],
         "command": [arg.replace("$", "$$") for arg in args],
@@ -34,6 +34,9 @@ def emit_compose(launch: Launch) -> str:
         },
         "deploy": {"resources": {"reservations": {"devices": [gpu]}}},
     }
+    if launch.model.folder:
+        path = launch.model.folder.replace("$", "$$")
+        service["volumes"].append({"type": "bind", "source": path, "target": path, "read_only": True})
     usage = [
         "usage: docker compose -f compose.yaml up; VLLM_API_KEY makes clients show a key, without it none is asked for",
         "ipc: host is for NCCL and vLLM's processes, which hand tensors over in shared memory",

@@ -186,9 +186,14 @@ rank, world = deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
 """
 
 _PACK = """\
+import gc
+
 from deepspeed.inference.quantization.quantization import _init_group_wise_weight_quantization
 
+gc.collect()
+gc.freeze()  # packing collects garbage after every layer: set aside what lives, or it takes minutes
 model = _init_group_wise_weight_quantization(model, config)  # packs the linear layers to 4 bits; experimental
+gc.unfreeze()
 """
 
 _INIT = """

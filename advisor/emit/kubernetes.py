@@ -6,7 +6,7 @@ from typing import Any
 
 from advisor.emit.launch import PORT, STARTUP_LIMIT_S, Launch, dump_yaml
 from advisor.emit.vllm import Flag
-from advisor.errors import DomainError
+from advisor.errors import DomainError, printable
 
 PROBE_PERIOD_S = 10
 # Requests that wait although KV cache and batch slots should take them mean that a replica is full.
@@ -51,6 +51,17 @@ def pod_spec(launch: Launch, command: list[str], n_gpus: int, *, serves: bool = 
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    volumes: list[dict[str, Any]] = [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHM_GIB}Gi"}},
+        {"name": "hf-cache", "emptyDir": {}},
+    ]
+    if folder := launch.model.folder:
+        if ":" in folder:
+            raise DomainError(
+                f"Kubernetes mounts no path with ':', as '{printable(folder)}' has one; rename the folder"
+            )
+        container["volumeMounts"].append({"name": "model", "mountPath": folder, "readOnly": True})
+        volumes.append({"name": "model", "hostPath": {"path": folder, "type": "Directory"}})
     if serves:
         container |= {
             "ports": [{"name": "http", "containerPort": PORT}],
@@ -64,10 +75,7 @@ def pod_spec(launch: Launch, command: list[str], n_gpus: int, *, serves: bool = 
         "terminationGracePeriodSeconds": (launch.drain_s if serves else 0) + STOP_S,
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
-        "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHM_GIB}Gi"}},
-            {"name": "hf-cache", "emptyDir": {}},
-        ],
+        "volumes": volumes,
     }
 
 

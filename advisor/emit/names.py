@@ -13,12 +13,12 @@ LABEL_MAX_LENGTH = 50
 
 
 def model_argument(model: Model) -> str:
-    """Return the hub id or path that a launch line names.
+    """Return what a launch line names: the folder of the user's own checkpoint, else its hub id, else its name.
 
     Raises:
         DomainError: the name is empty, starts with '-' (it would read as an option) or holds control characters.
     """
-    name = model.hf_id or model.name
+    name = model.folder or model.hf_id or model.name
     if not name.strip() or name.startswith("-") or not name.isprintable():
         raise DomainError(
             f"model '{printable(name)}' cannot stand in a command; it must be printable, not empty, without a leading -"

@@ -221,7 +221,10 @@ def launch_notes(deployment: Deployment, model: Model, gpu: Gpu, facts: EngineFa
             f"With Ray, vLLM {facts.version} schedules each step after the one before; its own launcher overlaps them."
         )
         notes.append(("info", text))
-    if not model.hf_id:
+    if model.folder:
+        text = f"The line names a folder of this machine, {model.folder}: weights and tokeniser must lie there too."
+        notes.append(("info", text))
+    elif not model.hf_id:
         notes.append(("warning", f"{model.name} has no hub id: put the path of its checkpoint in its place."))
     if model.is_gated:
         notes.append(("info", f"{model.hf_id or model.name} is gated: accept its licence and set HF_TOKEN."))

@@ -23,6 +23,7 @@ from advisor.fit.deepspeed_ranks import rank_coefficients
 from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_power import training_power
 from advisor.fit.deepspeed_training_public import published_training_coefficients
+from advisor.fit.deepspeed_zero import zero_pass_coefficients
 from advisor.fit.run import read_transfer
 from advisor.predict.deepspeed_step import injected_passes_bytes
 from advisor.predict.shapes import Shapes, shapes_of
@@ -260,7 +261,12 @@ def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
 
 
 def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coefficient]:
-    """Return the coefficients of ZeRO-Inference: host time of the hooks, streaming rates, pinned host memory."""
+    """Return coefficients of ZeRO-Inference that its first records and published runs give; a pass has its own fit.
+
+    Those records timed passes without a complete trace on a host that others used: training's rates rest on them.
+    """
+    warm = [r for r in records if r.get("n_warm_passes")]
+    records = [r for r in records if not r.get("n_warm_passes")]
     resident = _cells(records, engine="deepspeed-zero-inference", offload="none", dp=1)
     streamed = [r for r in _cells(records, engine="deepspeed-zero-inference", dp=1) if r["offload"] != "none"]
     s = shapes_of(model_of(resident[0]))
@@ -273,6 +279,8 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
         shares.append(weights / alone / H100_HOST_LINK_BYTES_PER_S)
     base = resident[0]["measured"]["host_rss_bytes"]
     pinned = [(r["measured"]["host_rss_bytes"] - base) / weights for r in streamed]
+    still = _cells(warm, offload="parameters", kv_offload="none", weight_bits=16, dp=1)
+    pinned += [r["measured"]["host_pinned_bytes"] / r["stored_weights_bytes"] for r in still]
     rows = [r for r in public["rows"] if r["path"] == "zero-inference" and r["is_tuned"]]
 
     def residuals(x: Floats) -> Floats:
@@ -288,14 +296,11 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
     elsewhere = (host, min(float(np.median(shares)) * 0.9, host * 0.7), host * 1.15)
     return {
         "zero_power_frac": power_coefficient(resident + streamed),
-        "zero_hook_s_per_layer": _coefficient(
-            _spread(hooks, least=0.2), "s", (1e-4, 5e-2), "host time of ZeRO-3's hooks in one layer", _ids(resident)
-        ),
         "host_stream_eff": _coefficient(
             _spread(shares, least=0.1),
             "1",
             (0.05, 1),
-            "share of the host link that weight streaming reaches (H100 host)",
+            "share of the host link that parameters reach in a training step, hooks included (H100 host)",
             _ids(streamed),
         ),
         "host_stream_eff_elsewhere": _coefficient(
@@ -323,7 +328,7 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
             "1",
             (1, 2.5),
             "host bytes per byte of offloaded weights (pinned rounding)",
-            _ids(streamed),
+            _ids([*streamed, *still]),
         ),
     }
 
@@ -342,6 +347,7 @@ def estimate(
     fastgen, condition, errors = fastgen_coefficients(public, steps, transfer)
     found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
     found |= training_coefficients(runs, model_of) | rank_coefficients(records)
+    found |= zero_pass_coefficients(runs, model_of, card, found["zero_gather_eff"].value)
     found["fastgen_power_frac"] = power_coefficient([r for r, *_ in steps if r["load"]["n_seqs"]])
     cluster = Cluster(gpu=card, gpus_per_node=card.max_gpus_per_node)
     values = {name: c.value for name, c in found.items()}

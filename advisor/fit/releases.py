@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from advisor.catalog import Catalog
-from advisor.predict.release import with_host_times
+from advisor.predict.release import TIMES, with_times
 from advisor.predict.replica import replica_of
 from advisor.predict.simulate import simulate
 from advisor.predict.traffic import draw
@@ -33,7 +33,7 @@ V1_MAX_BATCH = 33.0
 """Above it a large share of the chat task's steps carries a prompt, of unknown length."""
 PROMPT_TOKENS = 300.0
 """Assumed mean prompt of mlenergy's tasks, which are short questions; the answers (600 to 8,000) make the context."""
-STEP_START, TP_START, SEQ_START = 1e-3, 5e-4, 5e-5
+START = {"step_s": 1e-3, "seq_s": 5e-5, "tp_doubling_s": 5e-4, "context_s": 5e-10}
 
 
 def read_rows(public: Raw, name: str) -> list[Raw]:
@@ -42,8 +42,8 @@ def read_rows(public: Raw, name: str) -> list[Raw]:
 
 
 def _values(catalog: Catalog, gpu: Gpu, tp: int, host: Mapping[str, float]) -> dict[str, float]:
-    """Return step coefficients on a card with a release's host times (step_s, tp_doubling_s, seq_s)."""
-    return with_host_times(transferred(catalog.coefficients("vllm"), gpu), tp, **host)
+    """Return step coefficients on a card with a release's times (`TIMES`)."""
+    return with_times(transferred(catalog.coefficients("vllm"), gpu), tp, host)
 
 
 def batch_s(
@@ -56,7 +56,7 @@ def batch_s(
 ) -> float:
     """Return the time [s] in which V0 serves one batch: `row` has model, tp, tokens (in = out) and batch.
 
-    host : step_s, tp_doubling_s and seq_s that the GPU waits for; lost_bytes : memory that V0 lacks for its cache with
+    host : the release's `TIMES`; lost_bytes : memory that V0 lacks for its cache with
     tensor parallelism. V0 puts whole prompts into a step of at most the model's context.
     """
     model, gpu = catalog.model(row["model"])[0], catalog.gpu(gpu_name)
@@ -96,21 +96,21 @@ def token_gap_s(catalog: Catalog, row: Raw, host: Mapping[str, float]) -> float:
 
 
 def _solved(
-    errors: Callable[[Mapping[str, float]], Sequence[float]], has_tp: bool
+    errors: Callable[[Mapping[str, float]], Sequence[float]], names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float], float]:
-    """Return host times, the half-widths of their 90 % intervals and the median absolute error of the fitted rows."""
-    names = ("step_s", "seq_s", "tp_doubling_s") if has_tp else ("step_s", "seq_s")
+    """Return times, the half-widths of their 90 % intervals and the median absolute error of the fitted rows."""
+    zero = dict.fromkeys(TIMES, 0.0)
 
     def residuals(x: Floats) -> Floats:
-        return np.asarray(errors({"tp_doubling_s": 0.0} | dict(zip(names, (float(v) for v in x), strict=True))))
+        return np.asarray(errors(zero | dict(zip(names, (float(v) for v in x), strict=True))))
 
-    start = np.array([STEP_START, SEQ_START, TP_START][: len(names)])
+    start = np.array([START[name] for name in names])
     fit = least_squares(residuals, start, x_scale=start, diff_step=0.05, loss="soft_l1", f_scale=0.1)
     freedom = len(fit.fun) - len(names)
     covariance = np.linalg.inv(fit.jac.T @ fit.jac) * float(np.sum(fit.fun**2)) / freedom
     half = 1.7 * np.sqrt(np.diag(covariance))
-    found = {"tp_doubling_s": 0.0} | dict(zip(names, (float(v) for v in fit.x), strict=True))
-    widths = {"tp_doubling_s": 0.0} | dict(zip(names, (float(v) for v in half), strict=True))
+    found = zero | dict(zip(names, (float(v) for v in fit.x), strict=True))
+    widths = zero | dict(zip(names, (float(v) for v in half), strict=True))
     return found, widths, float(np.median(np.abs(fit.fun)))
 
 
@@ -122,7 +122,7 @@ def v0_factor(catalog: Catalog, public: Raw) -> tuple[dict[str, float], dict[str
     def errors(rows: Sequence[Raw], host: Mapping[str, float]) -> list[float]:
         return [math.log(batch_s(catalog, r, H100, host) / r["latency_s"]) for r in rows]
 
-    host, widths, inside = _solved(lambda h: errors(tuned, h), has_tp=True)
+    host, widths, inside = _solved(lambda h: errors(tuned, h), TIMES)
     held = np.abs(errors([r for r in every if r["model"] not in V0_TUNED], host))
     report = {"tuned": inside, "held out": float(np.median(held)), "held out P90": float(np.quantile(held, 0.9))}
     return host, widths, report
@@ -136,7 +136,7 @@ def v1_factor(catalog: Catalog, public: Raw) -> tuple[dict[str, float], dict[str
     def errors(rows: Sequence[Raw], host: Mapping[str, float]) -> list[float]:
         return [math.log(token_gap_s(catalog, r, host) / (r["itl_ms"] * 1e-3)) for r in rows]
 
-    host, widths, inside = _solved(lambda h: errors(tuned, h), has_tp=False)
+    host, widths, inside = _solved(lambda h: errors(tuned, h), ("step_s", "seq_s"))
     held = np.abs(errors([r for r in every if r["model"] not in V1_TUNED], host))
     report = {"tuned": inside, "held out": float(np.median(held)), "held out P90": float(np.quantile(held, 0.9))}
     return host, widths, report

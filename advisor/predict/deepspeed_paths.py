@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 
 from advisor.errors import UnknownName
 from advisor.laws.offload import gathered_params
-from advisor.predict.deepspeed_step import Rates, kv_bytes_per_token, weight_bytes_of
+from advisor.predict.deepspeed_step import Rates, kv_bytes_per_token, quantised_params, weight_bytes_of
 from advisor.predict.quantile import quantile
-from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, shapes_of
+from advisor.predict.shapes import Shapes, shapes_of
 from advisor.predict.traffic import draw_lengths
 from advisor.schema import Backend, Breakdown, Cluster, Deployment, Model, Note, Part, Workload
 from advisor.units import GB, format_bytes
@@ -146,6 +147,9 @@ def memory_breakdown(
     token = kv_bytes_per_token(shapes, tp)
     kv = batch * (prompt + output) * token
     activation = rates["eager_activation_bytes_per_token_dim"] * shapes.d_model * batch * prompt
+    if d.kv_offload == "cpu":
+        # without a cache that outweighs it, the MLP of a prompt pass is the peak: gate, up and product, four widths
+        activation = max(activation, 2.0 * batch * prompt * (3 * shapes.d_ff + 4 * shapes.d_model))
     context = Part(name="context", value=rates["context_bytes"], why="CUDA context and libraries outside torch")
     replicated = shapes.embedding_params * 2
     split = Part(
@@ -175,11 +179,14 @@ def memory_breakdown(
     else:
         weights: list[Part] = [split]
         if d.backend == "deepspeed-zero-inference":
-            largest = max(shapes.head_params, (shapes.matrix_params + shapes.expert_params) // shapes.n_layers)
-            each = BYTES_PER_WEIGHT[d.weight_dtype]
-            live = float(gathered_params(shapes.n_params, largest)) * each if d.offload != "none" or d.dp > 1 else 0.0
+            layer = (shapes.matrix_params + shapes.expert_params) // shapes.n_layers
+            largest = max(shapes.head_params, layer)
+            # ZeRO-3 counts elements of 16 bits, packed weights too
+            live = 2.0 * float(gathered_params(matrices / 2, largest)) if d.offload != "none" or d.dp > 1 else 0.0
+            if d.dp > 1:
+                live += 2.0 * largest  # a gather's flat buffer, beside the parameters that it is copied to
             if d.weight_dtype == "int4":
-                live += 2.0 * largest  # the matrix at work, unpacked
+                live += 2.0 * layer  # matrices at work, unpacked
             if d.kv_offload == "cpu":
                 kv *= LAYERS_ON_GPU / shapes.n_layers
             kept = matrices / d.dp if d.offload == "none" else 0.0
@@ -200,12 +207,21 @@ def memory_breakdown(
 def host_bytes_per_gpu(
     shapes: Shapes, cluster: Cluster, deployment: Deployment, rates: Rates, peak_tokens: tuple[int, int]
 ) -> float:
-    """Return host memory that one GPU's process needs for offloaded weights and an offloaded cache."""
+    """Return host memory that one GPU's process needs for offloaded weights and an offloaded cache.
+
+    Weights are packed after they have come as 16 bits, and torch keeps pinned memory that it once had: both are there.
+    """
     d, cache = deployment, 0.0
     if d.kv_offload == "cpu":
-        cache = max(1, d.static_batch) * sum(peak_tokens) * kv_bytes_per_token(shapes, d.tp)
+        # keys and values of a layer are two pinned tensors (one of latent vectors), rounded up to a power of two
+        n_tensors = 1 if shapes.is_mla else 2
+        whole = max(1, d.static_batch) * sum(peak_tokens) * kv_bytes_per_token(shapes, d.tp)
+        cache = n_tensors * shapes.n_layers * 2.0 ** np.ceil(np.log2(whole / n_tensors / shapes.n_layers))
     if d.offload == "cpu":
-        return cache + weight_bytes_of(shapes, d.weight_dtype) * rates["host_pinned_frac"] / d.dp
+        weights = weight_bytes_of(shapes, d.weight_dtype)
+        if d.weight_dtype == "int4":
+            weights += 2.0 * quantised_params(shapes)
+        return cache + weights * rates["host_pinned_frac"] / d.dp
     return cache + (NVME_BUFFER_BYTES if d.offload == "nvme" else 0.0)
 
 
@@ -271,9 +287,13 @@ def _short_of_room(
     """Return (reason, what would fit) where offloaded weights or cache find no room on the host or on its drives."""
     host, room = host_bytes_per_gpu(shapes, cluster, d, rates, peak_tokens), cluster.host_memory_bytes_per_gpu
     if host > room and d.kv_offload == "cpu" and d.static_batch > 1:
-        one = host_bytes_per_gpu(shapes, cluster, d.model_copy(update={"static_batch": 1}), rates, peak_tokens)
-        each = (host - one) / (d.static_batch - 1)
-        fits = int((room - one) / each) + 1
+
+        def needed(batch: int) -> float:
+            asked = d.model_copy(update={"static_batch": batch})
+            return host_bytes_per_gpu(shapes, cluster, asked, rates, peak_tokens)
+
+        # the need grows with the batch in steps, so the largest that fits is where it first exceeds the room
+        fits = bisect_right(range(1, d.static_batch), room, key=needed)
         if fits >= 1:
             return (
                 f"weights and cache of a batch of {d.static_batch} need {format_bytes(host)} of host memory a GPU,"

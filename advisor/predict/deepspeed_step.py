@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, weight_stream_s
+from advisor.laws.offload import nvme_bytes_per_s_per_gpu, overlapped_s, partly_hidden_s, weight_stream_s
 from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Backend, Cluster, CoefficientSet, Deployment, Gpu
 
@@ -146,7 +146,10 @@ class StepLaw:
         """Return the time in which the host launches all layers of one pass."""
         layers = self.shapes.n_layers
         if self.deployment.backend == "deepspeed-zero-inference":
-            return self.rates["zero_hook_s_per_layer"] * layers
+            hooks = self.rates["zero_hook_s_per_layer"]
+            hooks += self.rates["zero_gather_s_per_layer"] if self.deployment.dp > 1 else 0.0
+            # a prompt pass is over with its last kernel, a decode pass when the next can start
+            return hooks * layers + (self.rates["zero_pass_s"] if is_decode else 0.0)
         prefix = PREFIX[self.deployment.backend]
         if prefix == "eager":
             name = "eager_decode_launch_s_per_layer" if is_decode else "eager_prefill_launch_s_per_layer"
@@ -173,7 +176,7 @@ class StepLaw:
 
     def host_rate(self) -> float:
         """Return the bytes/s that one GPU gets from host memory."""
-        share = self.rates["host_stream_eff_elsewhere" if self.is_transferred else "host_stream_eff"]
+        share = self.rates["host_stream_eff_elsewhere" if self.is_transferred else "zero_stream_eff"]
         return share * self.cluster.gpu.host_link_bytes_per_s
 
     def parts(
@@ -215,7 +218,7 @@ class StepLaw:
             link = 2 * s.n_layers * (self.rates["allreduce_s"] + ring / self.rates["allreduce_eff"])
         host, stream = self.host_s(prefill_tokens == 0), self.stream_s()
         if d.kv_offload == "cpu":
-            # the cache of the sequences that decode comes over the same link as the weights
+            # the cache of the sequences that decode comes over the same link as the weights, and goes back beside it
             stream += kv_token * context_tokens / self.host_rate()
         if prefix == "fastgen":
             host += self.rates["fastgen_host_s_per_seq"] * n_decodes
@@ -227,7 +230,9 @@ class StepLaw:
             # fused kernels, launched back to back without CUDA graphs: the gaps add to the kernels' own time
             total = host + float(overlapped_s(compute, memory)) + kv + link
         else:
-            total = float(overlapped_s(host, stream, float(overlapped_s(compute, memory)) + kv)) + link
+            serial = self.rates["zero_serial_frac"] if stream else 0.0
+            launched = float(partly_hidden_s(host, stream, serial))
+            total = float(overlapped_s(launched, float(overlapped_s(compute, memory)) + kv)) + link
         return StepParts(host, compute, memory + kv, stream, link, total)
 
     def prefill_s(self, batch: int, prompt_tokens: float) -> float:

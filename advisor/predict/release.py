@@ -2,8 +2,10 @@
 
 The fitted release schedules asynchronously: the host prepares a step while the GPU runs the one before. Releases before
 0.14 do not, so scheduling, input preparation and output processing come between two steps of the GPU: a time a step and
-a time a running sequence, more of both in the V0 engine, whose workers also wait for a broadcast. Kernels are taken as
-unchanged, which the held-out rows (other models, another card) support within `error_frac`.
+a time a running sequence, more of both in the V0 engine, whose workers also wait for a broadcast. V0's decode attention
+(FlashAttention-2 or its own paged kernels, pages of 16 tokens) also takes a time a layer and cached token beyond the
+bytes that it reads. All other kernels are taken as unchanged, which the held-out rows (other models, another card)
+support within `error_frac`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Range:
 class ReleaseFactor:
     """Host time of the releases from `first` to before `until` that the GPU waits for [s], and what it rests on.
 
-    step_s : a step; tp_doubling_s : more for each doubling of the tensor-parallel degree; seq_s : a running sequence.
+    step_s : a step; tp_doubling_s : more for each doubling of the tensor-parallel degree; seq_s : a running sequence;
+    context_s : of the GPU, a layer and a cached token that decoding attends to, beyond what the fitted release takes.
     error_frac : error of predictions with it on rows that it was not fitted on, 90th percentile.
     """
 
@@ -39,6 +42,7 @@ class ReleaseFactor:
     step_s: Range
     tp_doubling_s: Range
     seq_s: Range
+    context_s: Range
     error_frac: float
     source: str
 
@@ -51,15 +55,18 @@ V0_NON_TORCH_BYTES = Range(1.75 * 2**30, 0.93 * 2**30, 3.58 * 2**30)
 """Memory that NCCL and the driver took of a GPU in V0 releases with tensor parallelism: start-up logs, 2 to 8 GPUs
 (vllm-project/vllm#10511 and three stored logs: 0.93, 1.39, 2.1, 3.58 GiB), middle of the two inner ones."""
 
+TIMES = ("step_s", "tp_doubling_s", "seq_s", "context_s")
+
 FACTORS = (
     ReleaseFactor(
         era="V0 engine",
         first="0.4.0",
         until="0.8.0",
-        step_s=Range(1.23e-3, 0.92e-3, 1.54e-3),
-        tp_doubling_s=Range(0.65e-3, 0.44e-3, 0.85e-3),
-        seq_s=Range(46e-6, 37e-6, 55e-6),
-        error_frac=0.15,
+        step_s=Range(1.15e-3, 0.95e-3, 1.35e-3),
+        tp_doubling_s=Range(0.65e-3, 0.52e-3, 0.78e-3),
+        seq_s=Range(27e-6, 20e-6, 34e-6),
+        context_s=Range(0.73e-9, 0.52e-9, 0.93e-9),
+        error_frac=0.10,
         source="argonne-lcf/LLM-Inference-Bench @4211f5d4, H100: Llama-2-7B and Llama-3-8B (vLLM 0.5.4 to 0.6.2)",
     ),
     ReleaseFactor(
@@ -69,6 +76,7 @@ FACTORS = (
         step_s=Range(0.55e-3, 0.0, 1.11e-3),
         tp_doubling_s=Range(0.0, 0.0, 0.0),
         seq_s=Range(45e-6, 14e-6, 76e-6),
+        context_s=Range(0.0, 0.0, 0.0),
         error_frac=0.05,
         source="ml-energy/leaderboard-v2 @c3af7f31, H100 rows of Qwen3-8B, Qwen3-14B and Llama-3.1-8B (vLLM 0.11.1)",
     ),
@@ -104,15 +112,22 @@ def at_release(values: Mapping[str, float], deployment: Deployment, gpu: Gpu) ->
     factor = _factor(deployment, gpu)
     if factor is None:
         return dict(values)
-    times = (factor.step_s.value, factor.tp_doubling_s.value, factor.seq_s.value)
-    return with_host_times(values, deployment.tp, *times)
+    return with_times(values, deployment.tp, times_of(factor))
 
 
-def with_host_times(
-    values: Mapping[str, float], tp: int, step_s: float, tp_doubling_s: float, seq_s: float
-) -> dict[str, float]:
-    """Return step coefficients with the host time of a step replaced and that of a running sequence added [s]."""
-    return {**values, "host_step_s": host_step_s(tp, step_s, tp_doubling_s), "seq_s": values["seq_s"] + seq_s}
+def times_of(factor: ReleaseFactor) -> dict[str, float]:
+    """Return the central times of a factor by name [s], as `with_times` takes them."""
+    return {name: getattr(factor, name).value for name in TIMES}
+
+
+def with_times(values: Mapping[str, float], tp: int, times: Mapping[str, float]) -> dict[str, float]:
+    """Return step coefficients with the host time of a step replaced, a sequence's and the context's added [s]."""
+    return {
+        **values,
+        "host_step_s": host_step_s(tp, times["step_s"], times["tp_doubling_s"]),
+        "seq_s": values["seq_s"] + times["seq_s"],
+        "context_s": times["context_s"],
+    }
 
 
 def host_step_s(tp: int, step_s: float, tp_doubling_s: float) -> float:
@@ -132,8 +147,9 @@ def release_text(deployment: Deployment, gpu: Gpu, fitted: str) -> str:
     if factor is None:
         return ""
     step_s = host_step_s(deployment.tp, factor.step_s.value, factor.tp_doubling_s.value)
+    context = f", {factor.context_s.value * 1e9:.1f} ns a layer and cached token" if factor.context_s.value else ""
     return (
         f"vLLM {deployment.engine_version} was not run by us: {fitted} with {step_s * 1e3:.1f} ms of host a step and"
-        f" {factor.seq_s.value * 1e3:.2f} ms a running sequence that its GPU waits for ({factor.era}; published runs,"
-        f" +-{100 * factor.error_frac:.0f} % more)"
+        f" {factor.seq_s.value * 1e3:.2f} ms a running sequence that its GPU waits for{context} ({factor.era};"
+        f" published runs, +-{100 * factor.error_frac:.0f} % more)"
     )

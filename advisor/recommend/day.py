@@ -11,11 +11,12 @@ from advisor.recommend.explain import layout_text
 from advisor.recommend.feasible import Rejections
 from advisor.recommend.hybrid import badness, daily_load, plan_mixed
 from advisor.recommend.one import check_vllm, predict_one
+from advisor.recommend.restart import restart_s, restart_text
 from advisor.recommend.search import tabulate
 from advisor.recommend.ways import batch_ways, training_ways
 from advisor.schema import Deployment, Noun, Request
 from advisor.schema.base import NonNegativeFloat
-from advisor.schema.mixed import DEFAULT_SWITCH_S, MixedAnswer, OfflineJob, OnlineNeed
+from advisor.schema.mixed import MixedAnswer, OfflineJob, OnlineNeed
 from advisor.units import plural
 
 MOST_REPLICA_SIZES = 3
@@ -39,13 +40,16 @@ class Offline(Noun):
 
 
 class Day(Noun):
-    """The traffic of one day, and how long a group of GPUs is lost when it starts in another way [s]."""
+    """The traffic of one day, and how long a group of GPUs is lost when it starts in another way [s].
+
+    `restart_s` None = what starts of our runs took, with the served model's weights.
+    """
 
     peak_requests_per_s: float
     night_frac: float
     peak_hour: float
     headroom_frac: float
-    restart_s: NonNegativeFloat = DEFAULT_SWITCH_S
+    restart_s: NonNegativeFloat | None = None
 
 
 class DayPlan(Noun):
@@ -145,10 +149,14 @@ def plan_day(request: Request, day: Day, wanted: Offline) -> DayPlan:
         except DomainError as error:
             fault = fault or error
             continue
-        idle = pool.cluster.gpu.idle_power_w
+        gpu = pool.cluster.gpu
+        switch = restart_s(question.model, replica, gpu) if day.restart_s is None else day.restart_s
         answer = plan_mixed(
-            pool.cluster.n_gpus, need, jobs, usd_per_gpu_h=price, idle_power_w=idle, switch_s=day.restart_s
+            pool.cluster.n_gpus, need, jobs, usd_per_gpu_h=price, idle_power_w=gpu.idle_power_w, switch_s=switch
         )
+        if day.restart_s is None and jobs:
+            why = (*answer.why, restart_text(question.model, replica, gpu))
+            answer = answer.model_copy(update={"why": why})
         tried.append(DayPlan(need=need, jobs=tuple(jobs), answer=answer, replica=replica, usd_per_gpu_h=price))
     if fault is not None and not tried:
         raise fault

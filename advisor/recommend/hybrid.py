@@ -10,7 +10,7 @@ from typing import Literal
 from advisor.errors import DomainError
 from advisor.recommend.offline import Room, Work, work, worked_how
 from advisor.schema import Note
-from advisor.schema.mixed import DEFAULT_SWITCH_S, HOURS, HourPlan, MixedAnswer, MixedPlan, OfflineJob, OnlineNeed
+from advisor.schema.mixed import HOURS, START_S, HourPlan, MixedAnswer, MixedPlan, OfflineJob, OnlineNeed
 from advisor.units import HOUR_S, format_count, format_j, format_s, format_usd, plural
 
 Mode = Literal["share", "split"]
@@ -89,7 +89,7 @@ def schedule(
     *,
     usd_per_gpu_h: float = 0.0,
     idle_power_w: float = 0.0,
-    switch_s: float = DEFAULT_SWITCH_S,
+    switch_s: float = START_S,
 ) -> MixedPlan:
     """Return the hour-by-hour schedule of one mode.
 
@@ -210,7 +210,7 @@ def fewest_gpus(
     jobs: Sequence[OfflineJob],
     mode: Mode,
     *,
-    switch_s: float = DEFAULT_SWITCH_S,
+    switch_s: float = START_S,
     highest: int = MOST_GPUS,
 ) -> int | None:
     """Return the fewest GPUs that hold the peak with its headroom and meet all deadlines, None above `highest`."""
@@ -250,7 +250,7 @@ def plan_mixed(
     *,
     usd_per_gpu_h: float = 0.0,
     idle_power_w: float = 0.0,
-    switch_s: float = DEFAULT_SWITCH_S,
+    switch_s: float = START_S,
 ) -> MixedAnswer:
     """Return both ways to divide the budget, with the fewest GPUs each needs, and the better one with its reasons.
 

@@ -53,6 +53,9 @@ class Model(Noun):
     family: Name = Field(description="config.json model_type")
     architecture: str = Field(default="", description="config.json architectures[0], what the engine loads")
     hf_id: str = Field(default="", max_length=200, description="hub id that a launch command should name")
+    folder: str = Field(
+        default="", max_length=4096, description="absolute path of the user's own checkpoint, where config.json lies"
+    )
     n_layers: PositiveInt = Field(le=2000)
     d_model: PositiveInt = Field(le=MAX_DIM)
     n_heads: PositiveInt = Field(le=65536)

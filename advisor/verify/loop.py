@@ -193,7 +193,7 @@ def run_record(
 def _differences(live: Endpoint, plan: Plan, model: Model) -> list[Note]:
     """Return a warning for each way in which the server is not the plan's."""
     d, texts = plan.deployment, []
-    if live.model not in (model.hf_id, model.name):
+    if live.model not in {model.folder, model.hf_id, model.name} - {""}:
         texts.append(f"the endpoint serves '{live.model}', the plan is for '{model.name}'")
     if live.engine_version and live.engine_version != d.engine_version:
         texts.append(f"the endpoint runs release {live.engine_version}, the plan is for {d.engine_version}")

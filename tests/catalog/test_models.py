@@ -159,7 +159,36 @@ def test_a_config_json_by_path_and_by_folder(tmp_path: Path) -> None:
     for given_path in (folder, folder / "config.json"):
         model, _ = CATALOG.model(str(given_path))
         assert model.name == "my-model"
+        assert model.folder == str(folder)
         assert shapes_of(model).n_params == 8_030_261_248
+
+
+def test_only_a_folder_that_an_engine_can_load_is_kept_for_launch_lines(tmp_path: Path) -> None:
+    text = json.dumps(json.loads((CATALOG.root / "models" / "llama-3.1-8b.json").read_text())["config"])
+    named = tmp_path / "mine.json"
+    named.write_text(text)
+    assert (CATALOG.model(str(named))[0].name, CATALOG.model(str(named))[0].folder) == ("mine", "")
+    # the hub's cache: the file is a link to a blob, the folder that it stands in is what an engine loads
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").symlink_to(named)
+    assert CATALOG.model(str(snapshot))[0].folder == str(snapshot)
+    bell = tmp_path / "a\x07b"
+    bell.mkdir()
+    (bell / "config.json").write_text(text)
+    assert CATALOG.model(str(bell))[0].folder == ""
+    assert CATALOG.model("llama-3.1-8b")[0].folder == ""
+
+
+def test_a_relative_path_becomes_one_that_a_launch_line_can_name_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((CATALOG.root / "models" / "llama-3.1-8b.json").read_text())["config"]
+    (tmp_path / "-m").mkdir()
+    (tmp_path / "-m" / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path / "-m")
+    assert CATALOG.model("./config.json")[0].folder == str(tmp_path / "-m")
+    assert CATALOG.model(".")[0].folder == str(tmp_path / "-m")
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,42 @@ def test_hostile_names_reach_every_reader_unchanged(make: Any, name: str) -> Non
     assert json.loads(ast.literal_eval(calls[0].value.args[0]))["model"] == wanted
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_folders_reach_every_reader_unchanged(make: Any, name: str) -> None:
+    folder = f"/srv/{name}"
+    launch = make.launch(of=make.model(hf_id="", name="mine", folder=folder))
+    assert shell_words(ARTEFACTS["vllm"](launch))[0][2] == folder
+    assert shlex.split(vllm_command(launch.deployment, launch.model, launch.gpu, launch.facts))[2] == folder
+    service = yaml.safe_load(ARTEFACTS["compose"](launch))["services"]["vllm"]
+    assert service["command"][1].replace("$$", "$") == folder
+    (bind,) = [v for v in service["volumes"] if isinstance(v, dict)]
+    assert (bind["type"], bind["read_only"]) == ("bind", True)
+    assert bind["source"].replace("$$", "$") == bind["target"].replace("$$", "$") == folder
+    if ":" in folder:
+        with pytest.raises(DomainError, match="Kubernetes mounts no path with ':'"):
+            ARTEFACTS["kubernetes"](launch)
+        return
+    pod = next(yaml.safe_load_all(ARTEFACTS["kubernetes"](launch)))["spec"]["template"]["spec"]
+    assert kubernetes_expands(pod["containers"][0]["command"][2]) == folder
+    assert {"name": "model", "mountPath": folder, "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    assert {"name": "model", "hostPath": {"path": folder, "type": "Directory"}} in pod["volumes"]
+
+
+def test_a_folder_is_named_instead_of_a_name_that_no_engine_can_load(make: Any) -> None:
+    launch = make.launch(of=make.model(hf_id="", name="mine", folder="/srv/mine"))
+    assert args(launch)[2] == "/srv/mine"
+    notes = [n.text for n in launch_notes(launch.deployment, launch.model, launch.gpu, launch.facts)]
+    assert any("/srv/mine: weights and tokeniser must lie there too" in text for text in notes)
+    assert not any("has no hub id" in text for text in notes)
+    plain = make.launch(of=make.model(hf_id="org/m"))
+    assert "model" not in [v["name"] for v in pod_volumes(plain)]
+    assert [v["name"] for v in pod_volumes(launch)][-1] == "model"
+
+
+def pod_volumes(launch: Launch) -> list[dict[str, Any]]:
+    return next(yaml.safe_load_all(ARTEFACTS["kubernetes"](launch)))["spec"]["template"]["spec"]["volumes"]
+
+
 TEXT = st.text(min_size=1, max_size=60)
 
 

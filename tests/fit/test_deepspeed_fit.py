@@ -14,6 +14,7 @@ from advisor.fit.deepspeed import eager_coefficients, inject_coefficients, job_o
 from advisor.fit.deepspeed_ranks import rank_coefficients, reduction_shares
 from advisor.fit.deepspeed_training import training_coefficients, two_rates
 from advisor.fit.deepspeed_training_power import training_power
+from advisor.fit.deepspeed_zero import moved_bytes, zero_pass_coefficients
 from advisor.predict.deepspeed_step import Rates
 from advisor.predict.train import step_parts
 from advisor.predict.train_memory import sizes_of
@@ -26,6 +27,7 @@ FILES = (
     "deepspeed-0.19.8_h100.jsonl",
     "deepspeed-0.19.8_h100-2.jsonl",
     "deepspeed-0.19.8_h100-3.jsonl",
+    "deepspeed-0.19.8_h100-4.jsonl",
     "micro-torch-2.11.0_h100.jsonl",
 )
 EVERY = [json.loads(x) for name in FILES for x in (ROOT / "data/runs" / name).read_text().splitlines()]
@@ -38,6 +40,7 @@ H100 = Cluster(gpu=load_catalog().gpu("h100-sxm-80gb"), gpus_per_node=8)
 def test_the_committed_set_is_the_fit_s_output() -> None:
     found = eager_coefficients(RECORDS) | inject_coefficients(RECORDS)
     found |= zero_coefficients(RECORDS, PUBLIC) | training_coefficients(RECORDS, model_of) | rank_coefficients(EVERY)
+    found |= zero_pass_coefficients(RECORDS, model_of, H100.gpu, found["zero_gather_eff"].value)
     values = {name: c.value for name, c in found.items()}
     found |= training_power(RECORDS, H100, values, model_of=model_of, job_of=job_of)
     for name, c in found.items():
@@ -154,3 +157,66 @@ def test_runs_that_the_fit_did_not_see_are_predicted_within_the_targets() -> Non
             assert np.median(found) < 0.15, kind
     # a run that nothing stands in for is named, not skipped in silence
     assert alone == ["zero2-1.3b-offload-optimizer"]
+
+
+def zero_record(layers: int, *, offload: str = "parameters", batch: int = 1, dp: int = 1) -> dict[str, Any]:
+    """Return a record of ZeRO-Inference made by the law: 30 ms a pass, 5 ms a layer, 51.2 GB/s, half of the shorter."""
+    config = {
+        "hidden_size": 4096,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 1000,
+    }
+    stored = 5e8 * layers
+    host, stream = 0.03 + 0.005 * layers, (stored / 51.2e9 if offload != "none" else 0.0)
+    if dp > 1:
+        host, stream = host + 0.002 * layers, stored / dp / 51.2e9 + stored / 2 / (0.5 * 450e9)
+    decode = max(host, stream) + 0.5 * min(host, stream)
+    return {
+        "run_id": f"r{layers}{offload}{dp}",
+        "engine": "deepspeed-zero-inference",
+        "model": "m",
+        "hf_config": config,
+        "n_warm_passes": 2,
+        "dp": dp,
+        "offload": offload,
+        "kv_offload": "none",
+        "stored_weights_bytes": stored,
+        "load": {"batch_size": batch},
+        "lengths": {"prompt_tokens": 512, "output_tokens": 6},
+        "measured": {"decode_step_s": decode, "prefill_s": decode - 0.03},
+    }
+
+
+def test_the_pass_that_made_the_records_is_found() -> None:
+    made = [zero_record(n) for n in (8, 24, 40)] + [zero_record(32, offload="none"), zero_record(32, dp=2)]
+    # a host that is the longer and one that is the shorter tell both coefficients
+    made.append(zero_record(8) | {"stored_weights_bytes": 1e8})
+    made[-1]["measured"] = {"decode_step_s": 0.07 + 0.5 * 1e8 / 51.2e9, "prefill_s": 0.04 + 0.5 * 1e8 / 51.2e9}
+    found = zero_pass_coefficients(made, model_of, H100.gpu, 0.5)
+    assert found["zero_pass_s"].value == pytest.approx(0.03)
+    assert found["zero_hook_s_per_layer"].value == pytest.approx(0.005)
+    assert found["zero_stream_eff"].value == pytest.approx(0.8, rel=1e-3)
+    assert found["zero_serial_frac"].value == pytest.approx(0.5, rel=1e-2)
+    assert found["zero_gather_s_per_layer"].value == pytest.approx(0.002, rel=0.02)
+    with pytest.raises(ValueError, match="with its trace complete"):
+        zero_pass_coefficients([zero_record(8) | {"n_warm_passes": 0}], model_of, H100.gpu, 0.5)
+
+
+def test_a_cache_on_the_host_moves_whole_in_every_pass() -> None:
+    record = zero_record(32, offload="none", batch=4) | {"kv_offload": "cpu"}
+    # by hand: 32 layers, keys and values of 8 heads of 128 in two bytes, 4 x (512 + 3) tokens
+    assert moved_bytes(record, model_of) == 32 * 2 * 8 * 128 * 2 * 4 * 515
+    assert moved_bytes(record | {"offload": "parameters"}, model_of) - 5e8 * 32 == 32 * 2 * 8 * 128 * 2 * 4 * 515
+
+
+def test_a_run_of_packed_weights_or_offloaded_cache_is_predicted_without_it() -> None:
+    rows, _ = left_out(EVERY)
+    passes = [
+        r for r in rows if r.kind in ("decode pass, deepspeed-zero-inference", "prompt pass, deepspeed-zero-inference")
+    ]
+    assert len(passes) == 26
+    assert np.median([abs(r.error) for r in passes]) < 0.09
+    assert max(abs(r.error) for r in passes) < 0.25

@@ -14,7 +14,7 @@ from advisor.errors import DomainError
 from advisor.fit.deepspeed import model_of
 from advisor.fit.deepspeed_public import fastgen_error, zero_inference_error
 from advisor.predict.deepspeed import deepspeed_deployments, feasible_deepspeed, predict_deepspeed
-from advisor.predict.deepspeed_paths import memory_breakdown
+from advisor.predict.deepspeed_paths import host_bytes_per_gpu, memory_breakdown
 from advisor.predict.deepspeed_step import Rates, StepLaw, injected_passes_bytes, rates_of
 from advisor.predict.shapes import shapes_of
 from advisor.schema import (
@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CATALOG = load_catalog()
 COEFFICIENTS = CATALOG.coefficients("deepspeed")
 RECORDS = [json.loads(x) for x in (ROOT / "data/runs/deepspeed-0.19.8_h100.jsonl").read_text().splitlines()]
+TRACED = [json.loads(x) for x in (ROOT / "data/runs/deepspeed-0.19.8_h100-4.jsonl").read_text().splitlines()]
 PUBLIC = json.loads((ROOT / "data/golden/deepspeed_public.json").read_text())
 H100 = Cluster(gpu=CATALOG.gpu("h100-sxm-80gb"), gpus_per_node=8)
 BACKENDS = {"eager": "deepspeed-autotp", "autotp": "deepspeed-autotp", "kernel-injection": "deepspeed-kernel-injection"}
@@ -72,8 +73,57 @@ def test_measured_passes_lie_in_the_interval(record: dict[str, Any]) -> None:
     p = predict_deepspeed(model_of(record), H100, d, traffic, COEFFICIENTS)
     step, first = p.quantities["tpot_p50_s"], p.quantities["ttft_p50_s"]
     assert step.low <= record["measured"]["decode_step_s"] <= step.high
-    # host-bound prompt passes on a shared host scatter by half
-    assert first.value == pytest.approx(record["measured"]["prefill_s"], rel=0.55)
+    if record["engine"] == "deepspeed-zero-inference":
+        # timed before the trace was complete, on a host that others used: slower than a later pass, never faster
+        assert first.value <= 1.01 * record["measured"]["prefill_s"]
+    else:
+        # host-bound prompt passes on a shared host scatter by half
+        assert first.value == pytest.approx(record["measured"]["prefill_s"], rel=0.55)
+
+
+def traced(record: dict[str, Any]) -> Deployment:
+    return Deployment(
+        backend="deepspeed-zero-inference",
+        model=record["model"],
+        gpu=record["gpu"],
+        dp=record["dp"],
+        weight_dtype=record["weight_dtype"],
+        offload="cpu" if record["offload"] == "parameters" else "none",
+        kv_offload=record["kv_offload"],
+        static_batch=record["load"]["batch_size"],
+    )
+
+
+@pytest.mark.parametrize(
+    "record",
+    TRACED,
+    ids=lambda r: f"{r['run_id'].split('__')[2]}-{r['load']['batch_size']}-{r['kv_offload']}",
+)
+def test_packed_weights_and_an_offloaded_cache_are_as_measured(record: dict[str, Any]) -> None:
+    shapes, lengths, measured = shapes_of(model_of(record)), record["lengths"], record["measured"]
+    d, batch = traced(record), record["load"]["batch_size"]
+    laws = [StepLaw(shapes, H100, d, rates) for rates in rates_of(COEFFICIENTS, record["gpu"])]
+    context = lengths["prompt_tokens"] + lengths["output_tokens"] / 2
+    central, fast, slow = (law.decode_s(batch, context) for law in laws)
+    assert fast <= measured["decode_step_s"] <= slow
+    assert central == pytest.approx(measured["decode_step_s"], rel=0.2)
+    assert laws[0].prefill_s(batch, lengths["prompt_tokens"]) == pytest.approx(measured["prefill_s"], rel=0.2)
+    # what the GPU held at the peak fits the room that we ask for; the allocator's slack is not in it
+    rates, peak = rates_of(COEFFICIENTS, record["gpu"])[0], (lengths["prompt_tokens"], lengths["output_tokens"])
+    held = max(measured["peak_allocated_bytes"], measured["prefill_peak_allocated_bytes"])
+    assert memory_breakdown(shapes, H100, d, rates, peak).total > 0.97 * held
+
+
+@pytest.mark.parametrize(
+    "record", [r for r in TRACED if r["cell"].get("batch_size") in (1, 64)], ids=lambda r: r["model"]
+)
+def test_pinned_memory_of_weights_and_cache_is_what_torch_held(record: dict[str, Any]) -> None:
+    # first cells of their kind: later ones find the pinned memory of those before them
+    d, lengths = traced(record), record["lengths"]
+    rates = rates_of(COEFFICIENTS, record["gpu"])[0]
+    peak = (lengths["prompt_tokens"], lengths["output_tokens"])
+    ours = host_bytes_per_gpu(shapes_of(model_of(record)), H100, d, rates, peak)
+    assert ours == pytest.approx(record["measured"]["host_pinned_bytes"], rel=0.25, abs=10)
 
 
 def test_decode_power_is_near_the_meter() -> None:
