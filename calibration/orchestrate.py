@@ -151,9 +151,10 @@ class Orchestrator:
             self.work / f"cache-gpu{gpus[0]}"
         )  # jobs that share a first GPU never overlap, so neither do their caches
         self.port = free_port(self.port + PORT_STEP)
+        # the replicas of one start would all begin their search for free ports there, and take each other's
         env = os.environ | {
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-            "VLLM_PORT": str(self.port),
+            **({"VLLM_PORT": str(self.port)} if job.dp == 1 else {}),
             "MASTER_PORT": str(self.port + PORT_STEP // 2),
             "VLLM_CACHE_ROOT": str(slot / "vllm"),
             "TORCH_EXTENSIONS_DIR": str(slot / "torch_extensions"),
