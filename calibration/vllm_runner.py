@@ -109,10 +109,10 @@ async def start_up(engine: Any, gpus: Gpus, log: str, startup_s: float) -> dict[
     except Exception as err:
         found["source"] = f"log ({type(err).__name__})"
     cache = engine.vllm_config.cache_config
-    found["n_kv_blocks"] = cache.num_gpu_blocks
+    found["n_kv_blocks"] = cache.num_gpu_blocks // engine.vllm_config.parallel_config.data_parallel_size
     found["kv_block_tokens"] = cache.block_size
     tokens = getattr(cache, "kv_cache_size_tokens", None)
-    found["kv_cache_tokens"] = tokens or found.get("kv_cache_tokens") or cache.num_gpu_blocks * cache.block_size
+    found["kv_cache_tokens"] = tokens or found.get("kv_cache_tokens") or found["n_kv_blocks"] * cache.block_size
     used = gpus.used_bytes()
     if all(u is not None for u in used):
         found["device_used_bytes"] = used

@@ -101,7 +101,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     _P("graph_wait_frac", 0.5, 0.01, 1.0, "1", "share of a running decode graph that a prompt step's launch waits for"),
     _P("host_seq_s", 1.8e-5, 1e-7, 1e-4, "s", "host time a running sequence and step"),
-    _P("host_table_s", 1e-5, 1e-7, 1e-4, "s", "the same for each block table of a sequence beyond the first"),
+    _P("host_table_s", 6e-6, 1e-7, 1e-4, "s", "the same for each further block table of a sequence", prior_rel=0.5),
     _P("submit_s", 1.3e-3, 1e-4, 2e-2, "s", "client to engine core"),
     _P("return_s", 1.3e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
     _P("http_s", 1e-3, 1e-5, 2e-2, "s", "what an HTTP server adds to the way of a request"),
