@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
@@ -13,7 +14,7 @@ import streamlit as st
 
 from advisor.recommend.form import settled
 from advisor.schema import Interval, Note, Plan, Prediction
-from advisor.ui import call, charts, later
+from advisor.ui import call, charts, later, memory
 from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
 METRIC_PX = 120
@@ -139,6 +140,14 @@ def what_would_change(flips: Iterable[str], missing: str) -> None:
 
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     """Show a chart that follows the theme and exports PNG; `on_select` is called when a point is clicked."""
+    content = memory.key_of(figure)
+    if content is None or on_select is not None:
+        _chart(figure, key, alt, on_select)
+    else:
+        memory.replayed(f"{content} {key} {alt}", _chart, (figure, key, alt))
+
+
+def _chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     image = {"format": "png", "scale": 2, "filename": f"advisor-{key.replace(' ', '-')}"}
     config = CHART | {"toImageButtonOptions": image}
     height = int(figure.layout.height)  # said before it is drawn, so that what follows keeps its place
@@ -161,7 +170,11 @@ def taken_apart(plan: Plan) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
-    """Show rows whose numbers sort as numbers and read as text with units."""
+    """Show rows whose numbers sort as numbers and read as text with units; `formats` are functions that pickle."""
+    memory.replayed(memory.content_key(rows, formats, key), _table, (rows, formats, key))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
     frame = pd.DataFrame(list(rows))
     known = {column: form for column, form in formats.items() if column in frame.columns}
     heads = {c: st.column_config.Column(help=HEADS.get(c), width=WIDTHS.get(c)) for c in frame.columns}
@@ -199,12 +212,7 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
             row[label(n)] = None if found is None else found.value
         row[label("usd_per_h")] = p.usd_per_h or None  # no price is known: zero would read as free
         rows.append(row)
-    formats = {label(n): _shower(n) for n in (*names, "usd_per_h")}
-    return rows, formats
-
-
-def _shower(name: str) -> Callable[[Any], str]:
-    return lambda value: show(name, value)
+    return rows, {label(n): partial(show, n) for n in (*names, "usd_per_h")}
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -199,15 +200,18 @@ def _day(found: DayPlan, request: Request) -> None:
     parts.notes(plan.notes)
     parts.sentences("The two ways to divide the GPUs", found.answer.why)
     rows = [h.model_dump(exclude={"job_gpus", "job_tokens"}) | h.job_gpus for h in plan.hours]
-    month = call.month(request, found, plan.mode, Terms())
     parts.downloads(
         {
-            "Schedule (JSON)": ("schedule.json", "application/json", found.model_dump_json(indent=1)),
+            "Schedule (JSON)": ("schedule.json", "application/json", partial(found.model_dump_json, indent=1)),
             "Hours (CSV)": ("hours.csv", "text/csv", parts.to_csv(rows)),
-            "Month (JSON)": ("month.json", "application/json", month.model_dump_json(indent=1)),
+            "Month (JSON)": ("month.json", "application/json", partial(_month_json, found, request, plan.mode)),
         },
         "capacity",
     )
+
+
+def _month_json(found: DayPlan, request: Request, mode: str) -> str:
+    return call.month(request, found, mode, Terms()).model_dump_json(indent=1)
 
 
 def _headline(plan: MixedPlan, found: DayPlan) -> None:
