@@ -95,11 +95,20 @@ def laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Fi
     return figure
 
 
+def held_off_gpu(d: Deployment) -> str:
+    """Return what a deployment keeps in host memory or on drives, "" where all is on the GPUs."""
+    places = {"cpu": "in host memory", "nvme": "on NVMe"}
+    what = {"weights": d.offload, "KV cache": d.kv_offload}
+    if d.offload == d.kv_offload != "none":
+        return f"weights and KV cache {places[d.offload]}"
+    return ", ".join(f"{name} {places[where]}" for name, where in what.items() if where != "none")
+
+
 def layout(d: Deployment) -> str:
     """Return how a deployment uses its GPUs: card, parallel degrees, format, batch limits."""
     words = [f"TP {d.tp}", *([f"PP {d.pp}"] if d.pp > 1 else []), f"DP {d.dp}", d.weight_dtype]
-    if d.offload != "none":
-        words.append(f"offload {d.offload}")
+    if held := held_off_gpu(d):
+        words.append(held)
     if d.static_batch:
         words.append(f"batch {d.static_batch}")
     return " · ".join((d.gpu, *words))

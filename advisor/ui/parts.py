@@ -33,12 +33,16 @@ PLAN_COLUMNS = (
     "memory_bytes_per_gpu",
 )
 
+OFF_GPU = "not on the GPU"
 HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | {
     "TP": HELP["tp"],
     "PP": HELP["pp"],
     "DP": HELP["dp"],
     "KV": HELP["kv"],
     "weights": HELP["weights"],
+    OFF_GPU: f"{HELP['zero_inference']} {HELP['kv_offload']}",
+    "plan of a group": HELP["way"],
+    "a GPU": "Prompt and output tokens, or training tokens, of one GPU a second.",
     "targets": HELP["targets"],
     "by": HELP["method"],
     "Pareto": HELP["pareto"],
@@ -63,6 +67,7 @@ HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | 
 """What the heads of tables mean, shown under the mouse."""
 OF_THE_LOAD = ("requests_per_s", "output_tokens_per_s", "usd_per_million_output_tokens")
 """Quantities that have no interval where all that arrives is served."""
+HOST_MEMORY = "host_memory_bytes_per_gpu"
 WIDTHS = {"engine": 180}
 """Columns [pixels] whose longest text streamlit would cut."""
 
@@ -167,6 +172,10 @@ def taken_apart(plan: Plan) -> None:
         with columns[i % 2]:
             figure = charts.stacked({part_name(b.name): b}, limit=limit)
             chart(figure, f"part-{b.name}", f"Parts of {b.name}, which sum to the whole")
+    held, host = charts.held_off_gpu(plan.deployment), plan.prediction.quantities.get(HOST_MEMORY)
+    if held and host is not None:
+        size = f"{show(HOST_MEMORY, host.value)} ({show(HOST_MEMORY, host.low)} to {show(HOST_MEMORY, host.high)})"
+        st.caption(plain(f"Not on the GPU: {held}. That takes {size} of host memory a GPU."))
 
 
 def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
@@ -191,6 +200,7 @@ def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[An
 def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:
     """Return the ranked table of plans and how its columns read."""
     names = [n for n in PLAN_COLUMNS if any(n in p.prediction.quantities for p in plans)]
+    is_any_off = any(charts.held_off_gpu(p.deployment) for p in plans)
     rows = []
     for p in plans:
         d, quantities = p.deployment, settled(p.prediction)
@@ -203,6 +213,7 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
             "DP": d.dp,
             "weights": d.weight_dtype,
             "KV": d.kv_dtype,
+            **({OFF_GPU: charts.held_off_gpu(d)} if is_any_off else {}),
             "targets": "overload" if p.prediction.is_saturated else "kept" if p.meets_slo else "missed",
             "by": "closed form" if p.prediction.method == "steady" else "simulation",
             "Pareto": "yes" if p.is_pareto else "",
@@ -265,6 +276,8 @@ def equal_command(command: str) -> None:
 
 OF_A_STEP = ("linear", "lm_head", "elementwise", "all_reduce", "overhead", "prompts_of_others")
 """Terms of the charts that take a prediction apart."""
+OFF_GPU_TERMS = ("zero_inference", "int4", "kv_offload")
+"""Terms of plans that keep weights or cache off the GPU, or in 4 bits."""
 
 
 def glossary(*keys: str) -> None:
