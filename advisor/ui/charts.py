@@ -61,6 +61,15 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
     return made | {"tickformat": "~s", "ticksuffix": unit if unit in {"s", "B", "W", "J"} else ""}
 
 
+def reach(low: float, high: float) -> dict[str, object]:
+    """Return the range of a logarithmic axis whose numbers would have fewer than two ticks, {} for any other."""
+    if low <= 0 or sum(low <= t <= high for t in LOG_TICKS) >= 2:
+        return {}
+    below = max((t for t in LOG_TICKS if t < low), default=low / 2)
+    above = min((t for t in LOG_TICKS if t > high), default=2 * high)
+    return {"range": [math.log10(below), math.log10(above)]}
+
+
 def tick(name: str, value: float) -> str:
     """Return an axis number of a quantity with its unit, without trailing zeros."""
     return re.sub(r"\.?0+(?=$| |/)", "", text) if "." in (text := show(name, value)) else text
@@ -120,10 +129,11 @@ def plan_name(plan: Plan) -> str:
 
 
 @remembered
-def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None) -> go.Figure:
+def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None, n_bars: int = 0) -> go.Figure:
     """Return one horizontal bar a breakdown, stacked from its parts, so that a bar's end is the breakdown's total.
 
-    limit : name and value of a vertical line, such as the memory of the card
+    limit  : name and value of a vertical line, such as the memory of the card
+    n_bars : the most bars that the same place may show: the height is for as many
     """
     parts = list(dict.fromkeys(part_name(p.name) for b in bars.values() for p in b.parts))
     unit = next(iter(bars.values())).unit if bars else ""
@@ -153,13 +163,13 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
     figure.update_yaxes(autorange="reversed", tickfont={"size": 12})
     below = {
         "orientation": "h",
-        "y": -0.5 / len(bars),
+        "y": -0.5 / max(n_bars, len(bars)),
         "yanchor": "top",
         "x": 0,
         "traceorder": "normal",
         "font": {"size": 11},
     }
-    height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * len(bars)
+    height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * max(n_bars, len(bars))
     return laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(
         legend={"traceorder": "normal", **below}
     )

@@ -133,6 +133,7 @@ def _ranked(answer: Recommendation, missing: str, request: Request) -> list[str]
     chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0], help="1 is the best.")
     plan = next(p for p in answer.plans if str(p.rank) == chosen)
     words: list[str] = []
+    told = (*plan.notes, *plan.prediction.notes)
     if plan.backend == ZERO_INFERENCE:
         plan, words = _cache_moved(plan, request)
     st.markdown(title_of(plan))
@@ -140,7 +141,7 @@ def _ranked(answer: Recommendation, missing: str, request: Request) -> list[str]
         parts.serving_headline(plan.prediction, HEADLINE)
     parts.taken_apart(plan)
     if words:
-        parts.notes((*plan.notes, *plan.prediction.notes))
+        parts.notes(n for n in (*plan.notes, *plan.prediction.notes) if n not in told)
     if plan.reasons:
         st.markdown("\n".join(f"- {sentence(r)}" for r in plan.reasons))
     artefacts(plan, answer.request)
