@@ -67,6 +67,8 @@ HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | 
 """What the heads of tables mean, shown under the mouse."""
 OF_THE_LOAD = ("requests_per_s", "output_tokens_per_s", "usd_per_million_output_tokens")
 """Quantities that have no interval where all that arrives is served."""
+MOST_ROWS = 16
+"""Rows up to which a table shows all of them; streamlit shows ten of longer ones and rolls the rest."""
 HOST_MEMORY = "host_memory_bytes_per_gpu"
 WIDTHS = {"engine": 180}
 """Columns [pixels] whose longest text streamlit would cut."""
@@ -192,6 +194,7 @@ def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[An
         hide_index=True,
         key=key,
         width="stretch",
+        height="content" if len(frame) <= MOST_ROWS else "auto",
         placeholder="–",
         column_config={c: head for c, head in heads.items() if c in HEADS or c in WIDTHS},
     )
