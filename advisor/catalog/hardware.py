@@ -38,7 +38,7 @@ class GpuFiles:
     def get(self, name: str) -> Gpu:
         """Return the GPU that a catalogue name or an alias means; UnknownName with the nearest names."""
         wanted = gpu_slug(name)
-        if wanted in self.names:
+        if wanted in self._gpus or wanted in self.names:
             return self._by_name(wanted)
         for gpu in (self._by_name(name) for name in self.names if self._may_be(name, wanted)):
             if wanted in {gpu_slug(a) for a in (gpu.name, gpu.label, *gpu.aliases)}:

@@ -190,13 +190,15 @@ def memory_breakdown(
             if d.kv_offload == "cpu":
                 kv *= LAYERS_ON_GPU / shapes.n_layers
             kept = matrices / d.dp if d.offload == "none" else 0.0
+            place = {"none": "", "cpu": "in host memory: ", "nvme": "on NVMe drives: "}[d.offload]
             weights = [
-                Part(name="weights", value=kept, why="this rank's share of the weights"),
+                Part(name="weights", value=kept, why=f"{place}this rank's share of the weights"),
                 Part(name="live_parameters", value=live, why="gathered for the layers at work (ZeRO-3 defaults)"),
             ]
+        layers = "" if d.kv_offload == "none" else f" of {LAYERS_ON_GPU} layers, the others' is in host memory"
         parts = [
             *weights,
-            Part(name="kv_cache", value=kv, why="contiguous, padded to the longest prompt of the batch"),
+            Part(name="kv_cache", value=kv, why=f"contiguous, padded to the longest prompt of the batch{layers}"),
             Part(name="kv_copies", value=kv * rates["eager_kv_copy_frac"], why="each step concatenates the cache anew"),
             Part(name="activations", value=activation, why="one padded prompt pass"),
             context,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from advisor.catalog import load_catalog
 from advisor.errors import DomainError
 from advisor.predict.capacity import max_rate
-from advisor.recommend.answer import recommend
 from advisor.recommend.ask import Question, ask
 from advisor.recommend.explain import layout_text
 from advisor.recommend.feasible import Rejections
 from advisor.recommend.hybrid import badness, daily_load, plan_mixed
 from advisor.recommend.one import check_vllm, predict_one
 from advisor.recommend.restart import restart_s, restart_text
-from advisor.recommend.search import tabulate
+from advisor.recommend.search import search, tabulate
 from advisor.recommend.ways import batch_ways, training_ways
-from advisor.schema import Deployment, Noun, Request
+from advisor.schema import Deployment, Noun, PoissonLoad, Request
 from advisor.schema.base import NonNegativeFloat
 from advisor.schema.mixed import MixedAnswer, OfflineJob, OnlineNeed
 from advisor.units import plural
@@ -62,10 +63,17 @@ class DayPlan(Noun):
     usd_per_gpu_h: float
 
 
+def _largest_rate(question: Question, replica: Deployment) -> float:
+    vllm, cluster = check_vllm(question, replica), question.pools[0].cluster
+    return max_rate(question.model, cluster, replica, question.workload, vllm, question.slo, facts=question.facts)
+
+
 def _need(question: Question, replica: Deployment, day: Day) -> OnlineNeed:
     """Return the online side: the largest rate of one replica within the targets, by simulation."""
-    vllm, cluster = check_vllm(question, replica), question.pools[0].cluster
-    rate = max_rate(question.model, cluster, replica, question.workload, vllm, question.slo, facts=question.facts)
+    # the load of the question is not used
+    anywhere = question.workload.model_copy(update={"load": PoissonLoad(arrivals_per_s=1.0)})
+    key = ("largest rate", replica, anywhere, question.slo)
+    rate = question.kept.get(key, partial(_largest_rate, question, replica))
     if rate <= 0:
         raise DomainError("one replica misses the targets at any rate; relax the latency targets")
     busy = ask(question.request.model_copy(update={"rate": rate}), load_catalog())
@@ -113,12 +121,12 @@ def replicas_for(question: Question) -> list[Deployment]:
 
     Raises DomainError with the reason and what would fit, where vLLM runs nowhere.
     """
-    answer = recommend(question.request.model_copy(update={"backends": ("vllm",)}))
-    if answer.best is None:
-        first = answer.rejected[0] if answer.rejected else None
+    found = search(ask(question.request.model_copy(update={"backends": ("vllm",)}), load_catalog()))
+    if not found.options:
+        first = next(iter(found.rejections.all()), None)
         reason = f": {first.reason}; nearest that fits: {first.nearest}" if first else ""
         raise DomainError(f"no vLLM plan runs {question.model.name} on these GPUs{reason}")
-    first_replica = answer.best.deployment.model_copy(update={"dp": 1})
+    first_replica = found.options[0].deployment.model_copy(update={"dp": 1})
     table = tabulate(question, Rejections(), has_prices=False)
     best: dict[int, tuple[tuple[float, float], Deployment]] = {}
     for i, d in enumerate(table.deployments):

@@ -242,35 +242,60 @@ def _unused(plan: MixedPlan, job: OfflineJob, i: int, hours: Sequence[int], swit
     return f"its gain does not pay {format_s(switch_s)} a start"
 
 
-def worked_how(plan: MixedPlan, job: OfflineJob, switch_s: float) -> list[str]:
-    """Say in which ways a job runs in a plan, and why not in the others."""
+class Used(NamedTuple):
+    """One way of a job in a plan: GPU hours that run in it (0 = not taken), and why, "" where it needs no reason."""
+
+    way: Way
+    gpu_hours: int
+    why: str
+
+
+def ways_used(plan: MixedPlan, job: OfflineJob, switch_s: float) -> list[Used]:
+    """Return the ways in which a job runs in a plan, most GPU hours first, then those not taken, best first.
+
+    Empty where the job does not run. switch_s : what a start is taken to lose [s]
+    """
     hours = [0] * len(job.ways)
     for h in plan.hours:
         hours = [total + n * way.n_gpus for total, n, way in zip(hours, h.job_groups[job.name], job.ways, strict=True)]
     if not any(hours):
+        return []
+    engine = next((way for way in job.ways if way.is_serving_engine), None)
+    taken, unused = [], []
+    for i in sorted(range(len(hours)), key=lambda i: -hours[i]):
+        way, each = job.ways[i], job.ways[i].tokens_per_s / job.ways[i].n_gpus
+        if not hours[i]:
+            unused.append((-each, _words(way), Used(way, 0, _unused(plan, job, i, hours, switch_s))))
+            continue
+        why = ""
+        if way is engine:
+            why = "the engines that serve, which the load lets go without a restart"
+        elif engine is not None:
+            more = each / (engine.tokens_per_s / engine.n_gpus) - 1
+            few = "too few GPUs for another engine that serves"
+            why = f"{times(1 + more)} compared with the engines that serve" if round(more, 2) > 0 else few
+            if more <= 0 and way.n_gpus >= engine.n_gpus:
+                why = "as much as the engines that serve, which would restart too"
+        taken.append(Used(way, hours[i], why))
+    return taken + [used for *_, used in sorted(unused, key=itemgetter(0, 1))]
+
+
+def worked_how(plan: MixedPlan, job: OfflineJob, switch_s: float) -> list[str]:
+    """Say in which ways a job runs in a plan, and why not in the others."""
+    found = ways_used(plan, job, switch_s)
+    if not found:
         least = min(way.n_gpus for way in job.ways)
         most = max(h.idle_gpus for h in plan.hours)
         free = f"at most {plural(most, 'GPU')} {'is' if most == 1 else 'are'}" if most else "none is"
         return [f"{job.name} does not run: it needs {plural(least, 'GPU')} at once, {free} ever free"]
     lines, unused = [], []
-    engine = next((way for way in job.ways if way.is_serving_engine), None)
-    for i in sorted(range(len(hours)), key=lambda i: -hours[i]):
-        way, each = job.ways[i], job.ways[i].tokens_per_s / job.ways[i].n_gpus
-        text = f"{_words(way)} ({format_rate(each, 'tokens')} a GPU)"
-        if not hours[i]:
-            unused.append((-each, f"{job.name}, not by {text}: {_unused(plan, job, i, hours, switch_s)}"))
-            continue
-        why = ""
-        if way is engine:
-            why = ": the engines that serve, which the load lets go without a restart"
-        elif engine is not None:
-            more = each / (engine.tokens_per_s / engine.n_gpus) - 1
-            few = "too few GPUs for another engine that serves"
-            why = f": {times(1 + more)} compared with the engines that serve" if round(more, 2) > 0 else f": {few}"
-            if more <= 0 and way.n_gpus >= engine.n_gpus:
-                why = ": as much as the engines that serve, which would restart too"
-        lines.append(f"{job.name}: {plural(hours[i], 'GPU hour')} by {text}{why}")
-    lines += [text for _, text in sorted(unused)[:MOST_UNUSED]]
+    for way, hours, why in found:
+        text = f"{_words(way)} ({format_rate(way.tokens_per_s / way.n_gpus, 'tokens')} a GPU)"
+        if hours:
+            lines.append(f"{job.name}: {plural(hours, 'GPU hour')} by {text}{why and f': {why}'}")
+        else:
+            unused.append(f"{job.name}, not by {text}: {why}")
+    lines += unused[:MOST_UNUSED]
     starts = [h.job_starts[job.name] for h in plan.hours]
     if sum(starts):
         lines.append(f"{job.name}: {plural(sum(starts), 'start')} of {format_s(switch_s)} counted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import lcm
 
 from advisor.catalog import load_catalog
@@ -17,7 +18,7 @@ from advisor.recommend.search import tabulate
 from advisor.recommend.static import offers
 from advisor.recommend.training import best_job
 from advisor.recommend.training_flips import label
-from advisor.schema import Backend, ClosedLoad, Cluster, Deployment, Prediction, Request, Slo
+from advisor.schema import Backend, ClosedLoad, Cluster, Deployment, Model, Prediction, Request, Slo
 from advisor.schema.mixed import Way
 from advisor.units import plural
 
@@ -100,6 +101,10 @@ def batch_ways(request: Request, replica: Deployment) -> tuple[Way, ...]:
     deep = {"workload": "batch", "rate": None, "concurrency": QUEUE, "slo": Slo(), "task": "batch"}
     asked = request.model_copy(update=deep | {"objective": "throughput", "budget_usd_per_h": None})
     question = ask(asked, load_catalog())
+    return question.kept.get(("batch ways", asked, replica), partial(_batch_ways, question, replica))
+
+
+def _batch_ways(question: Question, replica: Deployment) -> tuple[Way, ...]:
     pool = question.pools[0]
     longest = {"max_model_len": max(replica.max_model_len, question.max_model_len)}
     engine = replica.model_copy(update=longest | {"dp": 1})
@@ -130,7 +135,7 @@ def training_ways(question: Question, model_name: str, *, n_gpus: int, lora_rank
 
     n_gpus : the only number to try, 0 = every one. Raises DomainError where the model cannot be trained on any.
     """
-    catalog, cluster = load_catalog(), question.pools[0].cluster
+    cluster = question.pools[0].cluster
     able = sizes(cluster)
     whole = cluster.gpus_per_node
     if n_gpus > cluster.n_gpus:
@@ -141,13 +146,22 @@ def training_ways(question: Question, model_name: str, *, n_gpus: int, lora_rank
     counts = [n_gpus] if n_gpus else able
     batch = lcm(*counts)
     batch *= -(-GLOBAL_BATCH // batch)
-    model, fitted, fault = catalog.model(model_name)[0], catalog.coefficients("deepspeed"), ""
+    model = load_catalog().model(model_name)[0]
+    made = partial(_training_ways, cluster, model, counts, global_batch=batch, lora_rank=lora_rank)
+    return question.kept.get(("training ways", model, tuple(counts), batch, lora_rank), made)
+
+
+def _training_ways(
+    cluster: Cluster, model: Model, counts: list[int], *, global_batch: int, lora_rank: int
+) -> tuple[Way, ...]:
+    fitted, fault = load_catalog().coefficients("deepspeed"), ""
     found: list[Way] = []
     for count in counts:
+        group = part(cluster, count)
         try:
-            job, prediction = best_job(model, part(cluster, count), fitted, global_batch=batch, lora_rank=lora_rank)
+            job, prediction = best_job(model, group, fitted, global_batch=global_batch, lora_rank=lora_rank)
         except DomainError as error:
-            fault = f"{printable(model_name)} cannot be trained on {plural(count, 'GPU')}: {error}"
+            fault = f"{printable(model.name)} cannot be trained on {plural(count, 'GPU')}: {error}"
             continue
         power = prediction.quantities.get("board_power_w")
         way = Way(

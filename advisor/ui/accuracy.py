@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from advisor.errors import BadData, DomainError
 from advisor.fit.records import read_records
 from advisor.fit.validate import METRICS, Row, by_regime, summary, validate
 from advisor.schema import RunRecord
-from advisor.ui import charts_trust, parts, pool, state
+from advisor.ui import charts_trust, memory, parts, pool, state
 from advisor.ui.text import HELP, plain
 from advisor.units import MIB
 
@@ -158,9 +159,18 @@ def beside(found: Mapping[str, Any]) -> None:
     st.caption("Median error on measured runs that the fit had not seen, by what they share with the best plan.")
 
 
+@memory.remembered
+def _tables(rows: list[Row]) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Errors]]]:
+    return summary(rows), by_regime(rows)
+
+
+def _rows_csv(rows: list[Row]) -> str:
+    return parts.to_csv([row_of(r) for r in rows])
+
+
 def show_rows(rows: list[Row], key: str) -> None:
     """Show the error grid by regime, one of its cells in detail and the downloads."""
-    found, regimes = summary(rows), by_regime(rows)
+    found, regimes = _tables(rows)
     st.subheader("Median error by regime")
     usual = "model" if "model" in regimes else next(iter(regimes))
     text = "What the rows of the grid have in common."
@@ -169,11 +179,10 @@ def show_rows(rows: list[Row], key: str) -> None:
     group, metric = clickable(groups, key, f"Median relative error by {wanted} and metric")
     chosen = rows if group == ALL else [r for r in rows if r.regime.get(wanted) == group]
     scatter(chosen, wanted if group == ALL else "load", metric, f"{key}-scatter")
-    table = [row_of(r) for r in rows]
     parts.downloads(
         {
             "Errors (JSON)": ("validation.json", "application/json", json.dumps(found, indent=1)),
-            "Rows (CSV)": ("validation.csv", "text/csv", parts.to_csv(table)),
+            "Rows (CSV)": ("validation.csv", "text/csv", partial(_rows_csv, rows)),
         },
         key,
     )

@@ -61,6 +61,15 @@ def axis(name: str, *, is_log: bool = False) -> dict[str, object]:
     return made | {"tickformat": "~s", "ticksuffix": unit if unit in {"s", "B", "W", "J"} else ""}
 
 
+def reach(low: float, high: float) -> dict[str, object]:
+    """Return the range of a logarithmic axis whose numbers would have fewer than two ticks, {} for any other."""
+    if low <= 0 or sum(low <= t <= high for t in LOG_TICKS) >= 2:
+        return {}
+    below = max((t for t in LOG_TICKS if t < low), default=low / 2)
+    above = min((t for t in LOG_TICKS if t > high), default=2 * high)
+    return {"range": [math.log10(below), math.log10(above)]}
+
+
 def tick(name: str, value: float) -> str:
     """Return an axis number of a quantity with its unit, without trailing zeros."""
     return re.sub(r"\.?0+(?=$| |/)", "", text) if "." in (text := show(name, value)) else text
@@ -95,11 +104,20 @@ def laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Fi
     return figure
 
 
+def held_off_gpu(d: Deployment) -> str:
+    """Return what a deployment keeps in host memory or on drives, "" where all is on the GPUs."""
+    places = {"cpu": "in host memory", "nvme": "on NVMe"}
+    what = {"weights": d.offload, "KV cache": d.kv_offload}
+    if d.offload == d.kv_offload != "none":
+        return f"weights and KV cache {places[d.offload]}"
+    return ", ".join(f"{name} {places[where]}" for name, where in what.items() if where != "none")
+
+
 def layout(d: Deployment) -> str:
     """Return how a deployment uses its GPUs: card, parallel degrees, format, batch limits."""
     words = [f"TP {d.tp}", *([f"PP {d.pp}"] if d.pp > 1 else []), f"DP {d.dp}", d.weight_dtype]
-    if d.offload != "none":
-        words.append(f"offload {d.offload}")
+    if held := held_off_gpu(d):
+        words.append(held)
     if d.static_batch:
         words.append(f"batch {d.static_batch}")
     return " · ".join((d.gpu, *words))
@@ -111,10 +129,11 @@ def plan_name(plan: Plan) -> str:
 
 
 @remembered
-def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None) -> go.Figure:
+def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None, n_bars: int = 0) -> go.Figure:
     """Return one horizontal bar a breakdown, stacked from its parts, so that a bar's end is the breakdown's total.
 
-    limit : name and value of a vertical line, such as the memory of the card
+    limit  : name and value of a vertical line, such as the memory of the card
+    n_bars : the most bars that the same place may show: the height is for as many
     """
     parts = list(dict.fromkeys(part_name(p.name) for b in bars.values() for p in b.parts))
     unit = next(iter(bars.values())).unit if bars else ""
@@ -144,13 +163,13 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
     figure.update_yaxes(autorange="reversed", tickfont={"size": 12})
     below = {
         "orientation": "h",
-        "y": -0.5 / len(bars),
+        "y": -0.5 / max(n_bars, len(bars)),
         "yanchor": "top",
         "x": 0,
         "traceorder": "normal",
         "font": {"size": 11},
     }
-    height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * len(bars)
+    height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * max(n_bars, len(bars))
     return laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(
         legend={"traceorder": "normal", **below}
     )

@@ -107,8 +107,11 @@ def pareto(plans: Sequence[Plan], x: str, y: str, slo: Slo, third: str = "") -> 
         text = f"{target.metric.upper()} {target.statistic.upper()} at most {show('s', target.max_s)}"
         if name in (x, y):
             charts.bound(figure, target.max_s, text, charts.COLOURS[1], is_x=name == x)
-    figure.update_xaxes(charts.axis(x, is_log=True))
-    figure.update_yaxes(charts.axis(y, is_log=True))
+    aims = {f"{t.name}_s": [t.max_s] for t in slo.targets}
+    across, up = [a for _, a, _ in shown], [b for _, _, b in shown]
+    for name, found, update in ((x, across, figure.update_xaxes), (y, up, figure.update_yaxes)):
+        ends = [end for interval in found for end in (interval.low, interval.high)] + aims.get(name, [])
+        update(charts.axis(name, is_log=True) | (charts.reach(min(ends), max(ends)) if ends else {}))
     return charts.laid_out(figure, height=540 if third else 460)
 
 
@@ -266,6 +269,10 @@ def rents(bills: Sequence[CloudBill]) -> go.Figure:
     return charts.laid_out(figure, height=130 + 52 * len(bills), barmode="group", bargap=0.25)
 
 
+MIN_STAGES = 4
+"""Stages for which the chart of a pipeline has room, so that fewer of them change nothing below it."""
+
+
 @remembered
 def slots(rows: Sequence[tuple[str, str, float, float]]) -> go.Figure:
     """Return bars of (stage, kind, begin, end) in seconds on one line a stage, and the bubbles between them hatched."""
@@ -291,7 +298,7 @@ def slots(rows: Sequence[tuple[str, str, float, float]]) -> go.Figure:
         )
     figure.update_xaxes({"title": {"text": "time [s]"}, "tickformat": "~s", "ticksuffix": "s"})
     figure.update_yaxes(autorange="reversed")
-    n_stages = len({r[0] for r in rows})
+    n_stages = max(MIN_STAGES, len({r[0] for r in rows}))
     return charts.laid_out(figure, height=150 + 30 * n_stages, barmode="overlay", bargap=0.15)
 
 

@@ -16,7 +16,7 @@ from advisor.ui.text import BACKENDS, HELP
 
 MODELS_FIRST = ("70b", "8b")
 GPUS_FIRST = ("8xA100", "8xH100", "2x8xH100", "8xH200", "4xL40S", "2xRTX4090", "8xA100,8xH100,8xL40S")
-WEIGHTS = ("bf16", "fp16", "fp8", "awq-int4", "gptq-int4", "mxfp4", "int8")
+WEIGHTS = ("bf16", "fp16", "fp8", "awq-int4", "gptq-int4", "mxfp4", "int8", "int4")
 PRESET, RATE, CLIENTS = "preset", "rate", "clients"
 LENGTHS = {"prompt": "Prompt", "output": "Output"}
 LENGTH_STOPS = tuple(2**n for n in range(4, 18))
@@ -133,7 +133,11 @@ def money_and_limits() -> dict[str, Any]:
             back[n] for n in state.several("backends", "Engines", tuple(back), help="None chosen = all are compared.")
         ),
         "weight_dtypes": state.several(
-            "weights", "Weight formats", WEIGHTS, hint="as published", help="Others can change the answers' quality."
+            "weights",
+            "Weight formats",
+            WEIGHTS,
+            hint="as published",
+            help=f"Others can change the answers' quality. {HELP['int4']}",
         ),
         "max_model_len": state.maybe_whole(
             "context", "Longest request [tokens]", hint="from the lengths", help="vLLM's max-model-len."

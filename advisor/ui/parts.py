@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
@@ -13,7 +14,7 @@ import streamlit as st
 
 from advisor.recommend.form import settled
 from advisor.schema import Interval, Note, Plan, Prediction
-from advisor.ui import call, charts, later
+from advisor.ui import call, charts, later, memory
 from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sentence, show, show_short, tooltip
 
 METRIC_PX = 120
@@ -32,12 +33,16 @@ PLAN_COLUMNS = (
     "memory_bytes_per_gpu",
 )
 
+OFF_GPU = "not on the GPU"
 HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | {
     "TP": HELP["tp"],
     "PP": HELP["pp"],
     "DP": HELP["dp"],
     "KV": HELP["kv"],
     "weights": HELP["weights"],
+    OFF_GPU: f"{HELP['zero_inference']} {HELP['kv_offload']}",
+    "plan of a group": HELP["way"],
+    "a GPU": "Prompt and output tokens, or training tokens, of one GPU a second.",
     "targets": HELP["targets"],
     "by": HELP["method"],
     "Pareto": HELP["pareto"],
@@ -62,6 +67,9 @@ HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | 
 """What the heads of tables mean, shown under the mouse."""
 OF_THE_LOAD = ("requests_per_s", "output_tokens_per_s", "usd_per_million_output_tokens")
 """Quantities that have no interval where all that arrives is served."""
+MOST_ROWS = 16
+"""Rows up to which a table shows all of them; streamlit shows ten of longer ones and rolls the rest."""
+HOST_MEMORY = "host_memory_bytes_per_gpu"
 WIDTHS = {"engine": 180}
 """Columns [pixels] whose longest text streamlit would cut."""
 
@@ -139,6 +147,14 @@ def what_would_change(flips: Iterable[str], missing: str) -> None:
 
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     """Show a chart that follows the theme and exports PNG; `on_select` is called when a point is clicked."""
+    content = memory.key_of(figure)
+    if content is None or on_select is not None:
+        _chart(figure, key, alt, on_select)
+    else:
+        memory.replayed(f"{content} {key} {alt}", _chart, (figure, key, alt))
+
+
+def _chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
     image = {"format": "png", "scale": 2, "filename": f"advisor-{key.replace(' ', '-')}"}
     config = CHART | {"toImageButtonOptions": image}
     height = int(figure.layout.height)  # said before it is drawn, so that what follows keeps its place
@@ -158,10 +174,18 @@ def taken_apart(plan: Plan) -> None:
         with columns[i % 2]:
             figure = charts.stacked({part_name(b.name): b}, limit=limit)
             chart(figure, f"part-{b.name}", f"Parts of {b.name}, which sum to the whole")
+    held, host = charts.held_off_gpu(plan.deployment), plan.prediction.quantities.get(HOST_MEMORY)
+    if held and host is not None:
+        size = f"{show(HOST_MEMORY, host.value)} ({show(HOST_MEMORY, host.low)} to {show(HOST_MEMORY, host.high)})"
+        st.caption(plain(f"Not on the GPU: {held}. That takes {size} of host memory a GPU."))
 
 
 def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
-    """Show rows whose numbers sort as numbers and read as text with units."""
+    """Show rows whose numbers sort as numbers and read as text with units; `formats` are functions that pickle."""
+    memory.replayed(memory.content_key(rows, formats, key), _table, (rows, formats, key))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
     frame = pd.DataFrame(list(rows))
     known = {column: form for column, form in formats.items() if column in frame.columns}
     heads = {c: st.column_config.Column(help=HEADS.get(c), width=WIDTHS.get(c)) for c in frame.columns}
@@ -170,6 +194,7 @@ def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any
         hide_index=True,
         key=key,
         width="stretch",
+        height="content" if len(frame) <= MOST_ROWS else "auto",
         placeholder="–",
         column_config={c: head for c, head in heads.items() if c in HEADS or c in WIDTHS},
     )
@@ -178,6 +203,7 @@ def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any
 def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:
     """Return the ranked table of plans and how its columns read."""
     names = [n for n in PLAN_COLUMNS if any(n in p.prediction.quantities for p in plans)]
+    is_any_off = any(charts.held_off_gpu(p.deployment) for p in plans)
     rows = []
     for p in plans:
         d, quantities = p.deployment, settled(p.prediction)
@@ -190,6 +216,7 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
             "DP": d.dp,
             "weights": d.weight_dtype,
             "KV": d.kv_dtype,
+            **({OFF_GPU: charts.held_off_gpu(d)} if is_any_off else {}),
             "targets": "overload" if p.prediction.is_saturated else "kept" if p.meets_slo else "missed",
             "by": "closed form" if p.prediction.method == "steady" else "simulation",
             "Pareto": "yes" if p.is_pareto else "",
@@ -199,12 +226,7 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
             row[label(n)] = None if found is None else found.value
         row[label("usd_per_h")] = p.usd_per_h or None  # no price is known: zero would read as free
         rows.append(row)
-    formats = {label(n): _shower(n) for n in (*names, "usd_per_h")}
-    return rows, formats
-
-
-def _shower(name: str) -> Callable[[Any], str]:
-    return lambda value: show(name, value)
+    return rows, {label(n): partial(show, n) for n in (*names, "usd_per_h")}
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -257,6 +279,8 @@ def equal_command(command: str) -> None:
 
 OF_A_STEP = ("linear", "lm_head", "elementwise", "all_reduce", "overhead", "prompts_of_others")
 """Terms of the charts that take a prediction apart."""
+OFF_GPU_TERMS = ("zero_inference", "int4", "kv_offload")
+"""Terms of plans that keep weights or cache off the GPU, or in 4 bits."""
 
 
 def glossary(*keys: str) -> None:

@@ -18,16 +18,18 @@ CODE = {
 }
 """Kinds of words in code to their colours on (white, black)."""
 
+UNLOADED = ".stElementContainer[width=fit-content]:not([class*=st-key-]):has(> [data-testid=stSkeleton])"
+"""What stands in a spinner's place until a browser has loaded the first one of a visit: 56 pixels for a moment."""
 SPINNER = (
-    ".stElementContainer:has(> .stSpinner) { position: fixed; right: 1.5rem; bottom: 1.5rem; z-index: 1000;"
-    " width: auto; padding: 0.5rem 1rem; border-radius: 0.5rem; background: light-dark(#FFFFFF, #1C222A);"
+    f".stElementContainer:has(> .stSpinner), {UNLOADED} {{ position: fixed; right: 1.5rem; bottom: 1.5rem; z-index:"
+    " 1000; width: auto; padding: 0.5rem 1rem; border-radius: 0.5rem; background: light-dark(#FFFFFF, #1C222A);"
     " border: 1px solid light-dark(#C9CED6, #4A515C); }"
 )
 """What is being worked out is said in the corner: in sight wherever one has scrolled to, and it moves nothing."""
 LATE = ".stElementContainer[class*=st-key-]:has([data-testid=stSkeleton])"
 ROOM = (
     f"{LATE} {{ min-height: 68px; }} [class*=st-key-files-] {LATE} {{ min-height: 0; }} .st-key-records {{ min-height:"
-    " 128px !important; } [class*=st-key-command] { min-height: 77px; }"
+    " 128px !important; } [class*=st-key-command] { min-height: 77px; } .st-key-best-jobs-place { min-height: 1200px; }"
 )
 """Room for what a browser loads late, which streamlit draws 40 pixels high until then: a control with its title, the
 field for a file, a command of two lines. Charts and big numbers say their heights themselves."""

@@ -41,6 +41,14 @@ HELP = {
     "mbu": "Memory-bandwidth utilisation: bytes read over the peak bandwidth.",
     "pareto": "On the Pareto front no other plan is both cheaper and faster.",
     "zero": "ZeRO shards optimizer states (stage 1), gradients too (2), and parameters too (3) over the GPUs.",
+    "zero_inference": "DeepSpeed ZeRO-Inference leaves the weights in host memory or on drives and moves each layer to"
+    " the GPU when it works: large models on few GPUs, but a token takes seconds.",
+    "int4": "4-bit weights: a quarter of the bytes of bf16 to keep and to move; answers can get worse. int4 is"
+    " DeepSpeed's weight_quantization, for ZeRO-Inference alone; vLLM reads AWQ and GPTQ checkpoints instead.",
+    "kv_offload": "KV cache in host memory: the GPU holds that of the layers at work, so that larger batches fit, and"
+    " every step moves the cache over the host's bus.",
+    "way": "A way of doing offline work: an engine with its own plan on a group of GPUs. In each hour a job runs in"
+    " those that do the most until its deadline, starts counted.",
     "bubble": "Pipeline bubble: time in which a stage waits for another one.",
     "checkpointing": "Activation checkpointing: keep one tensor a layer, compute the rest again in the backward pass.",
     "gpus": "COUNTxGPU or NODESxCOUNTxGPU, such as 8xA100, 4xL40S or 2x8xH100; commas compare several pools.",
@@ -71,6 +79,7 @@ HELP = {
 }
 
 TERMS = {k: k.upper() for k in ("ttft", "tpot", "e2e", "slo", "tp", "pp", "dp", "mfu", "mbu", "pue")}
+TERMS |= {"zero_inference": "ZeRO-Inference", "int4": "int4", "kv_offload": "KV cache in host memory", "way": "Way"}
 TERMS |= {"zero": "ZeRO", "kv": "KV cache", "pareto": "Pareto front", "interval": "90 % interval"}
 TERMS |= {"method": "Simulation, closed form", "linear": "Linear", "lm_head": "LM head", "all_reduce": "All-reduce"}
 TERMS |= {"elementwise": "Elementwise", "overhead": "Overhead", "prompts_of_others": "Prompts of others"}
@@ -102,6 +111,7 @@ LABELS = {
     "flops_per_s_per_gpu": "Useful FLOP/s per GPU",
     "bubble_frac": "Pipeline bubble",
     "allocated_bytes_per_gpu": "Allocated per GPU",
+    "host_memory_bytes_per_gpu": "Host memory per GPU",
     "host_bytes_per_node": "Host memory per node",
     "sent_bytes_per_gpu": "Sent per GPU and step",
     "duration_s": "Whole run",
@@ -120,6 +130,8 @@ PARTS = {
     "lm_head": "LM head",
     "all_reduce": "all-reduce",
     "decode_step_s": "decode step",
+    "live_parameters": "layers at work",
+    "kv_copies": "copies of the KV cache",
 }
 """Parts of breakdowns whose names do not read well, or that two engines name differently."""
 _TERM = re.compile(r"\b(ttft|tpot|itl|e2e)_(mean|p50|p90|p95|p99)(?:_s)?\b|\b(tp|pp|dp)(?= \d)")

@@ -10,7 +10,11 @@ import pytest
 
 from advisor.catalog import load_catalog
 from advisor.errors import DomainError
-from advisor.recommend.day import Day, DayPlan, Offline, plan_day
+from advisor.recommend import day, ways
+from advisor.recommend.answer import recommend
+from advisor.recommend.ask import ask
+from advisor.recommend.day import Day, DayPlan, Offline, plan_day, replicas_for
+from advisor.recommend.kept import forget
 from advisor.recommend.restart import PAGEABLE_SHARE, restart_s
 from advisor.schema import Deployment, Request
 from advisor.schema.mixed import START_S
@@ -80,3 +84,31 @@ def test_the_answer_says_what_a_start_is_made_of_unless_the_user_said_it() -> No
     own = plan_day(request, DAY.model_copy(update={"restart_s": 40.0}), Offline(train_tokens=TOKENS, train_gpus=2))
     assert not any("a start is counted" in line for line in own.answer.why)
     assert any("starts of 40.0 s counted" in line or "start of 40.0 s counted" in line for line in own.answer.why)
+
+
+def test_another_night_replays_nothing_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(model="llama-3.1-8b", gpus="4xH100", n_finalists=1)
+    wanted = Offline(batch_tokens=TOKENS, train_tokens=TOKENS)
+    forget()
+    darker = DAY.model_copy(update={"night_frac": 0.5})
+    fresh = plan_day(request, darker, wanted)
+    forget()
+    first = plan_day(request, DAY, wanted)
+    made: list[str] = []
+    for module, name in ((day, "max_rate"), (ways, "best_job"), (ways, "forecast")):
+        monkeypatch.setattr(module, name, lambda *_, _name=name, **__: made.append(_name))
+    second = plan_day(request, darker, wanted)
+    assert made == []
+    assert second == fresh
+    assert (second.jobs, second.replica) == (first.jobs, first.replica)
+    assert second.answer != first.answer
+
+
+def test_a_day_asks_for_no_more_than_its_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(model="llama-3.1-8b", gpus="2xH100", rate=4, n_finalists=1)
+    best = recommend(request.model_copy(update={"backends": ("vllm",)})).best
+    assert best is not None
+    monkeypatch.setattr("advisor.recommend.answer.flips", lambda *_: pytest.fail("nobody reads what would flip it"))
+    first, *smaller = replicas_for(ask(request, load_catalog()))
+    assert first == best.deployment.model_copy(update={"dp": 1})
+    assert all(d.n_gpus < first.n_gpus for d in smaller)

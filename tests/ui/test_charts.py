@@ -226,3 +226,11 @@ def test_curves_draw_targets_and_this_load() -> None:
 def test_offered_rate_is_the_requests_own() -> None:
     assert call.offered_rate(Request(model="8b", gpus="1xH100", rate=3.5)) == 3.5
     assert call.offered_rate(Request(model="8b", gpus="1xH100", concurrency=4)) is None
+
+
+def test_an_axis_of_nearly_equal_numbers_has_two_ticks() -> None:
+    (low, high) = charts.reach(30.0, 45.0)["range"]  # type: ignore[misc]
+    assert (10**low, 10**high) == pytest.approx((20.0, 50.0))
+    assert sum(low <= math.log10(t) <= high for t in charts.LOG_TICKS) >= 2
+    assert charts.reach(3.0, 30.0) == {}
+    assert charts.reach(0.0, 1.0) == {}

@@ -62,15 +62,16 @@ def render() -> None:
         text = "A publication that comes with the package, one figure of your own, or a claims file as text."
         chosen = state.choice("claims", "Claims", (*files, ONE, PASTE), default=next(iter(files)), help=text)
     if chosen == PASTE:
-        text = st.text_area(
-            "Claims as TOML, in SI units",
-            TEMPLATE,
-            height=300,
-            max_chars=call.MAX_CLAIMS_BYTES,
-            key="claims_text",
-            help="Fields and quantities are those of the files that come with the package; nothing of it is run.",
-        )
-        st.caption("Pasted text is the one thing that the link to this page does not hold.")
+        with st.sidebar:
+            text = st.text_area(
+                "Claims as TOML, in SI units",
+                TEMPLATE,
+                height=360,
+                max_chars=call.MAX_CLAIMS_BYTES,
+                key="claims_text",
+                help="Fields and quantities are those of the files that come with the package; nothing of it is run.",
+            )
+            st.caption("Pasted text is the one thing that the link to this page does not hold.")
         report = call.audit(text, "the pasted text")
     elif chosen == ONE:
         text = _one_figure()
@@ -78,7 +79,7 @@ def render() -> None:
     else:
         text = files[chosen]
         report = call.audit(text, chosen)
-    _report(report)
+    shown = _summary(report)
     rows = [_row(f) for f in report.findings]
     parts.downloads(
         {
@@ -89,12 +90,23 @@ def render() -> None:
         "audit",
     )
     name = f"data/claims/{chosen}.toml" if chosen in files else "claims.toml"
-    parts.equal_command(shell(["advisor", "audit", name]))
+    parts.command(shell(["advisor", "audit", name]), "audit")
+    # last: there are as many as one asks for
+    for found in shown:
+        with st.container(border=True, key=f"claim-card-{report.findings.index(found)}-{found.id}"):
+            st.markdown(f"{MARKS[found.verdict]} **{plain(found.text)}**")
+            st.markdown(sentence(found.why))
+            st.caption("  \n".join(_details(found)))
 
 
 def _one_figure() -> str:
     """Return a claims file with the one figure that the fields describe."""
     with st.sidebar:
+        title = state.choice(
+            "figure", "What was claimed", tuple(FIGURES), default=next(iter(FIGURES)), help="The kind."
+        )
+        quantity, unit = FIGURES[title]
+        value = state.number("value", "How much", default=40.0, low=1e-6, high=1e12, help="In the unit of the kind.")
         model, spec = inputs.model_name(), inputs.gpu_spec()
         text = "What the figure was measured with, where the claim says it."
         engine = state.choice("claim_engine", "Engine", (ANY, *BACKENDS.values()), default="vLLM", help=text)
@@ -103,14 +115,6 @@ def _one_figure() -> str:
             f"{key}_tokens": state.maybe_whole(key, f"{title} [tokens]", hint="not said", help=HELP["lengths"])
             for key, title in inputs.LENGTHS.items()
         }
-    left, right = st.columns(2)
-    with left:
-        title = state.choice(
-            "figure", "What was claimed", tuple(FIGURES), default=next(iter(FIGURES)), help="The kind."
-        )
-    quantity, unit = FIGURES[title]
-    with right:
-        value = state.number("value", "How much", default=40.0, low=1e-6, high=1e12, help="In the unit of the kind.")
     parsed = load_catalog().clusters(spec)
     if len(parsed.clusters) > 1:
         raise DomainError("one figure is of one kind of GPU; give a single GPU spec such as 8xA100")
@@ -126,7 +130,8 @@ def _one_figure() -> str:
     return "\n".join(['title = "One figure"', "", "[setup]", *about, "", "[[figures]]", *lines, ""])
 
 
-def _report(report: AuditReport) -> None:
+def _summary(report: AuditReport) -> tuple[Finding, ...]:
+    """Show how many claims have which verdict; return those that the user wants to see."""
     st.markdown(f"**{plain(report.title)}**")
     verdicts = [v for v in MARKS if report.count(v)]  # type: ignore[arg-type]
     with st.container(horizontal=True):
@@ -134,20 +139,15 @@ def _report(report: AuditReport) -> None:
             st.markdown(f"{MARKS[verdict]} {report.count(verdict)}", width="content")  # type: ignore[arg-type]
     shown = report.findings
     if len(shown) > 1:
-        left, right = st.columns(2)
-        with left:
+        # everything that comes and goes with the choice stands in the side bar: the page keeps its places
+        with st.sidebar:
             wanted = state.several("verdicts", "Verdicts", verdicts, hint="all verdicts", help="Show only these.")
-        with right:
             ids = {f"{f.id}: {f.text}"[:120]: f.id for f in shown}
             one = state.choice("claim", "Claim", (EVERY, *ids), default=EVERY, help="Show one claim only.")
         shown = tuple(f for f in shown if (not wanted or f.verdict in wanted) and ids.get(one, f.id) == f.id)
         if not shown:
             st.info("No claim has this verdict; choose other verdicts or all claims.")
-    for found in shown:
-        with st.container(border=True):
-            st.markdown(f"{MARKS[found.verdict]} **{plain(found.text)}**")
-            st.markdown(sentence(found.why))
-            st.caption("  \n".join(_details(found)))
+    return shown
 
 
 def _details(found: Finding) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -13,7 +14,7 @@ from advisor.recommend.hybrid import daily_load, replicas_needed
 from advisor.recommend.power import Terms
 from advisor.schema import Request
 from advisor.schema.mixed import HOURS, MixedPlan
-from advisor.ui import bills, call, charts, inputs, later, parts, state
+from advisor.ui import bills, call, charts, inputs, later, parts, shifts, state
 from advisor.ui.command import mixed_words, power_words, shell
 from advisor.ui.text import plain, show
 from advisor.units import J_PER_KWH
@@ -42,7 +43,7 @@ def render() -> None:
     )
     commands = [shell(mixed_words(request, day, wanted))]
     if view == DAY:
-        _day(found, request)
+        _day(found, request, day)
     else:
         chosen = at_peak(found)
         report = call.power(request, chosen, terms)
@@ -54,7 +55,8 @@ def render() -> None:
             bills.power(call.month(request, found, mode.mode, terms), mode, report, request)
         commands.append(shell(power_words(request, chosen, terms)))
     parts.equal_command("\n".join(commands))
-    parts.glossary("ttft", "tpot", "tp", "dp", "slo", "pue", "grid", "power_limit", "price_kind", "interval")
+    words = ("ttft", "tpot", "tp", "dp", "slo", "way", "zero_inference", "pue", "grid", "power_limit", "price_kind")
+    parts.glossary(*words, "interval")
 
 
 def _load_alone(day: Day, key: str) -> None:
@@ -182,11 +184,11 @@ def _mode(found: DayPlan) -> MixedPlan:
     return found.answer.plan("share" if shown == SHARE else "split")
 
 
-def _day(found: DayPlan, request: Request) -> None:
+def _day(found: DayPlan, request: Request, day: Day) -> None:
     plan = _mode(found)
     _headline(plan, found)
-    gpus = {"serving": [h.serving_gpus for h in plan.hours]}
-    gpus |= {job.name: [h.job_gpus.get(job.name, 0) for h in plan.hours] for job in found.jobs}
+    ways = shifts.gpus_by_way(plan, found.jobs)
+    gpus = {"serving": [h.serving_gpus for h in plan.hours]} | ways
     gpus["idle"] = [h.idle_gpus for h in plan.hours]
     parts.chart(charts.hours([str(h.hour) for h in plan.hours], gpus, plan.n_gpus), "hours", "GPUs by use and hour")
     hours = [h.hour for h in plan.hours]
@@ -196,18 +198,23 @@ def _day(found: DayPlan, request: Request) -> None:
         "what the replicas carry": [h.n_replicas * found.need.capacity_requests_per_s for h in plan.hours],
     }
     parts.chart(charts.over_hours(hours, load, "requests/s"), "day", "Requests per second by hour, and the capacity")
+    shifts.work(plan, found.jobs, day.restart_s)
     parts.notes(plan.notes)
-    parts.sentences("The two ways to divide the GPUs", found.answer.why)
-    rows = [h.model_dump(exclude={"job_gpus", "job_tokens"}) | h.job_gpus for h in plan.hours]
-    month = call.month(request, found, plan.mode, Terms())
+    parts.sentences("The two ways to divide the GPUs", shifts.around(found.answer, found.jobs, day.restart_s))
+    left_out = {"job_gpus", "job_groups", "job_starts", "job_tokens"}
+    rows = [h.model_dump(exclude=left_out) | {name: ways[name][i] for name in ways} for i, h in enumerate(plan.hours)]
     parts.downloads(
         {
-            "Schedule (JSON)": ("schedule.json", "application/json", found.model_dump_json(indent=1)),
+            "Schedule (JSON)": ("schedule.json", "application/json", partial(found.model_dump_json, indent=1)),
             "Hours (CSV)": ("hours.csv", "text/csv", parts.to_csv(rows)),
-            "Month (JSON)": ("month.json", "application/json", month.model_dump_json(indent=1)),
+            "Month (JSON)": ("month.json", "application/json", partial(_month_json, found, request, plan.mode)),
         },
         "capacity",
     )
+
+
+def _month_json(found: DayPlan, request: Request, mode: str) -> str:
+    return call.month(request, found, mode, Terms()).model_dump_json(indent=1)
 
 
 def _headline(plan: MixedPlan, found: DayPlan) -> None:

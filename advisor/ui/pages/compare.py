@@ -29,6 +29,7 @@ NUMBERS = (
     "board_power_w",
     "energy_j_per_output_token",
     "memory_bytes_per_gpu",
+    "host_memory_bytes_per_gpu",
     "kv_cache_tokens",
 )
 TITLES = {"usd_per_million_output_tokens": "$ per 1M output"}
@@ -64,7 +65,7 @@ def render() -> None:
     )
     is_narrowed = request.backends or request.weight_dtypes
     parts.equal_command(shell(recommend_words(request) if is_narrowed else compare_words(request)))
-    parts.glossary("ttft", "tpot", "tp", "dp", "kv", "interval", *parts.OF_A_STEP)
+    parts.glossary("ttft", "tpot", "tp", "dp", "kv", *parts.OFF_GPU_TERMS, "interval", *parts.OF_A_STEP)
 
 
 def sides(answer: Recommendation) -> list[Plan]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -138,9 +140,9 @@ def _roofline(found: Roofline, plan: Plan) -> None:
         }
         for p in found.points
     ]
-    formats = {
+    formats: dict[str, Callable[[Any], str]] = {
         "FLOP/byte": "{:.3g}".format,
-        "one GPU": lambda value: show("flops_per_s", value),
+        "one GPU": partial(show, "flops_per_s"),
         "of peak": "{:.0%}".format,
         "of bandwidth": "{:.0%}".format,
     }

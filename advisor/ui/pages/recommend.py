@@ -6,12 +6,13 @@ from functools import partial
 
 import streamlit as st
 
+from advisor.errors import AdvisorError
 from advisor.recommend.form import settled
 from advisor.schema import Plan, Recommendation, Rejected, Request
 from advisor.ui import accuracy, call, charts, charts_plans, inputs, parts, state
 from advisor.ui.artefacts import artefacts
-from advisor.ui.command import recommend_words, shell
-from advisor.ui.text import BACKENDS, clause, label, plain, sentence, show
+from advisor.ui.command import predict_words, recommend_words, shell
+from advisor.ui.text import BACKENDS, HELP, clause, label, plain, sentence, show
 
 HEADLINE = (
     "usd_per_million_output_tokens",
@@ -24,6 +25,7 @@ HEADLINE = (
 MAX_REASONS = 12
 COSTS = ("usd_per_million_output_tokens", "usd_per_h", "energy_j_per_output_token", "board_power_w")
 THIRDS, ENGINE = ("energy_j_per_output_token", "board_power_w", "output_tokens_per_s"), "engine"
+ZERO_INFERENCE, ON_GPU, IN_HOST = "deepspeed-zero-inference", "on the GPU", "in host memory"
 LATENCIES = ("tpot_p99_s", "ttft_p99_s", "e2e_p99_s", "tpot_p50_s", "ttft_p50_s", "e2e_p50_s")
 
 
@@ -33,12 +35,14 @@ def render() -> None:
     inputs.examples()
     request = inputs.scenario()
     answer, missing = call.recommend(request)
+    commands = [shell(recommend_words(request))]
     if answer.best is None:
         _nothing_fits(answer)
     else:
         _best(answer, answer.best, request)
         _cloud(answer, request)
-        _ranked(answer, missing)
+        if words := _ranked(answer, missing, request):
+            commands.append(shell(words))
     _rejected(answer.rejected)
     parts.downloads(
         {
@@ -47,9 +51,10 @@ def render() -> None:
         },
         "recommend",
     )
-    parts.equal_command(shell(recommend_words(request)))
+    parts.equal_command("\n".join(commands))
     parts.glossary(
-        "ttft", "tpot", "e2e", "slo", "pareto", "tp", "pp", "dp", "kv", "method", "interval", *parts.OF_A_STEP
+        *("ttft", "tpot", "e2e", "slo", "pareto", "tp", "pp", "dp", "kv", *parts.OFF_GPU_TERMS, "method", "interval"),
+        *parts.OF_A_STEP,
     )
 
 
@@ -115,7 +120,8 @@ def _cloud(answer: Recommendation, request: Request) -> None:
     )
 
 
-def _ranked(answer: Recommendation, missing: str) -> None:
+def _ranked(answer: Recommendation, missing: str, request: Request) -> list[str]:
+    """Show all plans and one of them in full; return the command of that one where the search's is not its."""
     st.subheader("Ranked plans")
     rows, formats = parts.plan_rows(answer.plans)
     parts.table(rows, formats, "ranked")
@@ -126,11 +132,35 @@ def _ranked(answer: Recommendation, missing: str) -> None:
     st.subheader("A plan taken apart")
     chosen = state.choice("plan", "Plan, by its rank in the table", ranks, default=ranks[0], help="1 is the best.")
     plan = next(p for p in answer.plans if str(p.rank) == chosen)
+    words: list[str] = []
+    told = (*plan.notes, *plan.prediction.notes)
+    if plan.backend == ZERO_INFERENCE:
+        plan, words = _cache_moved(plan, request)
     st.markdown(title_of(plan))
+    if words:
+        parts.serving_headline(plan.prediction, HEADLINE)
     parts.taken_apart(plan)
+    if words:
+        parts.notes(n for n in (*plan.notes, *plan.prediction.notes) if n not in told)
     if plan.reasons:
         st.markdown("\n".join(f"- {sentence(r)}" for r in plan.reasons))
     artefacts(plan, answer.request)
+    return words
+
+
+def _cache_moved(plan: Plan, request: Request) -> tuple[Plan, list[str]]:
+    """Return a ZeRO-Inference plan, and [], or the same with its KV cache where the user wants it, and its command."""
+    place = state.segments("cache", "KV cache", (ON_GPU, IN_HOST), default=ON_GPU, help=HELP["kv_offload"])
+    if place == ON_GPU:
+        return plan, []
+    # the batch is left out: the largest that fits with the cache moved is taken
+    kept = {name: getattr(plan.deployment, name) for name in ("backend", "tp", "dp", "weight_dtype", "offload")}
+    chosen = kept | {"kv_offload": "cpu"}
+    try:
+        return call.predict(request, chosen), predict_words(request, chosen)
+    except AdvisorError as error:
+        st.error(call.said(error))
+        return plan, []
 
 
 def _rejected(rejected: tuple[Rejected, ...]) -> None:

@@ -60,7 +60,8 @@ def render() -> None:
     )
     st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{job.zero_stage} {mark}")
     if chosen:
-        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"])
+        # four beside each other: with bubbles and a duration or without, they take two rows
+        parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"], n_columns=4)
     # below the numbers, which so keep their place
     if chosen is None:
         st.error(plain(f"DeepSpeed refuses this job: {refused[job.zero_stage]}. The stages below run."))
@@ -71,17 +72,21 @@ def render() -> None:
                 " the memory were there."
             )
         )
-    _bars(stages, refused, cluster)
+    _bars(stages, cluster)
     if chosen:
         _step(chosen)
         _pipeline(model, cluster, job)
-        parts.notes((*model_notes, *parsed.notes, *chosen.notes))
+    remarks = [Note(text=f"Stage {stage}: {why}") for stage, why in refused.items()]
+    parts.notes((*remarks, *model_notes, *parsed.notes, *(chosen.notes if chosen else ())))
+    if chosen:
         _files(chosen, job, model, cluster)
-    _best(model, cluster, job)
     commands = (train_job_words(job, spec), train_words(job, spec))
     parts.equal_command("\n".join(shell(words) for words in commands))
     st.caption("The first line is this job, the second the search for the best ones.")
     parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
+    # last, in a place of its own: what takes longest comes and goes without moving anything
+    with st.container(key="best-jobs-place"):
+        _best(model, cluster, job)
 
 
 def _job(model: Model, cluster: Cluster) -> TrainJob:
@@ -162,17 +167,16 @@ def _stages(model: Model, cluster: Cluster, job: TrainJob) -> tuple[Stages, dict
     return found, refused
 
 
-def _bars(stages: Stages, refused: dict[int, str], cluster: Cluster) -> None:
+def _bars(stages: Stages, cluster: Cluster) -> None:
     st.subheader("Memory of one GPU under each ZeRO stage, at the peak of a step")
     bars = {f"ZeRO-{stage}": memory(p) for stage, (p, _) in stages.items()}
     if bars:
-        limit = call.card_limit(cluster.gpu.name)
-        parts.chart(charts.stacked(bars, limit=limit), "zero", "Memory by purpose and ZeRO stage, beside the card")
+        limit, alt = call.card_limit(cluster.gpu.name), "Memory by purpose and ZeRO stage, beside the card"
+        parts.chart(charts.stacked(bars, limit=limit, n_bars=len(STAGES)), "zero", alt)
         st.caption(
             "A job runs when everything but the allocator's slack fits: PyTorch keeps that memory for later tensors"
             " and gives it back when the card is full."
         )
-    parts.notes(Note(text=f"Stage {stage}: {why}") for stage, why in refused.items())
 
 
 def memory(prediction: TrainPrediction) -> Breakdown:
@@ -188,9 +192,6 @@ def _step(prediction: TrainPrediction) -> None:
 
 def _pipeline(model: Model, cluster: Cluster, job: TrainJob) -> None:
     st.subheader("The pipeline over time", help=HELP["bubble"])
-    if job.pp == 1:
-        st.caption("One stage: nothing waits for another one. Set PP to 2 or more in the side bar to see the bubbles.")
-        return
     shown = job.model_copy(update={"gradient_accumulation_steps": min(job.gradient_accumulation_steps, MAX_DRAWN)})
     rows = [
         (f"stage {one.stage}", "forward" if one.is_forward else "backward", one.begin_s, one.end_s)
@@ -198,6 +199,9 @@ def _pipeline(model: Model, cluster: Cluster, job: TrainJob) -> None:
     ]
     text = "Forward and backward passes of each stage over time; hatched gaps are bubbles"
     parts.chart(charts_plans.slots(rows), "pipeline", text)
+    if job.pp == 1:
+        st.caption("One stage: nothing waits for another one. Set PP to 2 or more in the side bar to see the bubbles.")
+        return
     cut = f" Only {MAX_DRAWN} of {job.gradient_accumulation_steps} are drawn." if shown != job else ""
     st.caption(
         f"Each block is one microbatch; hatched is waiting. The busiest stage waits"
@@ -226,8 +230,12 @@ def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cl
 def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
     st.subheader("The best jobs with this batch and length")
     answer, key = call.train_answer(model, cluster, job)
+    with st.container(key="best-jobs-state"):
+        if answer is None:
+            later.fill_in(key, "Comparing training jobs ...")
+        else:
+            st.caption("All GPUs, every ZeRO stage, degree, offload and micro batch; the fastest that fit.")
     if answer is None:
-        later.fill_in(key, "Comparing training jobs ...")
         return
     if answer.best is None:
         st.error(f"No job trains {plain(model.name)} on these GPUs.")
