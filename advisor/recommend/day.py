@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from pydantic import Field
+
 from advisor.catalog import load_catalog
 from advisor.errors import DomainError
 from advisor.predict.capacity import max_rate
@@ -61,6 +63,7 @@ class DayPlan(Noun):
     answer: MixedAnswer
     replica: Deployment
     usd_per_gpu_h: float
+    restart_s: float = Field(description="what a start of an engine or a job is counted with [s]")
 
 
 def _largest_rate(question: Question, replica: Deployment) -> float:
@@ -165,7 +168,9 @@ def plan_day(request: Request, day: Day, wanted: Offline) -> DayPlan:
         if day.restart_s is None and jobs:
             why = (*answer.why, restart_text(question.model, replica, gpu))
             answer = answer.model_copy(update={"why": why})
-        tried.append(DayPlan(need=need, jobs=tuple(jobs), answer=answer, replica=replica, usd_per_gpu_h=price))
+        tried.append(
+            DayPlan(need=need, jobs=tuple(jobs), answer=answer, replica=replica, usd_per_gpu_h=price, restart_s=switch)
+        )
     if fault is not None and not tried:
         raise fault
     # small differences in energy are no reason to leave the best plan's replica

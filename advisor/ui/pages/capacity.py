@@ -198,9 +198,9 @@ def _day(found: DayPlan, request: Request, day: Day) -> None:
         "what the replicas carry": [h.n_replicas * found.need.capacity_requests_per_s for h in plan.hours],
     }
     parts.chart(charts.over_hours(hours, load, "requests/s"), "day", "Requests per second by hour, and the capacity")
-    shifts.work(plan, found.jobs, day.restart_s)
+    shifts.work(plan, found.jobs, found.restart_s)
     parts.notes(plan.notes)
-    parts.sentences("The two ways to divide the GPUs", shifts.around(found.answer, found.jobs, day.restart_s))
+    parts.sentences("The two ways to divide the GPUs", shifts.around(found.answer, found.jobs, found.restart_s))
     left_out = {"job_gpus", "job_groups", "job_starts", "job_tokens"}
     rows = [h.model_dump(exclude=left_out) | {name: ways[name][i] for name in ways} for i, h in enumerate(plan.hours)]
     parts.downloads(
