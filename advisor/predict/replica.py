@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from advisor.errors import DomainError
 from advisor.predict.engine_state import EngineLimits
 from advisor.predict.footprint import Footprint, footprint
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Client
-from advisor.predict.step import StepCost, graph_batch, step_cost
+from advisor.predict.step import StepCost, step_cost
 from advisor.schema import Deployment, EngineFacts, Gpu, Model, PrefixSharing
 
 
@@ -26,6 +27,21 @@ class Replica:
     client: Client
     send_s: float
     memory: Footprint
+
+
+def graph_batch(n_decode: NDArray[np.int64] | int, max_num_seqs: int) -> NDArray[np.int64]:
+    """Return the batch size that the CUDA graph of `n_decode` sequences was captured with (padding).
+
+    Captured: 1, 2, 4, multiples of 8 below 256, multiples of 16 up to min(2 max_num_seqs, 512); larger runs as it is.
+    Reference: vLLM 0.26.0, config/vllm.py ``_set_cudagraph_sizes``.
+
+    >>> graph_batch(np.array([1, 3, 9, 250, 257, 600]), 512).tolist()
+    [1, 4, 16, 256, 272, 600]
+    """
+    n = np.asarray(n_decode, dtype=np.int64)
+    largest = min(2 * max_num_seqs, 512)
+    padded = np.where(n <= 2, n, np.where(n <= 4, 4, np.where(n <= 256, -(-n // 8) * 8, -(-n // 16) * 16)))
+    return np.where(padded > largest, n, padded)
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
@@ -285,21 +284,6 @@ def stage_layers(n_layers: int, pp: int) -> list[int]:
     return layers
 
 
-def graph_batch(n_decode: NDArray[np.int64] | int, max_num_seqs: int) -> NDArray[np.int64]:
-    """Return the batch size that the CUDA graph of `n_decode` sequences was captured with (padding).
-
-    Captured: 1, 2, 4, multiples of 8 below 256, multiples of 16 up to min(2 max_num_seqs, 512); larger runs as it is.
-    Reference: vLLM 0.26.0, config/vllm.py ``_set_cudagraph_sizes``.
-
-    >>> graph_batch(np.array([1, 3, 9, 250, 257, 600]), 512).tolist()
-    [1, 4, 16, 256, 272, 600]
-    """
-    n = np.asarray(n_decode, dtype=np.int64)
-    largest = min(2 * max_num_seqs, 512)
-    padded = np.where(n <= 2, n, np.where(n <= 4, 4, np.where(n <= 256, -(-n // 8) * 8, -(-n // 16) * 16)))
-    return np.where(padded > largest, n, padded)
-
-
 def gemms_of(shapes: Shapes, tp: int, share: float, weight_byte: float) -> tuple[Gemm, ...]:
     """Return the matrices of a stage that holds `share` of the layers: query-key-value, output, up (and gate), down.
 
@@ -361,11 +345,9 @@ def step_cost(
     large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
     layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
     launch_s = large_s * n_layers
-    if dtype != "mxfp4":  # their kernels are launched as one (runs gpt-oss-20b)
-        launch_s += c["host_moe_layer_s"] * moe_layers
-    if shapes.is_mla:
-        layer_s += c["mla_layer_s"]
-        launch_s += c["host_mla_layer_s"] * n_layers
+    launch_s += 0.0 if dtype == "mxfp4" else c["host_moe_layer_s"] * moe_layers  # launched as one: gpt-oss-20b
+    layer_s += c["mla_layer_s"] * shapes.is_mla
+    launch_s += c["host_mla_layer_s"] * n_layers * shapes.is_mla
     return StepCost(
         n_layers=n_layers,
         gemms=gemms_of(shapes, tp, share, weight_byte),
