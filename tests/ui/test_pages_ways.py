@@ -96,3 +96,9 @@ def test_where_weights_and_cache_rest_is_named() -> None:
         d = base.model_copy(update={"offload": offload, "kv_offload": cache})
         assert charts.held_off_gpu(d) == text
         assert text in charts.layout(d)
+
+
+def test_compare_shows_host_memory_only_where_some_is_taken(open_page: Open) -> None:
+    taken, none = open_page("compare", **INT4), open_page("compare", model="8b", gpus="2xL40S", load="rate", rate="2")
+    assert "Host memory per GPU" in set(table(taken, "quantity")["quantity"])
+    assert "Host memory per GPU" not in set(table(none, "quantity")["quantity"])

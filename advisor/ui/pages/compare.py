@@ -100,7 +100,8 @@ def _numbers(found: list[Plan]) -> None:
     st.subheader("Number by number, with 90 % intervals")
     rows = []
     for name in NUMBERS:
-        if any(name in p.prediction.quantities for p in found):
+        # nothing in host memory is no row; what is not known is none either
+        if any(q.value for p in found if (q := p.prediction.quantities.get(name)) is not None):
             row: dict[str, Any] = {"quantity": label(name)}
             for plan in found:
                 row[BACKENDS[plan.backend]] = _cell(name, plan)
