@@ -99,7 +99,7 @@ def make_send(engine: Any) -> Send:
     return send
 
 
-async def start_up(engine: Any, gpus: Gpus, log: str, startup_s: float) -> dict[str, Any]:
+async def start_up(engine: Any, gpus: Gpus, log: str, startup_s: float, n_replicas: int = 1) -> dict[str, Any]:
     """Return the record's `startup`: exact figures of the workers where they answer, the log's otherwise."""
     found: dict[str, Any] = vllm_probe.from_log(log)
     try:
@@ -109,7 +109,7 @@ async def start_up(engine: Any, gpus: Gpus, log: str, startup_s: float) -> dict[
     except Exception as err:
         found["source"] = f"log ({type(err).__name__})"
     cache = engine.vllm_config.cache_config
-    found["n_kv_blocks"] = cache.num_gpu_blocks // engine.vllm_config.parallel_config.data_parallel_size
+    found["n_kv_blocks"] = cache.num_gpu_blocks // n_replicas  # vLLM says the sum
     found["kv_block_tokens"] = cache.block_size
     tokens = getattr(cache, "kv_cache_size_tokens", None)
     found["kv_cache_tokens"] = tokens or found.get("kv_cache_tokens") or found["n_kv_blocks"] * cache.block_size
@@ -187,7 +187,7 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
         meter.start()
         try:
             common = common_fields(job, engine, host, vllm.__version__, args)
-            common["startup"] = await start_up(engine, gpus, output.log_text(), startup_s)
+            common["startup"] = await start_up(engine, gpus, output.log_text(), startup_s, job.dp)
             output.say(f"{common['run_id']} started in {startup_s:.0f} s: {_memory(common['startup'])}")
             await run.run(make_send(engine), engine, common, config["vocab_size"], meter)
         finally:

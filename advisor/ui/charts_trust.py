@@ -65,7 +65,7 @@ def heat_map(
                 "thickness": 10,
                 "orientation": "h",
                 "len": 0.6,
-                "y": -64 / (34 * len(rows) + 1),
+                "y": -18 / (34 * len(rows) + 1),
                 "yanchor": "top",
             },
             hoverinfo="skip",
@@ -103,16 +103,17 @@ def heat_map(
     figure.update_xaxes(
         tickvals=list(range(len(columns))), ticktext=names, tickfont={"size": 10}, tickangle=0, showgrid=False
     )
-    figure.update_xaxes(zeroline=False)
+    # above, where a grid that is higher than the window still shows them
+    figure.update_xaxes(zeroline=False, side="top")
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
         ticktext=[short_row(r) for r in rows],
         tickfont={"size": 11},
-        autorange="reversed",
+        range=[len(rows) - 0.5, -0.5],
         showgrid=False,
         zeroline=False,
     )
-    return charts.laid_out(figure, height=150 + 34 * len(rows)).update_layout(margin={"t": 8, "b": 90})
+    return charts.laid_out(figure, height=150 + 34 * len(rows)).update_layout(margin={"t": 72, "b": 60})
 
 
 def short_row(name: str) -> str:

@@ -42,8 +42,8 @@ def suspects(
     """Return the coefficients that explain the gaps best, each alone, best first.
 
     rows : predicted beside measured; cells : the requests that each cell sent. Gaps are ln(measured / predicted) of the
-    means and medians, over their error; a coefficient's part is the straight line through its effect at `STEP`, in the
-    logarithm for efficiencies, plain for times, which add up.
+    means and medians, over their error; a coefficient's part is the straight line through its effect at `STEP`, then
+    through its effect where that line would have it, in the logarithm for efficiencies, plain for times, which add up.
     """
     used = [r for r in rows if r.name in WEIGHTS and r.cell in cells and r.measured > 0]
     if not used:
@@ -55,17 +55,22 @@ def suspects(
     for name, coefficient in coefficients.items():
         if "@" in name or coefficient.value <= 0:
             continue
-        changed = {cell: vary(name, STEP, workload) for cell, workload in cells.items()}
         is_time = coefficient.unit == "s"
         gaps = weights * (ratios - 1.0 if is_time else np.log(ratios))
-        steps = np.array([_ratio(base[r.cell], changed[r.cell], r.name) for r in used])
-        effect = weights * ((steps - 1.0) / (STEP - 1.0) if is_time else np.log(steps) / math.log(STEP))
-        norm = float(effect @ effect)
-        if norm < 1e-6:
-            continue
-        shift = float(effect @ gaps) / norm
-        explained = 1.0 - float(((gaps - shift * effect) ** 2).sum()) / max(float(gaps @ gaps), 1e-12)
-        factor = 1.0 + shift if is_time else math.exp(min(max(shift, -9.0), 9.0))
+        factor, explained = STEP, 0.0
+        # the line through the effect at a small step says where to look: through the effect there it is drawn again
+        for _ in range(2):
+            changed = {cell: vary(name, factor, workload) for cell, workload in cells.items()}
+            steps = np.array([_ratio(base[r.cell], changed[r.cell], r.name) for r in used])
+            effect = weights * ((steps - 1.0) / (factor - 1.0) if is_time else np.log(steps) / math.log(factor))
+            norm = float(effect @ effect)
+            if norm < 1e-6:
+                break
+            shift = float(effect @ gaps) / norm
+            explained = 1.0 - float(((gaps - shift * effect) ** 2).sum()) / max(float(gaps @ gaps), 1e-12)
+            factor = 1.0 + shift if is_time else math.exp(min(max(shift, -9.0), 9.0))
+            if not (1.0 / CAP <= factor <= CAP and explained >= LEAST_EXPLAINED and abs(factor - 1.0) > 1e-3):
+                break
         if 1.0 / CAP <= factor <= CAP and explained >= LEAST_EXPLAINED:
             share = min(explained, 1.0)
             found.append(Suspect(name=name, meaning=coefficient.meaning, factor=factor, explained_frac=share))

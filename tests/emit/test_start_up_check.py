@@ -11,6 +11,7 @@ import pytest
 from advisor.catalog import load_catalog
 from advisor.fit.records import cell_of, is_serving, read_records, spreads_experts
 from advisor.predict.footprint import footprint
+from advisor.predict.shapes import shapes_of
 from advisor.schema import EngineFacts, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,15 @@ def test_what_we_accept_the_engine_accepts(run: str) -> None:
     counted = startup.cuda_graph_bytes or 0.0
     subtracts = facts.subtracts_graph_memory(architecture=cell.model.architecture, is_moe=is_moe)
     used = startup.weights_bytes + startup.peak_activation_bytes + startup.non_torch_bytes + counted * subtracts
-    per_token = startup.kv_cache_bytes / startup.kv_cache_tokens
+    shapes, budget = shapes_of(cell.model), cell.deployment.max_num_batched_tokens
+    groups, block_bytes = shapes.kv_groups, startup.kv_cache_bytes / startup.n_kv_blocks
+
+    def longest_bytes(length: int) -> float:
+        """A block table of layers that see a window holds it and what two steps have in flight, and one block more."""
+        held = min(shapes.sliding_window_tokens - 1 + 2 * budget, length)
+        sliding = groups.n_sliding * (-(-held // 16) + 1)
+        return block_bytes * (groups.n_full * -(-length // 16) + sliding)
+
     n_accepted = n_refused = 0
     lengths = [2**k for k in range(10, 18) if 2**k <= cell.model.max_context_tokens]
     least = used / startup.device_memory_bytes
@@ -61,7 +70,7 @@ def test_what_we_accept_the_engine_accepts(run: str) -> None:
         if not 0 < share <= 0.98:
             continue
         plan = cell.deployment.model_copy(update={"gpu_memory_utilization": share, "max_model_len": length})
-        room = share * startup.device_memory_bytes - used - length * per_token
+        room = share * startup.device_memory_bytes - used - longest_bytes(length)
         if footprint(cell.model, cell.gpu, plan, facts).is_ok:
             n_accepted += 1
             assert room > -margin, f"{length} tokens at a share of {share:.3f}"

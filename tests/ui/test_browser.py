@@ -215,9 +215,10 @@ def test_a_click_on_the_error_grid_chooses_its_cell(visit: Callable[..., Any]) -
     # the grid may be higher than the window: its head into view, below the row of pages
     grid.evaluate("e => e.scrollIntoView({block: 'start'})")
     page.evaluate("document.querySelector('[data-testid=stMain]').scrollBy(0, -120)")
+    settle(page)
     # the drag layer covers the plot; cells lie on a regular grid: second row, third column of six
     box = grid.locator(".nsewdrag").first.bounding_box()
-    n_rows = grid.locator(".yaxislayer-above .ytick, .ytick").count()
+    n_rows = grid.locator(".ytick text").count()
     page.mouse.click(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / n_rows)
     page.wait_for_url(re.compile("held_metric=TPOT"), timeout=WAIT_MS)
     settle(page)

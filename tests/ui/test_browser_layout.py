@@ -134,7 +134,7 @@ def test_a_link_brings_back_every_control(visit: Callable[..., Any], view: str, 
 
 def test_a_page_that_waits_for_its_rest_fills_itself_in(visit: Callable[..., Any]) -> None:
     # a target that no plan keeps: what more cards would do takes longer than the plans
-    page = visit("/?model=70b&gpus=2xH100&load=rate&rate=3&ttft_p99=100+ms&tpot_p99=20+ms", width=1400)
+    page = visit("/?model=70b&gpus=2xH100&load=rate&rate=3&ttft_p99=1+s&tpot_p99=40+ms", width=1400)
     page.wait_for_function("() => !document.querySelector('.st-key-later')", timeout=WAIT_MS)
     settle(page)
     assert page.get_by_text("Why this plan").count()
