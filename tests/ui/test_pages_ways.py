@@ -18,7 +18,7 @@ from advisor.ui.text import plain
 Open = Callable[..., AppTest]
 Words = Callable[[AppTest], str]
 ASKED = {"model": "llama-3.1-8b", "gpus": "4xH100", "peak": "5", "offline": "both", "train_gpus": "2"}
-INT4 = {"model": "70b", "gpus": "1xH100", "workload": "batch", "weights": "int4"}
+INT4 = {"model": "qwen3-32b", "gpus": "1xL40S", "workload": "batch", "weights": "int4"}
 
 
 def table(test: AppTest, head: str) -> Any:
@@ -71,7 +71,7 @@ def test_4_bit_plans_are_found_and_named(open_page: Open, words: Words) -> None:
     assert "weights in host memory" in set(plans[plans["weights"] == "int4"][parts.OFF_GPU])
     text = words(test)
     assert "int4 · weights in host memory" in text
-    assert "Not on the GPU: weights in host memory. That takes 56.2 GB" in text.replace("\\", "")
+    assert re.search(r"Not on the GPU: weights in host memory. That takes [\d.]+ GB", text.replace("\\", ""))
     assert "--weight-dtype int4" in test.code[-1].value
 
 
