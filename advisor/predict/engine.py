@@ -40,6 +40,7 @@ class Engine:
         self.first = self.parts[0].stages[0]
         self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
         self.limits = limits
+        self.block_tokens, self.has_windows = limits.kv_block_tokens, limits.kv_groups.n_sliding > 0
         self.cold = set(limits.cold_heads)
         self.has_stood = False
         """whether the last launch waited for the GPU, which is therefore idle"""
@@ -152,12 +153,13 @@ class Engine:
         self.free_blocks += self._blocks(n_tokens, sequence)
 
     def _blocks(self, n_tokens: int, sequence: Sequence_) -> int:
-        limits, joined = self.limits, sequence.joined_tokens
-        if n_tokens <= joined or not joined:
-            blocks = limits.blocks_held(n_tokens)
+        size, joined = self.block_tokens, sequence.joined_tokens
+        if not self.has_windows:
+            blocks = -(-n_tokens // size)
+        elif n_tokens <= joined or not joined:
+            blocks = self.limits.blocks_held(n_tokens)
         else:
-            size = limits.kv_block_tokens
-            blocks = limits.blocks_held(joined) + sequence.opens * (-(-n_tokens // size) - -(-joined // size))
+            blocks = self.limits.blocks_held(joined) + sequence.opens * (-(-n_tokens // size) - -(-joined // size))
         blocks -= sequence.shared_blocks
         return blocks if blocks > 0 else 0
 
@@ -376,7 +378,8 @@ class Engine:
         sequence.finish_step = group.steps + math.ceil(left / self.limits.tokens_per_step)
         # after j further steps the request holds `held + j` tokens and opens a block when that is 1 modulo block size
         sequence.residue = (held - group.steps) % self.limits.kv_block_tokens
-        sequence.joined_tokens, sequence.opens = held, self.limits.opens(held)
+        if self.has_windows:
+            sequence.joined_tokens, sequence.opens = held, self.limits.opens(held)
         group.join(sequence, slot)
         group.context += held
         heapq.heappush(group.finish, (sequence.finish_step, sequence.index, sequence))
