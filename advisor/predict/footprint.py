@@ -222,11 +222,15 @@ def captured_bytes(model: Model, deployment: Deployment, facts: EngineFacts | No
 
 
 def kv_cache_tokens(
-    model: Model, gpu: Gpu, deployments: Sequence[Deployment], facts: EngineFacts | None = None
+    model: Model,
+    gpu: Gpu,
+    deployments: Sequence[Deployment],
+    facts: EngineFacts | None = None,
+    held_tokens: float = 0.0,
 ) -> NDArray[np.float64]:
     """Return the tokens that one replica's KV blocks hold for many deployments at once; what repeats is done once.
 
-    In layers that see a window, sequences are taken not to have passed it.
+    held_tokens : of a sequence; beyond a window its tables of windowed layers hold no more. 0 = none has passed one
     """
     fixed: dict[tuple[object, ...], int] = {}
     counted: dict[tuple[object, ...], int] = {}
@@ -253,8 +257,10 @@ def kv_cache_tokens(
         mine = (tp == ranks) & (eager == is_eager)
         activation[mine] = activation_bytes(shapes_of(model), ranks, tokens[mine], is_eager=is_eager)
     pool = utilization * gpu.device_memory_bytes - weights - activation - non_torch - np.array(graphs)[which]
-    tables = shapes_of(model).kv_groups.n_tables
-    return np.asarray(n_kv_blocks(pool, block) * block_tokens / tables, dtype=np.float64)
+    shapes = shapes_of(model)
+    groups, window = shapes.kv_groups, float(shapes.sliding_window_tokens)
+    tables = groups.n_full + groups.n_sliding * min(1.0, window / held_tokens if held_tokens else 1.0)
+    return np.asarray(n_kv_blocks(pool, block) * block_tokens / max(tables, 1e-9), dtype=np.float64)
 
 
 def footprint(model: Model, gpu: Gpu, deployment: Deployment, facts: EngineFacts | None = None) -> Footprint:

@@ -79,7 +79,8 @@ def sweep(
     costs = [step_cost(shapes, gpu, d, at_release(values, d, gpu), d.pp - 1) for d in first.values()]
     number = dict(zip(first, range(len(first)), strict=True))
     index = np.array([number[key] for key in keys], dtype=np.int64)
-    cache = kv_cache_tokens(model, gpu, deployments, facts)
+    prompt, output = mean_lengths(workload.lengths)
+    cache = kv_cache_tokens(model, gpu, deployments, facts, held_tokens=prompt + 0.5 * output)
     settings = [(d.pp, d.dp, d.max_num_seqs, d.max_num_batched_tokens, d.prefix_caching) for d in deployments]
     columns = np.array(settings, dtype=float).T.copy()
     blocks = [slice(i, i + BLOCK) for i in range(0, len(deployments), BLOCK)]

@@ -18,6 +18,7 @@ from advisor.predict.footprint import (
     blocks_of_longest,
     cache_tokens,
     footprint,
+    kv_cache_tokens,
     weights_bytes_per_gpu,
 )
 from advisor.predict.shapes import shapes_of
@@ -185,3 +186,14 @@ def test_an_eager_engine_has_no_graphs_and_a_given_cache_is_kept() -> None:
     assert of("llama-3.1-8b", enforce_eager=True).graph_bytes == 0
     assert of("llama-3.1-8b", n_kv_blocks=1000).n_kv_blocks == 1000
     assert of("llama-3.1-8b", kv_dtype="fp8").n_kv_blocks == pytest.approx(2 * of("llama-3.1-8b").n_kv_blocks, abs=2)
+
+
+def test_the_closed_form_gives_sequences_the_room_that_windows_leave() -> None:
+    model, gpu = CATALOG.model("gemma-3-12b")[0], CATALOG.gpu("h100-sxm-80gb")
+    plan = [Deployment(model=model.name, gpu=gpu.name)]
+    short, none, long = (float(kv_cache_tokens(model, gpu, plan, FACTS, held)[0]) for held in (512.0, 0.0, 65536.0))
+    assert short == none == pytest.approx(of(model.name).n_kv_blocks * 16 / 6, rel=1e-9)
+    assert long == pytest.approx(none * 6 / (1 + 5 * 1024 / 65536), rel=1e-9)
+    dense = [Deployment(model="llama-3.1-8b", gpu=gpu.name)]
+    every = {float(kv_cache_tokens(CATALOG.model("llama-3.1-8b")[0], gpu, dense, FACTS, n)[0]) for n in (0.0, 1e5)}
+    assert len(every) == 1
