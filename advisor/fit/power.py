@@ -18,7 +18,7 @@ from scipy.optimize import least_squares
 from advisor.errors import DomainError
 from advisor.fit.meter import MIN_AVERAGED_DURATION_S, has_power
 from advisor.predict.engine_state import Work
-from advisor.predict.spend import Activity, activity_of, demand_parts, memory_core_frac, power_parts
+from advisor.predict.spend import EXPERT, Activity, activity_of, demand_parts, memory_core_frac, power_parts
 from advisor.predict.step import StepCost
 from advisor.schema import Gpu, RunRecord
 
@@ -33,6 +33,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "cache_j_per_byte": (2e-12, 500e-12),
     "cap_sharpness": (2.0, 30.0),
     "awake_frac": (0.005, 0.3),
+    "expert_energy_factor": (1.0, 5.0),
 }
 START = {
     "bf16_j_per_flop": 1e-12,
@@ -43,6 +44,7 @@ START = {
     "cache_j_per_byte": 60e-12,
     "cap_sharpness": 10.0,
     "awake_frac": 0.06,
+    "expert_energy_factor": 1.5,
 }
 MEANING = {
     "bf16_j_per_flop": "energy of a bf16/fp16 operation at the nominal clock",
@@ -53,6 +55,7 @@ MEANING = {
     "cache_j_per_byte": "what a byte of KV cache costs on top of that in decode attention",
     "cap_sharpness": "exponent of the rounded corner at the board limit",
     "awake_frac": "what a card with its clocks up and no kernel draws above idle, as a share of limit less idle",
+    "expert_energy_factor": "energy of a routed expert's operation over others': its kernels compute on padding too",
 }
 FIXED = {"link_j_per_byte": 2 * 8 * 5.5e-12}
 
@@ -239,9 +242,11 @@ def _deviations(solution: Any, n: int) -> tuple[Floats, float]:
 
 def names_for(cells: Sequence[PowerCell]) -> tuple[list[str], dict[str, float]]:
     """Return the coefficients that these cells determine, and start values; one memory share more a further card."""
-    kinds = {kind for c in cells for kind, rate in c.activity.flops_per_s.items() if rate and kind != "attention"}
+    keys = {key for c in cells for key, rate in c.activity.flops_per_s.items() if np.any(rate) and key != "attention"}
+    kinds = {key.removeprefix(EXPERT) for key in keys}
     names = [f"{kind}_j_per_flop" for kind in ("bf16", "fp8", "int4") if kind in kinds]
     names += ["memory_j_per_byte", "memory_exponent", "cache_j_per_byte", "cap_sharpness", "awake_frac"]
+    names += ["expert_energy_factor"] * any(key.startswith(EXPERT) for key in keys)
     start = dict(START)
     cards = sorted({c.gpu.name for c in cells})
     for card in cards[1:]:

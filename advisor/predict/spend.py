@@ -36,11 +36,16 @@ from advisor.schema import Breakdown, CoefficientSet, Gpu, Interval, Part
 Real = Any  # float or NDArray[np.float64], as in advisor.predict.step
 
 
+EXPERT = "expert_"
+"""Before the kind of operations of routed experts: their kernels also compute on padding, gather and scatter."""
+
+
 @dataclass(frozen=True)
 class Activity:
     """What one GPU does a second, averaged over wall time and over the GPUs of a plan; numbers or arrays.
 
-    flops_per_s      : useful operations by kind: bf16 (fp16 too), fp8 (int8 too), int4 (4-bit weights), attention
+    flops_per_s      : useful operations by kind: bf16 (fp16 too), fp8 (int8 too), int4 (4-bit weights), attention; of
+                       routed experts under `EXPERT` and the kind
     bytes_per_s      : read from and written to device memory
     cache_bytes_per_s : the part of it that decoding reads from the KV cache
     link_bytes_per_s : sent to other GPUs
@@ -81,7 +86,10 @@ def activity_of(
     sent: Real = 0.0
     for stage in stages:
         pairs, context = stage.seen(work.tokens, work.pairs, work.sampled, work.context_tokens)
-        flops[kind] = flops[kind] + work.tokens * (stage.flops_per_token + stage.expert_flops_per_token) * share
+        flops[kind] = flops[kind] + work.tokens * stage.flops_per_token * share
+        if stage.n_experts:
+            of_experts = work.tokens * stage.expert_flops_per_token * share
+            flops[EXPERT + kind] = flops.get(EXPERT + kind, 0.0) + of_experts
         flops["bf16"] = flops["bf16"] + work.sampled * stage.head_flops_per_seq * share
         flops["attention"] = flops["attention"] + pairs * stage.flops_per_pair * share
         weights = work.n_steps * (stage.weight_bytes + stage.head_bytes)
@@ -125,9 +133,11 @@ def demand_parts(activity: Activity, gpu: Gpu, coefficients: Coefficients) -> di
     """Return what compute, memory, link and the clock itself would draw at the nominal clock [W per GPU]."""
     values = values_of(coefficients)
     compute: Real = 0.0
-    for kind, rate in activity.flops_per_s.items():
+    for key, rate in activity.flops_per_s.items():
+        kind = key.removeprefix(EXPERT)
         name = f"{'bf16' if kind == 'attention' or not _runs(gpu, kind) else kind}_j_per_flop"
-        compute = compute + compute_power_w(rate, power_coefficient(values, name, gpu))
+        factor = values.get("expert_energy_factor", 1.0) if key != kind else 1.0
+        compute = compute + compute_power_w(rate, factor * power_coefficient(values, name, gpu))
     bandwidth = gpu.memory_bandwidth_bytes_per_s
     full_w = power_coefficient(values, "memory_j_per_byte", gpu) * bandwidth
     used = np.minimum(activity.bytes_per_s / bandwidth, 1.0)
