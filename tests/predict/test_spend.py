@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from advisor.predict.bill import HostedPrice, Ownership, Tariff, energy, money, 
 from advisor.predict.engine_state import Work
 from advisor.predict.shapes import shapes_of
 from advisor.predict.spend import (
+    EXPERT,
     Activity,
     activity_of,
     board_power,
@@ -70,6 +72,36 @@ def test_experts_are_streamed_only_as_far_as_they_are_touched() -> None:
     many = activity_of([stage_of("mixtral-8x7b")], decode_work(64, 1, steps=1), 1.0, "bf16")
     assert one.bytes_per_s == pytest.approx(2 * 12.9e9, rel=0.03)
     assert many.bytes_per_s == pytest.approx(2 * 46.7e9, rel=0.03)
+
+
+def test_experts_that_steps_read_are_counted_and_not_those_of_a_mean_step() -> None:
+    # one prompt of 1,000 tokens reads all experts of Mixtral, 99 decodes of one sequence two of eight each
+    stage, total = stage_of("mixtral-8x7b"), 100.0
+    counted = stage.expert_reads(total, 1099.0, counted=1.0 + 99 * 2 / 8)
+    mean = stage.expert_reads(total, 1099.0)
+    assert counted == 25.75
+    assert mean > 3 * counted, "the mean step has 11 tokens, which touch 96 % of the experts"
+    assert stage_of("llama-3.1-8b").expert_reads(total, 1099.0) == 0.0
+    work = Work(n_steps=total, tokens=1099.0, sampled=100.0, busy_s=1.0, expert_reads=25.75)
+    fewer = activity_of([stage], work, 1.0, "bf16").bytes_per_s
+    more = activity_of([stage], replace(work, expert_reads=0.0), 1.0, "bf16").bytes_per_s
+    assert more - fewer == pytest.approx((mean - 25.75) * stage.expert_bytes, rel=1e-9)
+
+
+def test_an_operation_of_an_expert_costs_its_factor() -> None:
+    values = {name: c.value for name, c in POWER.coefficients.items()}
+    dense, experts = (demand_parts(Activity({key: 1e14}, 1e12), H100, values) for key in ("bf16", EXPERT + "bf16"))
+    assert experts["compute"] == pytest.approx(values["expert_energy_factor"] * dense["compute"], rel=1e-12)
+    assert experts["memory"] == dense["memory"]
+    # a set of coefficients from before has no such factor: experts cost what others do
+    del values["expert_energy_factor"]
+    old = demand_parts(Activity({EXPERT + "bf16": 1e14}, 1e12), H100, values)
+    assert old["compute"] == dense["compute"]
+    assert POWER.coefficients["expert_energy_factor"].low > 1.0
+    found = activity_of([stage_of("mixtral-8x7b")], decode_work(4, 100), 1.0, "bf16").flops_per_s
+    # 2 of 8 experts of 32 layers, three matrices of 4096 x 14336 each, two operations a weight, 4,000 tokens
+    assert found[EXPERT + "bf16"] == pytest.approx(4000 * 2 * 2 * 3 * 4096 * 14336 * 32, rel=1e-12)
+    assert EXPERT + "bf16" not in activity_of([stage_of("llama-3.1-8b")], decode_work(4, 100), 1.0, "bf16").flops_per_s
 
 
 def test_the_lm_head_of_an_fp8_model_computes_in_bf16() -> None:
