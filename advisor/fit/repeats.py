@@ -32,10 +32,10 @@ def _figures(cell: Cell) -> dict[str, float]:
 
 
 def noise_floor(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return how far two starts are apart in the same closed cell, by metric: median and P90 of |ln ratio|, n pairs.
+    """Return how far two hosts are apart in the same closed cell, by metric: median and P90 of |ln ratio|, n pairs.
 
-    Each pair is what a user would see who measures on one host and deploys on another: `hosts` counts the pairs of
-    different hosts. Random loads are left out, as their requests differ from draw to draw.
+    Each pair is what a user would see who measures on one host and deploys on another; two starts on one host are none.
+    Random loads are left out, as their requests differ from draw to draw.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
@@ -46,10 +46,10 @@ def noise_floor(cells: Sequence[Cell]) -> dict[str, Any]:
     n_hosts = 0
     for group in groups.values():
         for a, b in combinations(group, 2):
-            if a.run_id == b.run_id:
+            if a.run_id == b.run_id or a.host == b.host:
                 continue
             runs |= {a.run_id, b.run_id}
-            n_hosts += a.host != b.host
+            n_hosts += 1
             mine, theirs = _figures(a), _figures(b)
             for metric in METRICS:
                 if metric in mine and metric in theirs:
