@@ -26,13 +26,19 @@ def cell(run: str, ttft_s: float, host: str, **changes: Any) -> Cell:
 
 
 def test_three_starts_make_three_pairs() -> None:
-    cells = [cell("a", 0.1, "x"), cell("b", 0.2, "y"), cell("c", 0.4, "y")]
+    cells = [cell("a", 0.1, "x"), cell("b", 0.2, "y"), cell("c", 0.4, "z")]
     found = noise_floor(cells)
     assert found["metrics"]["ttft_s.p50"]["n"] == 3
     assert found["metrics"]["ttft_s.p50"]["median"] == pytest.approx(math.log(2.0))
     assert found["metrics"]["ttft_s.p50"]["p90"] == pytest.approx(math.log(2.0) + 0.8 * math.log(2.0))
     assert found["runs"] == ["a", "b", "c"]
-    assert found["pairs_of_different_hosts"] == 2
+    assert found["pairs_of_different_hosts"] == 3
+
+
+def test_two_starts_on_one_host_are_no_pair() -> None:
+    cells = [cell("a", 0.1, "x"), cell("b", 0.2, "y"), cell("c", 0.4, "y")]
+    found = noise_floor(cells)
+    assert found["metrics"]["ttft_s.p50"]["n"] == found["pairs_of_different_hosts"] == 2
 
 
 def test_two_cells_of_one_start_other_plans_and_random_loads_are_no_pairs() -> None:
