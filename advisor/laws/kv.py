@@ -100,6 +100,18 @@ def window_blocks(window_tokens: int, block_tokens: int) -> int:
     return -(-(window_tokens - 1) // block_tokens) + 1
 
 
+def held_blocks(n_tokens: int, block_tokens: int, groups: KvGroups, window_tokens: int) -> int:
+    """Return the blocks that a sequence of `n_tokens` holds in all its tables, what its windows have passed given back.
+
+    >>> held_blocks(16384, 16, kv_groups(8, 40), 1024)  # 1,024 of the full table, 65 of each of five windows
+    1349
+    """
+    n = -(-n_tokens // block_tokens)
+    if not groups.n_sliding:
+        return n * groups.n_full
+    return groups.n_full * n + groups.n_sliding * min(n, window_blocks(window_tokens, block_tokens))
+
+
 def n_kv_blocks(pool_bytes: ArrayLike, block_bytes: ArrayLike) -> NDArray[np.int64]:
     """Return how many whole blocks a pool holds: ``floor(pool / block)``, never negative.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from heapq import heappop
 from math import exp
 
-from advisor.laws.kv import KvGroups, window_blocks
+from advisor.laws.kv import KvGroups, held_blocks
 from advisor.predict.step import TERMS, StepCost
 
 ONE_GROUP = KvGroups(n_layers=1, n_full=1, n_sliding=0)
@@ -71,11 +71,7 @@ class EngineLimits:
 
     def blocks_held(self, n_tokens: int) -> int:
         """Return the blocks of a sequence of so many tokens."""
-        n = -(-n_tokens // self.kv_block_tokens)
-        groups = self.kv_groups
-        if not groups.n_sliding:
-            return n
-        return groups.n_full * n + groups.n_sliding * min(n, window_blocks(self.window_tokens, self.kv_block_tokens))
+        return held_blocks(n_tokens, self.kv_block_tokens, self.kv_groups, self.window_tokens)
 
     def opens(self, n_tokens: int) -> int:
         """Return how many blocks more a sequence of so many tokens takes with each that it begins.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.errors import DomainError
+from advisor.laws.kv import held_blocks
 from advisor.predict.engine_state import EngineLimits
 from advisor.predict.footprint import Footprint, footprint
 from advisor.predict.shapes import shapes_of
@@ -75,12 +76,13 @@ def engine_limits(
         verify = speculative.n_draft_tokens + 1
         a = speculative.acceptance_frac
         per_step = float(verify) if a >= 1 else (1 - a**verify) / (1 - a)
-    shared = prefix.shared_prefix_tokens // deployment.kv_block_tokens if deployment.prefix_caching else 0
+    block, groups, window = deployment.kv_block_tokens, shapes_of(model).kv_groups, model.sliding_window_tokens
+    shared = prefix.shared_prefix_tokens // block * block if deployment.prefix_caching else 0
     return EngineLimits(
         max_num_batched_tokens=deployment.max_num_batched_tokens,
         max_num_seqs=deployment.max_num_seqs,
         n_kv_blocks=n_kv_blocks,
-        kv_block_tokens=deployment.kv_block_tokens,
+        kv_block_tokens=block,
         n_in_flight=in_flight,
         pp=pp,
         blocks_on_launch=deployment.tp * pp == 1,
@@ -89,11 +91,11 @@ def engine_limits(
         graph_sizes=() if deployment.enforce_eager else _graph_table(deployment.max_num_seqs),
         tokens_per_step=per_step,
         verify_tokens=verify,
-        shared_prefix_blocks=min(shared, max(0, n_kv_blocks - 1)),
+        shared_prefix_blocks=min(held_blocks(shared, block, groups, window), max(0, n_kv_blocks - 1)),
         graph_wait_frac=values["graph_wait_frac"],
-        kv_groups=shapes_of(model).kv_groups,
-        window_tokens=model.sliding_window_tokens,
-        hot_context_tokens=shared * deployment.kv_block_tokens * (1.0 - values["shared_kv_frac"]),
+        kv_groups=groups,
+        window_tokens=window,
+        hot_context_tokens=shared * (1.0 - values["shared_kv_frac"]),
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from advisor.laws.kv import (
     KvGroups,
     blocks_for,
+    held_blocks,
     kv_elements_per_token_layer,
     kv_groups,
     kv_heads_per_rank,
@@ -103,3 +104,16 @@ def test_groups_hold_every_layer_with_little_padding(n_full: int, n_sliding: int
 def test_a_window_lies_in_that_many_blocks_wherever_it_begins(window: int, block: int, begin: int) -> None:
     touched = (begin + window - 1) // block - begin // block + 1
     assert touched <= window_blocks(window, block) <= touched + 1
+
+
+@given(st.integers(0, 4000), st.integers(1, 32), st.integers(0, 9), st.integers(1, 9), st.integers(1, 600))
+def test_held_blocks_are_those_of_every_table_that_the_window_has_not_passed(
+    n_tokens: int, block: int, n_full: int, n_sliding: int, window: int
+) -> None:
+    groups = KvGroups(1, n_full, n_sliding)
+    held = held_blocks(n_tokens, block, groups, window)
+    every = int(blocks_for(n_tokens, block))
+    # the blocks with one of the last `window` tokens, wherever those lie, and at most one that is given back late
+    seen = every - max(0, n_tokens - window) // block
+    assert n_full * every + n_sliding * min(seen, every) <= held <= n_full * every + n_sliding * min(seen + 1, every)
+    assert held_blocks(n_tokens, block, KvGroups(1, 1, 0), 0) == every

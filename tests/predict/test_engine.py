@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.errors import DomainError
+from advisor.laws.kv import KvGroups
 from advisor.predict import engine as engine_module
 from advisor.predict import stretch
 from advisor.predict.clock import Clock
@@ -90,9 +91,16 @@ def cell_of(requests: list[tuple[int, int, int]]) -> Traffic:
     return traffic(list(prompt), list(output), (np.cumsum(gaps) * 1e-3).tolist())
 
 
-@given(LENGTHS, SHAPES)
-def test_tokens_and_blocks_are_conserved(requests: list[tuple[int, int, int]], shape: dict[str, int]) -> None:
-    bounds = limits(n_in_flight=shape["pp"] + 1, **shape)
+TABLES = st.sampled_from([KvGroups(1, 1, 0), KvGroups(1, 1, 1), KvGroups(1, 1, 5), KvGroups(1, 0, 1)])
+"""Block tables of a sequence: of layers that see all, and of layers that see a window."""
+
+
+@given(LENGTHS, SHAPES, TABLES, st.integers(1, 60))
+def test_tokens_and_blocks_are_conserved(
+    requests: list[tuple[int, int, int]], shape: dict[str, int], tables: KvGroups, window: int
+) -> None:
+    shape = shape | {"n_kv_blocks": shape["n_kv_blocks"] * tables.n_tables}
+    bounds = limits(n_in_flight=shape["pp"] + 1, kv_groups=tables, window_tokens=window, **shape)
     engine = Engine([Cost() for _ in range(shape["pp"])], bounds)  # type: ignore[misc]
     prompt, output, gaps = zip(*requests, strict=True)
     arrivals = np.cumsum(gaps) * 1e-3
@@ -355,3 +363,16 @@ def test_a_shared_prefix_is_read_whole_once_a_step() -> None:
     assert three.tpot_s[-1] == pytest.approx(cost.gpu_s(0, 0, 3, 3 * 9 - 2 * hot, 3))
     cold = run(traffic([8] * 3, [2] * 3, [0.0] * 3), limits())
     assert cold.tpot_s[-1] == pytest.approx(cost.gpu_s(0, 0, 3, 27, 3))
+
+
+def test_windows_leave_room_for_more_sequences_and_change_nothing_else() -> None:
+    # eight prompts of 60 tokens: 15 blocks of 4 in each of two tables, or 15 and the 3 that a window of 8 touches
+    cell = traffic([60] * 8, [20] * 8, clients=8)
+    whole = run(cell, limits(n_kv_blocks=190, kv_groups=KvGroups(1, 1, 1), window_tokens=1000))
+    window = run(cell, limits(n_kv_blocks=190, kv_groups=KvGroups(1, 1, 1), window_tokens=8))
+    roomy = run(cell, limits(n_kv_blocks=10_000))
+    assert window.duration_s < whole.duration_s
+    assert window.duration_s == pytest.approx(roomy.duration_s, rel=1e-12), "20 and 3 blocks each, for all at once"
+    engine = EngineLimits(64, 8, 150, 4, kv_groups=KvGroups(1, 1, 1), window_tokens=8)
+    assert (engine.blocks_held(60), engine.blocks_held(4), engine.cache_tokens) == (15 + 3, 2, 300)
+    assert (engine.opens(8), engine.opens(9)) == (2, 1)
