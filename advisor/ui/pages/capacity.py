@@ -221,7 +221,7 @@ def _headline(plan: MixedPlan, found: DayPlan) -> None:
     columns = st.columns(4)
     fewest = "none up to 4,096" if plan.min_gpus is None else f"{plan.min_gpus}"
     text = "The smallest pool with which serving keeps its targets and the offline work its deadline."
-    parts.metric(columns[0], "Fewest GPUs that do it all", fewest, None, text)
+    parts.metric(columns[0], "Fewest GPUs", fewest, None, text)
     rent = show("usd", plan.usd) if found.usd_per_gpu_h else "no price known"
     text = f"All {plan.n_gpus} GPUs for these hours, at the price of the side bar."
     parts.metric(columns[1], f"Rent of these {len(plan.hours)} h", rent, None, text)
