@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from scipy.optimize import least_squares
 from advisor.catalog import load_catalog
 from advisor.fit.deepspeed_public import fastgen_coefficients, zero_inference_error
 from advisor.fit.deepspeed_ranks import rank_coefficients
+from advisor.fit.deepspeed_raw import Raw, cells_with, coefficient, run_ids
 from advisor.fit.deepspeed_training import training_coefficients
 from advisor.fit.deepspeed_training_power import training_power
 from advisor.fit.deepspeed_training_public import published_training_coefficients
@@ -31,7 +31,6 @@ from advisor.schema import Cluster, Coefficient, CoefficientSet, FitReport, Mode
 from advisor.schema.training import TrainJob
 
 Floats = NDArray[np.float64]
-Raw = dict[str, Any]
 
 GPU = "h100-sxm-80gb"
 H100_FLOPS_PER_S = 989.4e12
@@ -94,22 +93,6 @@ def _spread(values: Sequence[float], *, least: float = 0.05) -> tuple[float, flo
     return mid, min(float(np.quantile(v, 0.05)), mid * (1 - least)), max(float(np.quantile(v, 0.95)), mid * (1 + least))
 
 
-def _coefficient(
-    spread: tuple[float, float, float], unit: str, bounds: tuple[float, float], meaning: str, source: str
-) -> Coefficient:
-    value, low, high = spread
-    return Coefficient(value=value, low=low, high=high, unit=unit, bounds=bounds, meaning=meaning, source=source)
-
-
-def _cells(records: Sequence[Raw], **wanted: Any) -> list[Raw]:
-    """Return the records whose fields have the wanted values."""
-    return [r for r in records if all(r.get(k) == v for k, v in wanted.items())]
-
-
-def _ids(cells: Sequence[Raw]) -> str:
-    return "; ".join(dict.fromkeys(r["run_id"] for r in cells))
-
-
 def _size(record: Raw) -> tuple[int, int, int]:
     """Return batch, prompt tokens and output tokens of a static batch."""
     lengths = record["lengths"]
@@ -124,7 +107,7 @@ def power_coefficient(cells: Sequence[Raw]) -> Coefficient:
         if r["measured"].get("board_power_w")
     ]
     meaning = "board power while decoding, 0 = idle, 1 = limit"
-    return _coefficient(_spread(shares, least=0.1), "1", (0, 1), meaning, _ids(cells))
+    return coefficient(_spread(shares, least=0.1), "1", (0, 1), meaning, run_ids(cells))
 
 
 def prefill_eff(
@@ -147,7 +130,7 @@ def prefill_eff(
 
 def eager_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return launch times, prefill efficiency and memory factors of the transformers eager path."""
-    cells = _cells(records, mode="eager", tp=1) + _cells(records, mode="autotp", tp=1)
+    cells = cells_with(records, mode="eager", tp=1) + cells_with(records, mode="autotp", tp=1)
     decode, small, held, work, extra, context = [], [], [], [], [], []
     for r in cells:
         s, m = shapes_of(model_of(r)), r["measured"]
@@ -161,40 +144,40 @@ def eager_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
         extra.append(m["reserved_bytes"] - s.n_params * 2 - cache)
         context.append(m["device_used_bytes"] - m["reserved_bytes"])
     (copies, activation), *_ = np.linalg.lstsq(np.column_stack([held, work]), np.asarray(extra), rcond=None)
-    source = _ids(cells)
+    source = run_ids(cells)
     unseen = "bound: not visible in our host-bound runs; kernel measurements of H100 weight streaming give 0.75 to 0.92"
     return {
         "eager_power_frac": power_coefficient(cells),
-        "eager_decode_launch_s_per_layer": _coefficient(
+        "eager_decode_launch_s_per_layer": coefficient(
             _spread(decode), "s", (1e-5, 2e-2), "host time to launch one layer of a decode pass (transformers)", source
         ),
-        "eager_prefill_launch_s_per_layer": _coefficient(
+        "eager_prefill_launch_s_per_layer": coefficient(
             _spread(small), "s", (1e-5, 2e-2), "host time to launch one layer of a prompt pass (transformers)", source
         ),
-        "eager_gemm_eff": _coefficient(
+        "eager_gemm_eff": coefficient(
             _spread(prefill_eff(cells, 4096)), "1", (0.05, 1), "share of the dense peak in a large prompt pass", source
         ),
-        "eager_weight_eff": _coefficient(
+        "eager_weight_eff": coefficient(
             (0.8, 0.6, 0.95), "1", (0.2, 1), "share of memory bandwidth that reads weights", unseen
         ),
-        "eager_kv_eff": _coefficient(
+        "eager_kv_eff": coefficient(
             (0.7, 0.4, 0.9), "1", (0.1, 1), "share of memory bandwidth that moves the cache", unseen
         ),
-        "eager_kv_copy_frac": _coefficient(
+        "eager_kv_copy_frac": coefficient(
             _spread([float(copies)], least=0.15),
             "1",
             (0, 3),
             "cache copies in the allocator, per byte of cache",
             source,
         ),
-        "eager_activation_bytes_per_token_dim": _coefficient(
+        "eager_activation_bytes_per_token_dim": coefficient(
             _spread([float(activation)], least=0.3),
             "bytes",
             (0, 100),
             "activation per prompt token and d_model",
             source,
         ),
-        "context_bytes": _coefficient(
+        "context_bytes": coefficient(
             _spread(context, least=0.2), "bytes", (1e8, 4e9), "driver context and libraries outside torch", source
         ),
     }
@@ -202,9 +185,9 @@ def eager_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
 
 def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     """Return the coefficients of kernel injection driven by hand (it fails as normally used)."""
-    cells = _cells(records, mode="kernel-injection")
+    cells = cells_with(records, mode="kernel-injection")
     s = shapes_of(model_of(cells[0]))
-    source = _ids(cells)
+    source = run_ids(cells)
     longest = max(sum(_size(r)[1:]) for r in cells)
     token = s.kv_elements_per_token_layer * s.n_layers * 2
     gaps = []
@@ -223,34 +206,34 @@ def inject_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     weights = cells[0]["measured"]["allocated_bytes"] / (s.n_params * 2)
     return {
         "inject_power_frac": power_coefficient(cells),
-        "inject_launch_s_per_layer": _coefficient(
+        "inject_launch_s_per_layer": coefficient(
             _spread(gaps, least=0.2), "s", (1e-5, 5e-3), "gaps between the kernels of one injected layer", source
         ),
-        "inject_gemm_eff": _coefficient(
+        "inject_gemm_eff": coefficient(
             _spread(prefill_eff(cells, 512, beside)),
             "1",
             (0.05, 1),
             "share of the dense peak in a large prompt pass",
             source,
         ),
-        "inject_weight_eff": _coefficient(
+        "inject_weight_eff": coefficient(
             INJECT_WEIGHT_EFF,
             "1",
             (0.2, 1),
             "share of memory bandwidth that reads weights",
             f"bound: {source} decode at 0.42 of it or better",
         ),
-        "inject_kv_eff": _coefficient(
+        "inject_kv_eff": coefficient(
             INJECT_KV_EFF,
             "1",
             (0.1, 1),
             "share of memory bandwidth that reads the cache",
             "bound: 8 x 512 tokens show no growth",
         ),
-        "inject_weight_frac": _coefficient(
+        "inject_weight_frac": coefficient(
             _spread([weights], least=0.03), "1", (1, 2), "allocated bytes per byte of weights", source
         ),
-        "inject_workspace_frac": _coefficient(
+        "inject_workspace_frac": coefficient(
             _spread([float(workspace)], least=0.2),
             "1",
             (0.5, 3),
@@ -267,8 +250,8 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
     """
     warm = [r for r in records if r.get("n_warm_passes")]
     records = [r for r in records if not r.get("n_warm_passes")]
-    resident = _cells(records, engine="deepspeed-zero-inference", offload="none", dp=1)
-    streamed = [r for r in _cells(records, engine="deepspeed-zero-inference", dp=1) if r["offload"] != "none"]
+    resident = cells_with(records, engine="deepspeed-zero-inference", offload="none", dp=1)
+    streamed = [r for r in cells_with(records, engine="deepspeed-zero-inference", dp=1) if r["offload"] != "none"]
     s = shapes_of(model_of(resident[0]))
     weights = s.n_params * 2
     hooks = [r["measured"]["decode_step_s"] / s.n_layers for r in resident]
@@ -279,7 +262,7 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
         shares.append(weights / alone / H100_HOST_LINK_BYTES_PER_S)
     base = resident[0]["measured"]["host_rss_bytes"]
     pinned = [(r["measured"]["host_rss_bytes"] - base) / weights for r in streamed]
-    still = _cells(warm, offload="parameters", kv_offload="none", weight_bits=16, dp=1)
+    still = cells_with(warm, offload="parameters", kv_offload="none", weight_bits=16, dp=1)
     pinned += [r["measured"]["host_pinned_bytes"] / r["stored_weights_bytes"] for r in still]
     rows = [r for r in public["rows"] if r["path"] == "zero-inference" and r["is_tuned"]]
 
@@ -296,39 +279,39 @@ def zero_coefficients(records: Sequence[Raw], public: Raw) -> dict[str, Coeffici
     elsewhere = (host, min(float(np.median(shares)) * 0.9, host * 0.7), host * 1.15)
     return {
         "zero_power_frac": power_coefficient(resident + streamed),
-        "host_stream_eff": _coefficient(
+        "host_stream_eff": coefficient(
             _spread(shares, least=0.1),
             "1",
             (0.05, 1),
             "share of the host link that parameters reach in a training step, hooks included (H100 host)",
-            _ids(streamed),
+            run_ids(streamed),
         ),
-        "host_stream_eff_elsewhere": _coefficient(
+        "host_stream_eff_elsewhere": coefficient(
             elsewhere, "1", (0.05, 1), "the same on other hosts", f"{cited}; low end: our H100 host"
         ),
-        "zero_gather_eff": _coefficient(
+        "zero_gather_eff": coefficient(
             (gather, gather * 0.5, min(1.0, gather * 1.6)),
             "1",
             (0.02, 1),
             "share of the GPU link in the all-gather",
             cited,
         ),
-        "nvme_eff": _coefficient(
+        "nvme_eff": coefficient(
             (nvme, nvme * 0.7, min(1.0, nvme * 1.4)), "1", (0.05, 1), "share of the drives' read rate", cited
         ),
-        "nvme_serial_frac": _coefficient(
+        "nvme_serial_frac": coefficient(
             (serial, serial * 0.5, min(1.0, serial * 1.6)),
             "s share",
             (0.01, 1),
             "share of the shorter of reading and copying that does not hide behind the longer",
             cited,
         ),
-        "host_pinned_frac": _coefficient(
+        "host_pinned_frac": coefficient(
             _spread(pinned, least=0.1),
             "1",
             (1, 2.5),
             "host bytes per byte of offloaded weights (pinned rounding)",
-            _ids([*streamed, *still]),
+            run_ids([*streamed, *still]),
         ),
     }
 
@@ -343,7 +326,7 @@ def estimate(
     """
     runs = [r for r in records if r["engine"] != "micro"]
     card = load_catalog().gpu(GPU)
-    steps = [(r, card, model_of(r)) for r in _cells(runs, engine="deepspeed-fastgen")]
+    steps = [(r, card, model_of(r)) for r in cells_with(runs, engine="deepspeed-fastgen")]
     fastgen, condition, errors = fastgen_coefficients(public, steps, transfer)
     found = eager_coefficients(runs) | inject_coefficients(runs) | zero_coefficients(runs, public) | fastgen
     found |= training_coefficients(runs, model_of) | rank_coefficients(records)
@@ -356,11 +339,11 @@ def estimate(
     found |= published
     held_out = [e for g, e in errors.items() if g.startswith("held out")]
     error = float(np.quantile(held_out, 0.9))
-    found["model_error_frac"] = _coefficient(
+    found["model_error_frac"] = coefficient(
         (error, error / 2, 2 * error), "1", (0, 1), "error of the law itself, added to each interval", "held-out groups"
     )
     train_error = float(np.quantile([e for g, e in training_errors.items() if g.startswith("held out")], 0.9))
-    found["train_error_frac"] = _coefficient(
+    found["train_error_frac"] = coefficient(
         (train_error, train_error / 2, 2 * train_error), "1", (0, 1), "error of the step-time law", "held-out groups"
     )
     used = [r for r in records if r["engine"] != "micro" or r["cell"]["what"] == "all_reduce"]

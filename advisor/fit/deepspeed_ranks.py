@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from advisor.fit.deepspeed_raw import run_ids
 from advisor.laws.zero import sent_bytes
 from advisor.schema import Coefficient
 
@@ -52,7 +53,7 @@ def rank_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
     one = [r["measured"]["device_used_bytes"] - r["measured"]["reserved_bytes"] for r in cells if r["n_gpus"] == 1]
     more = [r["measured"]["device_used_bytes"] - r["measured"]["reserved_bytes"] for r in several]
     nccl = sum(more) / len(more) - sum(one) / len(one)
-    cited = "; ".join(dict.fromkeys(r["run_id"] for r in (*several, *large)))
+    cited = run_ids((*several, *large))
     return {
         "train_link_eff": Coefficient(
             value=float(np.median(shares)),
@@ -70,6 +71,6 @@ def rank_coefficients(records: Sequence[Raw]) -> dict[str, Coefficient]:
             unit="s bytes",
             bounds=(0.0, 8e9),
             meaning="memory of NCCL's buffers with several ranks, beside the context",
-            source="; ".join(dict.fromkeys(r["run_id"] for r in several)),
+            source=run_ids(several),
         ),
     }

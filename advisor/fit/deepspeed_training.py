@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from advisor.fit.deepspeed_raw import run_ids
 from advisor.laws.training import forward_flops, layer_activation_bytes
 from advisor.predict.shapes import Shapes, shapes_of
 from advisor.schema import Coefficient, Model
@@ -62,7 +63,7 @@ def two_rates(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]
 def training_coefficients(records: Sequence[Raw], model_of: Callable[[Raw], Model]) -> dict[str, Coefficient]:
     """Return the coefficients of the training step: compute, optimizer, offload, memory slack."""
     cells = [r for r in records if r["engine"] == "deepspeed-zero-train" and r["n_gpus"] == 1]
-    cited = "; ".join(dict.fromkeys(r["run_id"] for r in cells))
+    cited = run_ids(cells)
     eff, passes = two_rates(compute_rows(records, model_of))
     plain = [r for r in cells if r["offload"] == "none"]
     offloaded = [r for r in cells if r["offload"] != "none"]

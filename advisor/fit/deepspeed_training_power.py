@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
+from advisor.fit.deepspeed_raw import run_ids
 from advisor.predict.deepspeed_step import Rates
 from advisor.predict.train import step_parts
 from advisor.predict.train_memory import sizes_of
@@ -51,7 +52,7 @@ def training_power(
     each = np.arange(len(seen))
     left_out = np.array([nnls(shares[each != i], seen[each != i])[0] for i in each])
     spread = 1.64 * float(np.std(shares @ found - seen))
-    cited = "; ".join(dict.fromkeys(r["run_id"] for r in cells))
+    cited = run_ids(cells)
     made = {}
     for i, (name, meaning) in enumerate(NAMES.items()):
         value = min(1.0, float(found[i]))

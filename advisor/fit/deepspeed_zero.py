@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from advisor.fit.deepspeed_raw import Raw, coefficient, run_ids
 from advisor.laws.offload import partly_hidden_s, weight_stream_s
 from advisor.predict.deepspeed_step import kv_bytes_per_token
 from advisor.predict.shapes import shapes_of
 from advisor.schema import Coefficient, Gpu, Model
 
-Raw = dict[str, Any]
 Floats = NDArray[np.float64]
 ModelOf = Callable[[Raw], Model]
 LEAST_WIDTH = 0.1
 """Half-width of an interval at least; our cells are medians of three passes on one host."""
 
 
-def _wide(value: float, low: float, high: float) -> dict[str, float]:
-    return {
-        "value": value,
-        "low": min(low, value * (1 - LEAST_WIDTH)),
-        "high": max(high, value * (1 + LEAST_WIDTH)),
-    }
+def _wide(value: float, low: float, high: float) -> tuple[float, float, float]:
+    return value, min(low, value * (1 - LEAST_WIDTH)), max(high, value * (1 + LEAST_WIDTH))
 
 
 def moved_bytes(record: Raw, model_of: ModelOf) -> float:
@@ -68,9 +63,6 @@ def zero_pass_coefficients(
     def layers(record: Raw) -> int:
         return shapes_of(model_of(record)).n_layers
 
-    def ids(some: Sequence[Raw]) -> str:
-        return "; ".join(dict.fromkeys(r["run_id"] for r in some))
-
     single = [r for r in alone if r["load"]["batch_size"] == 1]
     ends = [r["measured"]["decode_step_s"] - r["measured"]["prefill_s"] for r in single]
     end = float(np.median(ends))
@@ -91,33 +83,33 @@ def zero_pass_coefficients(
     variance = float(np.sum(fit.fun**2)) / max(1, len(moving) - 2)
     half = 1.7 * np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)) * variance)
     found = {
-        "zero_pass_s": Coefficient(
-            **_wide(end, min(ends), max(ends)),
-            unit="s",
-            bounds=(0.0, 0.5),
-            meaning="host time at the end of a pass, before the next can start",
-            source=ids(single),
+        "zero_pass_s": coefficient(
+            _wide(end, min(ends), max(ends)),
+            "s",
+            (0.0, 0.5),
+            "host time at the end of a pass, before the next can start",
+            run_ids(single),
         ),
-        "zero_hook_s_per_layer": Coefficient(
-            **_wide(hook, min(hooks), max(hooks + busy)),
-            unit="s",
-            bounds=(1e-4, 5e-2),
-            meaning="host time of ZeRO-3's hooks in one layer; the high end is a host that others used too",
-            source=ids([*still, *resident]),
+        "zero_hook_s_per_layer": coefficient(
+            _wide(hook, min(hooks), max(hooks + busy)),
+            "s",
+            (1e-4, 5e-2),
+            "host time of ZeRO-3's hooks in one layer; the high end is a host that others used too",
+            run_ids([*still, *resident]),
         ),
-        "zero_stream_eff": Coefficient(
-            **_wide(share, share - half[0], min(1.0, share + half[0])),
-            unit="1",
-            bounds=(0.05, 1.0),
-            meaning="share of the host link at which weights and an offloaded cache come (H100 host)",
-            source=ids(moving),
+        "zero_stream_eff": coefficient(
+            _wide(share, share - half[0], min(1.0, share + half[0])),
+            "1",
+            (0.05, 1.0),
+            "share of the host link at which weights and an offloaded cache come (H100 host)",
+            run_ids(moving),
         ),
-        "zero_serial_frac": Coefficient(
-            **_wide(serial, max(0.0, serial - half[1]), min(1.0, serial + half[1])),
-            unit="s share",
-            bounds=(0.0, 1.0),
-            meaning="share of the shorter of hooks and link that does not hide behind the longer",
-            source=ids(moving),
+        "zero_serial_frac": coefficient(
+            _wide(serial, max(0.0, serial - half[1]), min(1.0, serial + half[1])),
+            "s share",
+            (0.0, 1.0),
+            "share of the shorter of hooks and link that does not hide behind the longer",
+            run_ids(moving),
         ),
     }
     several = [r for r in warm if r["dp"] > 1]
@@ -128,11 +120,11 @@ def zero_pass_coefficients(
         whole = _host_of(r["measured"]["decode_step_s"], stream, serial)
         launches.append(max(0.0, (whole - end) / layers(r) - hook))
     if launches:
-        found["zero_gather_s_per_layer"] = Coefficient(
-            **_wide(float(np.median(launches)), 0.5 * min(launches), 1.5 * max(launches)),
-            unit="s",
-            bounds=(0.0, 5e-2),
-            meaning="host time of a layer's all-gathers, where several ranks share the weights",
-            source=ids(several),
+        found["zero_gather_s_per_layer"] = coefficient(
+            _wide(float(np.median(launches)), 0.5 * min(launches), 1.5 * max(launches)),
+            "s",
+            (0.0, 5e-2),
+            "host time of a layer's all-gathers, where several ranks share the weights",
+            run_ids(several),
         )
     return found

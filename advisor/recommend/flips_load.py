@@ -338,13 +338,11 @@ def load_changes(question: Question, plans: Sequence[Plan], found: Found) -> lis
         return []
     axes = _axes(question)
     # downwards two plans are replayed at each load, else mostly one: the longest begins first
-    names = [*reversed(axes)]
-    jobs = [partial(_along, rivals, name, axes[name]) for name in names]
+    jobs = [partial(_along, rivals, name, axes[name]) for name in reversed(axes)]
     made = side_by_side(jobs)
+    found_on = [made[k] if k in made else job() for k, job in enumerate(jobs)]
     changes = []
-    for name, axis in axes.items():
-        k = names.index(name)
-        change = made[k] if k in made else jobs[k]()
+    for axis, change in zip(axes.values(), reversed(found_on), strict=True):
         if change is not None:
             changes.append((axis, change, None if change.winner is None else rivals.plans[change.winner]))
     return changes

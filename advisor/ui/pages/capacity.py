@@ -43,7 +43,7 @@ def render() -> None:
     )
     commands = [shell(mixed_words(request, day, wanted))]
     if view == DAY:
-        _day(found, request, day)
+        _day(found, request)
     else:
         chosen = at_peak(found)
         report = call.power(request, chosen, terms)
@@ -184,7 +184,7 @@ def _mode(found: DayPlan) -> MixedPlan:
     return found.answer.plan("share" if shown == SHARE else "split")
 
 
-def _day(found: DayPlan, request: Request, day: Day) -> None:
+def _day(found: DayPlan, request: Request) -> None:
     plan = _mode(found)
     _headline(plan, found)
     ways = shifts.gpus_by_way(plan, found.jobs)
