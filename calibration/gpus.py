@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from calibration import cpu
 from calibration.errors import EngineMissing
 
 # NVML device name (without "NVIDIA ") -> catalogue name
@@ -119,6 +120,7 @@ class Gpus:
             "temperatures_c": [_try(nvml.nvmlDeviceGetTemperature, h, 0) for h in self.handles],
             "before_used_bytes": self.used_bytes(),
             "nvml_memory_bytes": None if memory is None else memory.total,
+            **cpu.describe(),
         }
 
     def used_bytes(self) -> list[int | None]:

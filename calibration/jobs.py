@@ -60,6 +60,11 @@ class Job:
         """GPUs that the engine uses."""
         return self.n_gpus or self.tp * self.pp * self.dp
 
+    @property
+    def times_launches(self) -> bool:
+        """Whether the worker also times each launch (`options: {"time_launches": true}`)."""
+        return self.kind == "vllm" and bool(self.options.get("time_launches"))
+
     def parsed_cells(self) -> list[Cell]:
         """Return the checked cells; equal ones are numbered, so that each has its own name."""
         seen: dict[str, int] = {}

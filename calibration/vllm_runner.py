@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from calibration import models, vllm_probe
+from calibration import launch_probe, models, vllm_probe
 from calibration.errors import EngineMissing, EngineStartFailed, OutFileBusy, first_error
 from calibration.gpus import Gpus, PowerMeter
 from calibration.jobs import Job, start_fields
@@ -75,7 +75,7 @@ def engine_args(job: Job, model_dir: str) -> dict[str, Any]:
     if job.kv_cache_dtype != "auto":
         args["kv_cache_dtype"] = job.kv_cache_dtype
     if job.worker_probe:
-        args["worker_extension_cls"] = vllm_probe.EXTENSION
+        args["worker_extension_cls"] = launch_probe.EXTENSION if job.times_launches else vllm_probe.EXTENSION
     return args | job.engine_args
 
 
@@ -189,6 +189,11 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
             common = common_fields(job, engine, host, vllm.__version__, args)
             common["startup"] = await start_up(engine, gpus, output.log_text(), startup_s, job.dp)
             output.say(f"{common['run_id']} started in {startup_s:.0f} s: {_memory(common['startup'])}")
+            if job.times_launches:
+                name = f"{common['run_id']}-launches.jsonl"
+                await engine.collective_rpc(
+                    "calibration_time_launches", args=(str(Path(output.out).resolve().parent / name),)
+                )
             await run.run(make_send(engine), engine, common, config["vocab_size"], meter)
         finally:
             meter.stop()
