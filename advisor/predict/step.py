@@ -16,10 +16,10 @@ import numpy as np
 
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.expert import expected_experts
-from advisor.laws.kv import kv_heads_per_rank
 from advisor.laws.roofline import larger_of, smooth_max
+from advisor.predict.cache_reads import cache_reads
 from advisor.predict.clock import Clock, clock_of
-from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes
+from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes
 from advisor.schema import Deployment, Gpu
 
 Real = Any  # float or NDArray[np.float64]; numpy's own stubs cannot say "the same as the argument"
@@ -330,12 +330,7 @@ def step_cost(
     else:
         peak, kind = half_peak, "bf16"
     weight_byte = BYTES_PER_WEIGHT[dtype]
-    kv_ranks = 1 if shapes.is_mla else tp * int(kv_heads_per_rank(shapes.n_kv_heads, tp)) / shapes.n_kv_heads
-    kv_elements = shapes.kv_elements_per_token_layer / (1 if shapes.is_mla else tp) * kv_ranks
-    kv_bytes = kv_elements * BYTES_PER_KV[deployment.kv_dtype] * n_layers
-    kv_rate = bandwidth * (c["kv_eff"] * (c["kv_fp8_factor"] if deployment.kv_dtype == "fp8" else 1.0))
-    if extra_s := n_layers * c.get("context_s", 0.0):  # a release with another decode attention (predict/release.py)
-        kv_rate = kv_bytes / (kv_bytes / kv_rate + extra_s)
+    cache = cache_reads(shapes, gpu, deployment, c, n_layers, half_peak)
     d_attention = shapes.n_heads * (shapes.d_head + shapes.d_attention_value) / tp
     passes = 4 * shapes.d_model + 3 * shapes.d_ff / tp + d_attention
     link = gpu.link_bytes_per_s
@@ -360,7 +355,7 @@ def step_cost(
         head_flops_per_seq=2.0 * shapes.head_params / tp if is_last else 0.0,
         head_bytes=2.0 * shapes.head_params / tp if is_last else 0.0,
         flops_per_pair=2.0 * d_attention * n_layers,
-        kv_bytes_per_context_token=kv_bytes,
+        kv_bytes_per_context_token=cache.bytes_per_token,
         elementwise_bytes_per_token=2.0 * passes * n_layers,
         all_reduce_bytes_per_token=float(all_reduce_bus_bytes(2.0 * shapes.d_model, tp)) if tp > 1 else 0.0,
         n_all_reduces=2 * n_layers if tp > 1 else 0,
@@ -371,14 +366,14 @@ def step_cost(
         expert_flops_per_s=peak * c[f"gemm_eff_{kind}"] * c["moe_gemm_factor"],
         expert_bytes_per_s=bandwidth * c[f"stream_eff_{kind}"] * c["moe_stream_factor"],
         attention_flops_per_s=half_peak * c["attention_eff"],
-        kv_bytes_per_s=kv_rate,
+        kv_bytes_per_s=cache.bytes_per_s,
         elementwise_bytes_per_s=bandwidth * c["elementwise_eff"],
         link_bytes_per_s=link * c["link_eff"],
         all_reduce_latency_s=c["all_reduce_s"],
         all_reduce_switch_bytes=c["all_reduce_switch_bytes"],
         all_reduce_large_latency_s=c["all_reduce_large_s"],
         fixed_s=c["step_s"] / pp + n_layers * layer_s,
-        seq_s=c["seq_s"] if is_last else 0.0,
+        seq_s=(c["seq_s"] if is_last else 0.0) + cache.seq_s,
         sharpness=c["sharpness_int4"] if kind == "int4" else c["sharpness"],
         throttle_s=c["throttle_s"],
         pair_ramp_tokens=c["pair_ramp_tokens"],

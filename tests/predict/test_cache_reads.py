@@ -1,0 +1,67 @@
+"""What decodes pay for their cache, by head size, card and format."""
+
+from pathlib import Path
+
+import pytest
+
+from advisor.catalog import load_catalog
+from advisor.fit.objective import predicted, run_cell
+from advisor.fit.records import cells_of, read_records
+from advisor.predict.cache_reads import CacheReads, cache_reads
+from advisor.predict.shapes import shapes_of
+from advisor.predict.transfer import transferred
+from advisor.schema import Deployment
+
+CATALOG = load_catalog()
+RUNS = Path(__file__).parents[2] / "data" / "runs"
+
+
+def reads(model: str, gpu: str = "h100-sxm-80gb", **more: object) -> CacheReads:
+    card = CATALOG.gpu(gpu)
+    shapes = shapes_of(CATALOG.model(model)[0])
+    deployment = Deployment.model_validate({"backend": "vllm", "model": model, "gpu": gpu, **more})
+    peak = card.peak_flops_per_s.get("bf16") or card.peak_flops_per_s["fp16"]
+    values = transferred(CATALOG.coefficients("vllm"), card)
+    return cache_reads(shapes, card, deployment, values, shapes.n_layers, peak)
+
+
+def test_oracle_wide_heads_stream_at_a_share_of_the_bandwidth() -> None:
+    values = CATALOG.coefficients("vllm").coefficients
+    found = reads("llama-3.1-8b")
+    assert found.bytes_per_token == 32 * 2 * 8 * 128 * 2
+    assert found.bytes_per_s == pytest.approx(3.35e12 * values["kv_eff"].value)
+    assert found.seq_s == 0
+
+
+def test_oracle_small_heads_of_one_query_head_each_compute_empty_rows() -> None:
+    share = CATALOG.coefficients("vllm").coefficients["decode_tile_eff"].value
+    found = reads("phi-3-mini-3.8b")
+    key_s = 32 * 4 * 192 * 96 * 32 / (989.4e12 * share)
+    assert found.bytes_per_token / found.bytes_per_s == pytest.approx(key_s, rel=0.01)
+    assert found.seq_s == pytest.approx(128 * key_s, rel=0.01)
+
+
+def test_invariant_no_format_or_card_reads_faster_than_its_memory() -> None:
+    for model in ("phi-3-mini-3.8b", "llama-3.2-1b", "llama-3.1-8b", "gemma-3-4b", "falcon-7b"):
+        for gpu in ("h100-sxm-80gb", "h200-sxm-141gb", "a100-sxm-80gb", "l4"):
+            for kv in ("auto", "fp8"):
+                card = CATALOG.gpu(gpu)
+                rate = reads(model, gpu, kv_dtype="bf16" if kv == "auto" else kv).bytes_per_s
+                assert 0 < rate <= card.memory_bandwidth_bytes_per_s
+
+
+def test_edge_the_padding_is_hoppers_and_the_16_bit_caches() -> None:
+    assert reads("phi-3-mini-3.8b", "a100-sxm-80gb").seq_s == 0
+    assert reads("phi-3-mini-3.8b", kv_dtype="fp8").seq_s == 0
+    assert reads("deepseek-v2-lite").seq_s == 0
+
+
+def test_measured_phi_3_minis_many_short_decodes() -> None:
+    """Two starts on two cards; without the padded rows the law said a third to a half less."""
+    for name in ("h100-13", "h200-3"):
+        records = [r for r in read_records(RUNS / f"vllm-0.26.0_{name}.jsonl") if r.model == "phi-3-mini-3.8b"]
+        cell = next(c for c in cells_of(records, CATALOG) if getattr(c.workload.load, "concurrency", 0) == 256)
+        found = predicted(run_cell(cell, transferred(CATALOG.coefficients("vllm"), cell.gpu)))
+        measured = cell.record.measured.tpot_s
+        assert measured is not None
+        assert found["tpot_s.p50"] == pytest.approx(measured.p50, rel=0.15)
