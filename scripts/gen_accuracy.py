@@ -256,8 +256,8 @@ engine's answer.
 {starts_of_kinds(accuracy["by_run"])}.
 Where a kind has two or three, leaving one out leaves little that tells of it; the coefficients that the advisor
 ships have seen all of them, so for these kinds its own error lies below the table's. One number is not left out:
-the H200's energy factor in `data/fitted/transfer.toml`. Board power is compared in cells of a second or more; in a
-shorter one the meter has not settled.
+the H200's factor on the time of its hosts in `data/fitted/transfer.toml`. Board power is compared in cells of a second
+or more; in a shorter one the meter has not settled.
 
 Error = predicted / measured - 1. Median and P90 are of its absolute value, bias is its mean.
 
@@ -275,11 +275,14 @@ host and deploys on another, and no prediction that does not know the host can b
 
 {noise_floor(accuracy)}
 
-What lies behind it is the CPU: a step with more tokens than the largest CUDA graph is launched kernel by kernel, 0.7
-to 1.3 ms a layer from host to host and from process to process. An instrumented engine of an 8B model showed more than
-that: within one process, launches of 8,192 tokens took 17 to 46 ms (44 of them, the middle 80 % 18 to 42), 99 % of it
-CPU time; in two others on that host up to 75 and 80 ms. Prompts shorter than their launch (some 1,000 tokens of an 8B
-model) are as uncertain as that; longer ones hide it.
+What lies behind it is the CPU: a step with more tokens than the largest CUDA graph is launched kernel by kernel, 0.5
+to 1.3 ms a layer from host to host, from process to process and from one second to the next. In three engines whose
+every launch was timed (28,200 of them) a fixed loop of Python just before took 24 or 44 us and seldom anything between:
+a core runs two hardware threads, and while the second has work the first is slower. Launches of more than 512 tokens of
+an 8B model took 16 ms (median) after the fast loops and 25 ms after the slow ones; 31 to 62 % were slow. The replay has
+these two paces ([methodology](methodology.md#launching-it-the-host)), but which of them a short measurement meets is
+chance. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as that; longer ones hide
+it. To have less of it, keep the second thread of the engine's core free.
 
 **First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it
 is first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`)

@@ -19,18 +19,18 @@ from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError, printable
 from advisor.fit.estimate import Z90, Estimate, fitted_names
 from advisor.fit.objective import cell_residuals, on_host, targets
-from advisor.fit.parameters import BY_NAME, HOST_POWER_PRIOR_REL, HOST_SPEED_PRIOR_REL, HOST_TIMES, bounds_of
+from advisor.fit.parameters import BY_NAME, HOST_POWER_PRIOR_REL, HOST_SPEED_PRIOR_REL, bounds_of
 from advisor.fit.records import Cell, cells_of
 from advisor.fit.validate import Row, validate
-from advisor.predict.transfer import SCALED_BY, transfer_rel, transferred
+from advisor.predict.transfer import HOST_TIMES, SCALED_BY, transfer_rel, transferred
 from advisor.schema import CoefficientSet, FitReport, Gpu, RunRecord
 
 Floats = NDArray[np.float64]
 Scope = Literal["host", "all"]
 HOST, SPEED, POWER = "new", "host@new", "power@new"
 """The host of the new cells, its speed factor (CPU times) and its energy factor (joules an operation)."""
-OF_CARD = frozenset(name for names in SCALED_BY.values() for name in names)
-"""Coefficients that a card has of its own."""
+OF_CARD = frozenset(name for names in SCALED_BY.values() for name in names) - frozenset(HOST_TIMES)
+"""Coefficients that a card has of its own, its hosts' left out: they have a factor."""
 STEP = 5e-3
 FIT_SHARE = 0.75
 """Share of the time that the fit takes, for the progress; the rest judges it."""

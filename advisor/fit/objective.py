@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from advisor.errors import BadData
-from advisor.fit.parameters import BY_NAME, HOST_TIMES
+from advisor.fit.parameters import BY_NAME
 from advisor.fit.records import Cell, has_one_route
 from advisor.predict.replica import client_of, engine_limits
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Simulation, simulate
 from advisor.predict.step import step_cost
 from advisor.predict.traffic import Traffic
+from advisor.predict.transfer import HOST_TIMES
 from advisor.schema import EngineFacts, PrefixSharing
 
 REFERENCE_GPU = "h100-sxm-80gb"
@@ -83,8 +84,13 @@ def is_http(cell: Cell) -> bool:
     return str((cell.record.model_extra or {}).get("client", "")).startswith("http")
 
 
-def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None) -> list[Simulation]:
-    """Return one simulation a draw of the cell's traffic, with the cache that the engine really had."""
+def run_cell(
+    cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None, phase: float = 0.0
+) -> list[Simulation]:
+    """Return one simulation a draw of the cell's traffic, with the cache that the engine really had.
+
+    The host's paces begin at `phase`, those of several draws evenly spaced from there.
+    """
     record, deployment = cell.record, cell.deployment
     startup = record.startup
     blocks = (startup.n_kv_blocks if startup else None) or 10**6
@@ -93,11 +99,15 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
     if has_one_route(record, cell.model):
         stages = [replace(stage, has_one_route=True) for stage in stages]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
-    limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix)
-    limits = replace(limits, cold_heads=cell.cold_heads)
     send_s = values["send_s"] if deployment.pp > 1 else 0.0
     client = client_of(values, is_http=is_http(cell))
-    return [simulate(stages, limits, t, client, dp=deployment.dp, send_s=send_s) for t in cell.traffics]
+    found = []
+    for k, traffic in enumerate(cell.traffics):
+        begin = (phase + k / len(cell.traffics)) % 1.0
+        limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix, begin)
+        limits = replace(limits, cold_heads=cell.cold_heads)
+        found.append(simulate(stages, limits, traffic, client, dp=deployment.dp, send_s=send_s))
+    return found
 
 
 def predicted(simulations: Sequence[Simulation]) -> dict[str, float]:
@@ -117,7 +127,8 @@ def values_for(cell: Cell, theta: Mapping[str, float], transfer: Mapping[str, Ma
     values = {name: theta[name] for name in BY_NAME}
     factors = transfer.get(cell.gpu.name, {}) if cell.gpu.name != REFERENCE_GPU else {}
     values["joules_per_flop"] *= float(factors.get("joules", 1.0))
-    return on_host(values, theta.get(f"host@{cell.host}", 1.0), theta.get(f"power@{cell.host}", 1.0))
+    speed = theta.get(f"host@{cell.host}", 1.0) * float(factors.get("host", 1.0))
+    return on_host(values, speed, theta.get(f"power@{cell.host}", 1.0))
 
 
 def on_host(values: Mapping[str, float], speed: float, power: float) -> dict[str, float]:

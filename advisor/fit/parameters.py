@@ -41,6 +41,15 @@ PARAMETERS: tuple[Parameter, ...] = (
         "share of its cache reads that a prefix in many decodes costs",
         prior_rel=0.5,
     ),
+    _P(
+        "decode_tile_eff",
+        0.45,
+        0.1,
+        1.0,
+        "1",
+        "share of the bf16 peak of decode attention, rows without a query counted",
+        prior_rel=0.5,
+    ),
     _P("elementwise_eff", 0.50, 0.1, 1.0, "1", "share of the bandwidth of norms, rotary embedding, activation"),
     _P("link_eff", 0.70, 0.1, 1.0, "1", "share of one link direction that all-reduces reach", prior_rel=0.1),
     _P("all_reduce_s", 8.7e-6, 2e-6, 4e-5, "s", "latency of one all-reduce inside a CUDA graph"),
@@ -99,6 +108,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         "host time of a layer while others are served, over alone",
         prior_rel=0.2,
     ),
+    # timed launches: 1.28, 1.48, 1.56 times; share 0.31, 0.35, 0.62 (runs h200 1b-launches, 8b-launches, 8b-launches-b)
+    _P("slow_launch_factor", 1.5, 1.0, 3.0, "1", "a launch while its core's other thread works, over alone", False),
+    _P("slow_launch_frac", 0.4, 0.0, 1.0, "1", "share of the time in which that is so", False),
+    _P("slow_launch_s", 0.3, 0.01, 10.0, "s", "how long a host's pace lasts", False),
     _P("graph_wait_frac", 0.5, 0.01, 1.0, "1", "share of a running decode graph that a prompt step's launch waits for"),
     _P("host_seq_s", 1.8e-5, 1e-7, 1e-4, "s", "host time a running sequence and step"),
     _P("host_table_s", 6e-6, 1e-7, 1e-4, "s", "the same for each further block table of a sequence", prior_rel=0.5),
@@ -130,6 +143,7 @@ FALLBACKS: dict[str, float | str] = {
     "host_table_s": 1e-7,
     "host_eager_layer_s": "host_large_layer_s",
     "shared_kv_frac": 1.0,
+    "decode_tile_eff": 0.45,
     "kv_fp8_factor": 0.92,
     "link_eff": 0.7,
     "all_reduce_s": 1.0e-5,
@@ -141,24 +155,6 @@ FALLBACKS: dict[str, float | str] = {
 }
 """What a coefficient is where no run tells: another one, nothing special (1), or a kernel figure of the H100 in the
 aiconfigurator database (fp8 GEMM 0.55 of peak, fp8 cache 0.92 of bf16's rate, all-reduce, link)."""
-
-HOST_TIMES = (
-    "host_step_s",
-    "host_graph_layer_s",
-    "host_large_layer_s",
-    "host_eager_layer_s",
-    "host_moe_layer_s",
-    "host_mla_layer_s",
-    "host_seq_s",
-    "host_table_s",
-    "submit_s",
-    "return_s",
-    "serial_s",
-    "wake_s",
-    "http_s",
-    "http_token_s",
-)
-"""Coefficients that a slower or faster host scales together."""
 
 HOST_BOUNDS = (0.4, 2.5)
 """Bounds of a host's factors."""

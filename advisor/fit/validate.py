@@ -71,7 +71,8 @@ def predict_cell(
     cell: Cell, values: Mapping[str, float], power: CoefficientSet | None, facts: EngineFacts | None = None
 ) -> dict[str, float]:
     """Return the predicted metrics of a cell from coefficient values for its GPU, nothing of its measurements used."""
-    simulations = [s for v in jittered(cell, values) for s in run_cell(cell, v, facts)]
+    sets = jittered(cell, values)
+    simulations = [s for k, v in enumerate(sets) for s in run_cell(cell, v, facts, k / len(sets))]
     found = predicted(simulations)
     if power is not None:
         found["board_power_w.mean"] = float(np.mean([_power(cell, values, power, s) for s in simulations]))

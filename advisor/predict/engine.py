@@ -45,6 +45,8 @@ class Engine:
         self.has_stood = False
         """whether the last launch waited for the GPU, which is therefore idle"""
         self.now_s = 0.0
+        self.paces, self.pace_s = limits.launch_paces, limits.pace_s
+        self.first_turn_s = -1.0
         self.ledger = Ledger([part.clock for part in self.parts], limits)
         self.waiting: deque[Sequence_] = deque()
         self.running: list[Sequence_] = []
@@ -213,8 +215,14 @@ class Engine:
         ready_s = self.group_ready_s[slot]
         begin_s = end_s = busy_s = launched_s = 0.0
         weights: list[float] = []
+        pace = 1.0
+        if n_prefill and n_decode and self.paces:
+            if self.first_turn_s < 0:
+                self.first_turn_s = launch_s
+            pace = self.paces[int((launch_s - self.first_turn_s) / self.pace_s) % len(self.paces)]
         for part in self.parts:
             full_s, ratio, host_s, prepare_s = part.clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
+            host_s = prepare_s + (host_s - prepare_s) * pace
             if not weights:
                 self.launch_free_s = launched_s = launch_s + host_s
                 if launch_s + prepare_s > ready_s:

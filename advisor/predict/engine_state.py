@@ -56,6 +56,10 @@ class EngineLimits:
     shared_prefix_blocks: int = 0
     graph_wait_frac: float = 0.0
     """Share of a running decode graph's rest that a step with prompts waits for before its launch goes on."""
+    launch_paces: tuple[float, ...] = ()
+    """Time of a launch over its mean, turn after turn (`pace.paces`), where prompts join decodes; none: always 1."""
+    pace_s: float = 1.0
+    """How long a turn lasts."""
     cold_heads: frozenset[int] = frozenset()
     """Kernels of the LM head (`head_of`) that this process is yet to load, as in a fresh engine's first bursts."""
     kv_groups: KvGroups = ONE_GROUP

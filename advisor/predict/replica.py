@@ -13,6 +13,7 @@ from advisor.errors import DomainError
 from advisor.laws.kv import held_blocks
 from advisor.predict.engine_state import EngineLimits
 from advisor.predict.footprint import Footprint, footprint
+from advisor.predict.pace import paces
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Client
 from advisor.predict.step import StepCost, step_cost
@@ -58,8 +59,12 @@ def engine_limits(
     values: Mapping[str, float],
     facts: EngineFacts | None,
     prefix: PrefixSharing,
+    phase: float = 0.0,
 ) -> EngineLimits:
-    """Return the scheduler's limits of one replica; batches in flight follow the engine version."""
+    """Return the scheduler's limits of one replica; batches in flight follow the engine version.
+
+    `phase` is where the pattern of the host's paces begins (`pace.paces`).
+    """
     pp = deployment.pp
     is_moe = model.moe is not None
     if facts is not None:
@@ -93,6 +98,8 @@ def engine_limits(
         verify_tokens=verify,
         shared_prefix_blocks=min(held_blocks(shared, block, groups, window), max(0, n_kv_blocks - 1)),
         graph_wait_frac=values["graph_wait_frac"],
+        launch_paces=paces(values["slow_launch_factor"], values["slow_launch_frac"], phase),
+        pace_s=values["slow_launch_s"],
         kv_groups=groups,
         window_tokens=window,
         hot_context_tokens=shared * (1.0 - values["shared_kv_frac"]),

@@ -7,6 +7,24 @@ from collections.abc import Mapping
 
 from advisor.schema import CoefficientSet, Gpu
 
+HOST_TIMES = (
+    "host_step_s",
+    "host_graph_layer_s",
+    "host_large_layer_s",
+    "host_eager_layer_s",
+    "host_moe_layer_s",
+    "host_mla_layer_s",
+    "host_seq_s",
+    "host_table_s",
+    "submit_s",
+    "return_s",
+    "serial_s",
+    "wake_s",
+    "http_s",
+    "http_token_s",
+)
+"""Coefficients that a slower or faster host scales together."""
+
 SCALED_BY: dict[str, tuple[str, ...]] = {
     "gemm": ("gemm_eff_bf16", "gemm_eff_int4"),
     "gemm_fp8": ("gemm_eff_fp8",),
@@ -17,6 +35,7 @@ SCALED_BY: dict[str, tuple[str, ...]] = {
     "all_reduce": ("all_reduce_s", "all_reduce_large_s"),
     "link": ("link_eff",),
     "joules": ("joules_per_flop",),
+    "host": HOST_TIMES,
 }
 """Which coefficients each kernel figure scales."""
 

@@ -13,10 +13,9 @@ from advisor.catalog import load_catalog
 from advisor.errors import DomainError
 from advisor.fit.adapt import HOST, SPEED, refit
 from advisor.fit.objective import predicted, run_cell
-from advisor.fit.parameters import HOST_TIMES
 from advisor.fit.records import cell_of, read_records
 from advisor.fit.validate import table
-from advisor.predict.transfer import transferred
+from advisor.predict.transfer import HOST_TIMES, transferred
 from advisor.schema import RunRecord
 
 CATALOG = load_catalog()
