@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import NoReturn
 
@@ -74,3 +76,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = 130
     gc.freeze()
     sys.exit(code)
+
+
+def entry() -> NoReturn:
+    """Be the command `advisor`: `main`, and no farewell to every object where nothing but this thread is left.
+
+    Python takes apart all modules before a process ends, which takes as long as some replays; the system takes the
+    memory back anyway. What asked to be called at the end is called.
+    """
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    threading = sys.modules.get("threading")
+    if not isinstance(code, int) or (threading is not None and threading.active_count() > 1):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

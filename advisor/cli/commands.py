@@ -27,7 +27,6 @@ from advisor.cli.parse import (
 )
 from advisor.cli.study import add_study
 from advisor.cli.training_options import add_training_job
-from advisor.schema.mixed import MOST_HOURS, START_S
 
 TASKS = ("serve", "batch", "train", "mixed")
 Add = Callable[[argparse.ArgumentParser], None]
@@ -211,6 +210,8 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 
 def _mixed(p: argparse.ArgumentParser) -> None:
+    from advisor.schema.mixed import MOST_HOURS, START_S  # its classes are this command's alone
+
     add_target(p)
     add_workload(p)
     add_money(p)
