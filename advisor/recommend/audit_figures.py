@@ -113,16 +113,20 @@ def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Findin
     ours = least.prediction.quantities[readings[0]]
     shown = f"at {least} we find at least {format_s(ours.value)} ({names[readings[0].split('_')[0]]})"
     source = "serving model of this project with its 90 % intervals"
+    ordinary = [s for s in scenarios if s.is_usual]
+    # a latency rises with the clients: what lies between two numbers of them holds for one in between
+    gaps = {r: pair for r in readings if not usual.get(r) and (pair := _between(r, claimed, ordinary))}
+    places = {r: str(found[0]) for r, found in usual.items() if found}
+    places |= {r: f"{few}, up to {many.clients} clients" for r, (few, many) in gaps.items()}
     first = readings[0]
-    if usual.get(first):
-        s = usual[first][0]
-        return finding(claim, "consistent", shown, source, s.prediction.quantities[first], str(s))
-    others = [r for r in readings[1:] if usual.get(r)]
+    if first in places:
+        held = usual[first][0] if usual.get(first) else gaps[first][0]
+        return finding(claim, "consistent", shown, source, held.prediction.quantities[first], places[first])
+    others = [r for r in readings[1:] if r in places]
     if others:
-        s = usual[others[0]][0]
-        meaning = names[others[0].split("_")[0]]
-        why = f"{bound}; {shown}. It can hold as {meaning} only"
-        return finding(claim, "implausible", why, source, ours, f"as {meaning}: {s}")
+        meanings = [names[r.split("_")[0]] for r in others]
+        why = f"{bound}; {shown}. It can hold as {' or '.join(meanings)} only"
+        return finding(claim, "implausible", why, source, ours, f"as {meanings[0]}: {places[others[0]]}")
     if fits:
         reading, found = next(iter(fits.items()))
         meaning = names[reading.split("_")[0]]
@@ -136,14 +140,15 @@ def _judge_latency(auditor: Auditor, claim: FigureClaim, setup: Setup) -> Findin
 
 
 def _between(quantity: str, claimed: Interval, scenarios: list[Scenario]) -> tuple[Scenario, Scenario] | None:
-    """Return two scenarios of the same lengths and plan, one with more clients, with the claim between their rates."""
+    """Return two scenarios of one plan and the same lengths, one with more clients, and the claim between them."""
     alike: dict[object, list[Scenario]] = {}
     for x in sorted(scenarios, key=lambda x: x.clients):
         plan = x.deployment.model_copy(update={"max_num_seqs": 1})
         alike.setdefault((x.prompt_tokens, x.output_tokens, plan), []).append(x)
     for some in alike.values():
         for few, many in pairwise(some):
-            if few.prediction.quantities[quantity].high < claimed.low <= many.prediction.quantities[quantity].high:
+            found = [x.prediction.quantities.get(quantity) for x in (few, many)]
+            if found[0] and found[1] and found[0].high < claimed.low <= found[1].high:
                 return few, many
     return None
 
