@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+
+def nearest(word: str, known: Iterable[str], n: int = 2, cutoff: float = 0.6) -> list[str]:
+    """Return up to `n` known words that a wrong one may have meant, the most alike first."""
+    from difflib import get_close_matches  # where all words are right, nobody waits for it
+
+    return get_close_matches(word, list(known), n, cutoff)
 
 
 class AdvisorError(Exception):
@@ -30,7 +36,7 @@ class UnknownName(AdvisorError):
         self.name = name
         shown = printable(name)
         lowered = {k.lower(): k for k in known}
-        self.nearest = [lowered[k] for k in get_close_matches(name.lower()[:80], list(lowered), n=3, cutoff=0.4)]
+        self.nearest = [lowered[k] for k in nearest(name.lower()[:80], lowered, 3, 0.4)]
         text = f"unknown {kind} '{shown}'"
         text += f"; did you mean {' or '.join(self.nearest)}?" if self.nearest else "."
         super().__init__(f"{text} {hint}".strip())

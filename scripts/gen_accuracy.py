@@ -1,6 +1,6 @@
 """Writes what the last fit says about itself: docs/accuracy.md with its picture, the marked lines of other pages.
 
-Reads data/fitted/accuracy.json and data/fitted/vllm.json, as `advisor fit` writes them, and the law's own list of
+Reads data/fitted/accuracy*.json and data/fitted/vllm.json, as `advisor fit` writes them, and the law's own list of
 coefficients. `--check` writes nothing and says which page is not current.
 """
 
@@ -364,7 +364,9 @@ def with_block(text: str, name: str, content: str) -> str:
 
 def pages(folder: Path = ROOT / "data" / "fitted") -> dict[Path, str]:
     """Return every generated page with its text, from the fit in `folder`."""
-    accuracy = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+    accuracy = {}
+    for name in ("accuracy", "accuracy_cells"):
+        accuracy |= json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     fitted = json.loads((folder / "vllm.json").read_text(encoding="utf-8"))
     power = json.loads((folder / "power.json").read_text(encoding="utf-8"))
     unknown = sorted({n for n in fitted["coefficients"] if "@" not in n} - set(BY_NAME))

@@ -160,7 +160,8 @@ def test_every_preset_engine_and_coefficient_set_loads() -> None:
     catalog = load_catalog()
     assert all(catalog.workload(name).name == name for name in catalog.workloads())
     assert all(catalog.engine(name) for name in stems("engines", ".toml"))
-    assert all(catalog.coefficients(name).coefficients for name in stems("fitted", ".json") - {"accuracy"})
+    assert set(catalog.coefficient_sets()) == stems("fitted", ".json") - {"accuracy", "accuracy_cells"}
+    assert all(catalog.coefficients(name).coefficients for name in catalog.coefficient_sets())
     # the error table of the starts left out of the fit: not coefficients, but of the same law
     accuracy = json.loads((DATA / "fitted" / "accuracy.json").read_text())
     assert accuracy["law_version"] == catalog.coefficients("vllm").version

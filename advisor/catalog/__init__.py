@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+REPORTS = ("accuracy.json", "accuracy_cells.json")
+"""Files beside the coefficient sets: what the last fit was off by."""
+
+
 class Catalog:
     """Everything under one data folder; each file is read when it is first needed, then kept."""
 
@@ -47,6 +51,7 @@ class Catalog:
         self._prices = PriceFiles(root / "prices")
         self._presets: dict[str, Any] | None = None
         self._read: dict[Path, tuple[tuple[int, int], Any]] = {}
+        self._held_out: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None = None
 
     def models(self) -> dict[str, ModelEntry]:
         """Return the index of models: name to hub id and aliases, without reading their files."""
@@ -92,13 +97,30 @@ class Catalog:
         """Return where the numbers of a preset come from."""
         return str(self._preset_tables()[self.workload(name).name].get("source", ""))
 
+    def coefficient_sets(self) -> tuple[str, ...]:
+        """Return the names of the fitted coefficient sets."""
+        return tuple(sorted(p.stem for p in (self.root / "fitted").glob("*.json") if p.name not in REPORTS))
+
     def coefficients(self, name: str) -> CoefficientSet:
         """Return the fitted coefficients of an engine from `fitted/NAME.json`."""
         return self._kept(self._file("coefficient set", "fitted", name, ".json"), _coefficients_from)
 
     def accuracy(self) -> dict[str, Any]:
-        """Return the errors on left-out engine starts that the last fit wrote, empty where there was none."""
-        path = self.root / "fitted" / "accuracy.json"
+        """Return the errors on left-out engine starts that the last fit wrote, empty where there was none.
+
+        By regime and in sum; what single starts and cells were off by is in `held_out`.
+        """
+        return self._report(REPORTS[0])
+
+    def held_out(self) -> dict[str, Any]:
+        """Return `accuracy` with the errors of each start and cell: ten times as much to read."""
+        whole, single = self.accuracy(), self._report(REPORTS[1])
+        if self._held_out is None or self._held_out[0] is not whole or self._held_out[1] is not single:
+            self._held_out = whole, single, whole | single
+        return self._held_out[2]
+
+    def _report(self, name: str) -> dict[str, Any]:
+        path = self.root / "fitted" / name
         return self._kept(path, partial(read_json, max_bytes=16 * MIB)) if path.is_file() else {}
 
     def engine(self, name: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tomllib
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -16,9 +15,6 @@ from advisor.units import KIB, MIB
 
 MAX_FILE_BYTES = MIB
 """Larger than any config.json or catalogue file; a user's path may name anything."""
-
-MIN_COMPILED = 2000
-"""Characters from which reading a TOML file of the catalogue takes long enough to keep it as JSON."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -70,13 +66,17 @@ def read_toml(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
     shown = printable(path, 200)
     text = read_text(path, max_bytes)
     try:
-        return (
-            _compiled(text) if len(text) >= MIN_COMPILED and path.is_relative_to(data_root()) else tomllib.loads(text)
-        )
-    except tomllib.TOMLDecodeError as error:
-        raise BadData(shown, f"is no TOML: {printable(error)}") from None
-    except (RecursionError, ValueError):
+        return _compiled(text) if path.is_relative_to(data_root()) else _parsed(text)
+    except (RecursionError, ValueError) as error:
+        if type(error).__name__ == "TOMLDecodeError":
+            raise BadData(shown, f"is no TOML: {printable(error)}") from None
         raise BadData(shown, "is nested too deeply or holds a number out of range") from None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    import tomllib  # most processes find all tables compiled
+
+    return tomllib.loads(text)
 
 
 def _compiled(text: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _compiled(text: str) -> dict[str, Any]:
             return table
     except (OSError, ValueError):
         pass
-    table = tomllib.loads(text)
+    table = _parsed(text)
     if sys.dont_write_bytecode:
         return table
     try:

@@ -117,7 +117,7 @@ def _validate(p: argparse.ArgumentParser) -> None:
 
 def _fit(p: argparse.ArgumentParser) -> None:
     p.add_argument("files", nargs="*", metavar="FILE.jsonl", help="your own run records, beside the shipped ones")
-    p.add_argument("--out", metavar="FOLDER", help="write vllm.json and accuracy.json there")
+    p.add_argument("--out", metavar="FOLDER", help="write vllm.json, accuracy.json and accuracy_cells.json there")
     _records(p)
 
 

@@ -128,8 +128,7 @@ def _print(name: str, form: dict[str, Any], sources: list[str], *, as_json: bool
 
 
 def _coefficients(catalog: Catalog, *, as_json: bool) -> int:
-    names = sorted(p.stem for p in (catalog.root / "fitted").glob("*.json") if p.stem != "accuracy")
-    sets = [catalog.coefficients(name) for name in names]
+    sets = [catalog.coefficients(name) for name in catalog.coefficient_sets()]
     if as_json:
         forms = {s.name: s.model_dump(mode="json") for s in sets}
         print_json({"schema_version": SCHEMA_VERSION, "coefficients": forms})

@@ -6,10 +6,9 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn, get_args
 
-from advisor.errors import AdvisorError, printable
+from advisor.errors import AdvisorError, nearest, printable
 from advisor.schema.deployment import Backend, KvDtype, WeightDtype
 from advisor.schema.request import Objective
 
@@ -55,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         known = [str(choice) for choice in action.choices or ()]
         if action.choices is None or value in action.choices:
             return
-        near = get_close_matches(str(value).lower(), known, n=2)
+        near = nearest(str(value).lower(), known)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         what = "command" if action.metavar == "COMMAND" else "value"
         raise argparse.ArgumentError(action, f"unknown {what} '{printable(value)}'; {hint}")
@@ -74,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
     """Return the error for a word that no option or argument takes, with the nearest option."""
     known = sorted(parser._option_string_actions)
-    near = get_close_matches(word.split("=")[0], known, n=2)
+    near = nearest(word.split("=")[0], known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see {parser.prog} --help"
     return UsageError(f"unknown option or word '{printable(word)}'; {hint}")
 
@@ -188,7 +187,7 @@ def names(kind: str, known: Sequence[str], aliases: dict[str, tuple[str, ...]] |
             elif word in known:
                 found.append(word)
             else:
-                near = get_close_matches(word, [*known, *(aliases or {})], n=2)
+                near = nearest(word, [*known, *(aliases or {})])
                 hint = (
                     f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join([*(aliases or {}), *known])}"
                 )

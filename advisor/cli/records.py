@@ -121,7 +121,7 @@ def _fit(args: argparse.Namespace, files: list[str]) -> tuple[Any, dict[str, Any
 
 def fit(args: argparse.Namespace) -> int:
     """Fit the coefficients on the shipped records and further files; write them when --out names a folder."""
-    from advisor.fit.run import write_json
+    from advisor.fit.run import write_accuracy, write_json
 
     folder = Path(args.out) if args.out else None
     if folder is not None and not folder.is_dir():
@@ -130,7 +130,7 @@ def fit(args: argparse.Namespace) -> int:
     form = coefficients.model_dump(mode="json")
     if folder is not None:
         write_json(folder / "vllm.json", form)
-        write_json(folder / "accuracy.json", accuracy)
+        write_accuracy(folder, accuracy)
     if args.json:
         print_json({"schema_version": "1", "coefficients": form, "accuracy": accuracy})
         return 0

@@ -184,6 +184,16 @@ def fit_all(
     return coefficients, accuracy
 
 
+SINGLE = ("by_run", "cells")
+"""Parts of an accuracy report that no recommendation reads: nine tenths of it."""
+
+
+def write_accuracy(folder: Path, accuracy: Mapping[str, Any]) -> None:
+    """Write an accuracy report as two files: what every answer quotes, and single starts and cells."""
+    write_json(folder / "accuracy.json", {k: v for k, v in accuracy.items() if k not in SINGLE})
+    write_json(folder / "accuracy_cells.json", {k: v for k, v in accuracy.items() if k in SINGLE})
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     fresh = path.with_suffix(".new")

@@ -36,21 +36,21 @@ class Decodes(NamedTuple):
 
 
 class _Columns:
-    """What follows from one number, for `BLOCK` numbers at a time: lists for the event loop, terms for sums."""
+    """What follows from one number, for `BLOCK` numbers at a time: columns for the event loop, terms for sums."""
 
     def __init__(self) -> None:
-        self.lists: dict[int, list[list[float]]] = {}
+        self.columns: dict[int, Floats] = {}
         self.terms: dict[int, Floats] = {}
 
-    def add(self, block: int, terms: tuple[Any, ...], others: tuple[Any, ...]) -> list[list[float]]:
-        """Keep the terms of a block and return its lists: the sum of the terms, then the others."""
-        rows = np.empty((len(terms) + len(others), BLOCK))
-        for row, value in zip(rows, (*terms, *others), strict=True):
+    def add(self, block: int, terms: tuple[Any, ...], others: tuple[Any, ...]) -> Floats:
+        """Keep the terms of a block and return its columns, one a number: the sum of the terms, then the others."""
+        rows = np.empty((1 + len(others) + len(terms), BLOCK))
+        for row, value in zip(rows[1:], (*others, *terms), strict=True):
             row[:] = value  # a number or an array
-        mine = self.terms[block] = rows[: len(terms)]
-        lists: list[list[float]] = [mine.sum(axis=0).tolist(), *rows[len(terms) :].tolist()]
-        self.lists[block] = lists
-        return lists
+        mine = self.terms[block] = rows[1 + len(others) :]
+        mine.sum(axis=0, out=rows[0])
+        columns = self.columns[block] = rows[: 1 + len(others)]
+        return columns
 
     def summed(self, n: Floats, weights: Floats) -> list[float]:
         """Return each term summed over the numbers `n`, every one of them seen before, with weights."""
@@ -166,24 +166,24 @@ class Clock:
 
     def _new_tokens(self, n: int) -> tuple[float, float, float, float]:
         block, at = divmod(int(n), BLOCK)
-        lists = self._tokens.lists.get(block)
-        if lists is None:
+        columns = self._tokens.columns.get(block)
+        if columns is None:
             cost, many = self._cost, np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=float)
             host_s = (cost.layer_launch_s(many, False), cost.layer_launch_s(many, True))
-            lists = self._tokens.add(block, cost.token_terms(many), (cost.token_j(many), *host_s))
-        seconds, joules, pure_s, mixed_s = lists
-        entry = self._of_tokens[n] = (seconds[at], joules[at], pure_s[at], mixed_s[at])
+            columns = self._tokens.add(block, cost.token_terms(many), (cost.token_j(many), *host_s))
+        entry: tuple[float, float, float, float] = tuple(columns[:, at].tolist())
+        self._of_tokens[n] = entry
         return entry
 
     def _new_sampled(self, n: int) -> tuple[float, float, float]:
         block, at = divmod(int(n), BLOCK)
-        lists = self._sampled.lists.get(block)
-        if lists is None:
+        columns = self._sampled.columns.get(block)
+        if columns is None:
             cost, many = self._cost, np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=float)
             prepare_s = cost.host_step_s + many * cost.host_seq_s
-            lists = self._sampled.add(block, cost.sampled_terms(many), (cost.request_j(0.0, 0.0, many), prepare_s))
-        seconds, joules, prepare = lists
-        entry = self._of_sampled[n] = (seconds[at], joules[at], prepare[at])
+            columns = self._sampled.add(block, cost.sampled_terms(many), (cost.request_j(0.0, 0.0, many), prepare_s))
+        entry: tuple[float, float, float] = tuple(columns[:, at].tolist())
+        self._of_sampled[n] = entry
         return entry
 
 

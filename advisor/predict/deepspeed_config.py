@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
-from advisor.errors import printable
+from advisor.errors import nearest, printable
 
 SOURCE = "DeepSpeed 0.19.8, runtime/config.py, runtime/zero/config.py, runtime/engine.py, runtime/pipe/engine.py"
 
@@ -180,7 +179,7 @@ class Fault:
 
 
 def _nearest(key: str, known: frozenset[str], fallback: str = "remove it") -> str:
-    close = get_close_matches(key[:80], known, n=1, cutoff=0.6)
+    close = nearest(key[:80], known, 1)
     return f"did you mean '{close[0]}'?" if close else fallback
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
 from advisor.recommend.ask import Pool, Question, ask
+from advisor.recommend.contest import Table
 from advisor.recommend.explain import accuracy, layout_text, notes, why
 from advisor.recommend.feasible import Rejections, what_would_fit
 from advisor.recommend.flips import flips
 from advisor.recommend.forecast import forecast
 from advisor.recommend.plan import Option, latency_s, make_plan
 from advisor.recommend.rank import pareto
-from advisor.recommend.search import Found, Table, search, tabulate
+from advisor.recommend.search import Found, search, tabulate
 from advisor.recommend.space import MOST_GPUS, doublings
 from advisor.schema import Deployment, Plan, Recommendation, Rejected, Request
 

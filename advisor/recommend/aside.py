@@ -31,14 +31,18 @@ def n_processes(n_jobs: int) -> int:
     return min(n_cores, n_jobs, MOST_PROCESSES) if n_threads == 1 else 1
 
 
-def side_by_side(jobs: Sequence[Callable[[], T]]) -> dict[int, T]:
+def side_by_side(jobs: Sequence[Callable[[], T]], meanwhile: Callable[[], object] | None = None) -> dict[int, T]:
     """Return what the jobs return, by their place in the list, all of them done on as many cores as there are.
+
+    meanwhile : what the caller does itself before it joins in, whether or not anything is done beside it
 
     A job that raises has no result here: whoever needs it makes it again, and sees why. Where one process is all there
     is, nothing is done, for the same reason: the caller's own way is as fast. Results must be picklable.
     """
     n = n_processes(len(jobs))
     if n < 2:
+        if meanwhile is not None:
+            meanwhile()
         return {}
     # a pipe of job numbers, a byte each: whoever is free takes the next
     todo, filled = os.pipe()
@@ -54,6 +58,8 @@ def side_by_side(jobs: Sequence[Callable[[], T]]) -> dict[int, T]:
                 _work(jobs, todo, mine)
             os.close(mine)
             children.append((child, theirs))
+        if meanwhile is not None:
+            meanwhile()
         _take(jobs, todo, made)
         for _, theirs in children:
             with open(theirs, "rb", closefd=False) as answer, suppress(EOFError, pickle.UnpicklingError):

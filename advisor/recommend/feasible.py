@@ -41,6 +41,11 @@ class Rejections:
         total = before[1].count + rejected.count
         self._groups[key] = (nearest[0], nearest[1].model_copy(update={"count": total}))
 
+    def join(self, others: Rejections) -> None:
+        """Count the rejections of somebody else as well."""
+        for (pool, _, kind), (shortfall, rejected) in others._groups.items():
+            self.add(pool, kind, shortfall, rejected)
+
     def all(self) -> tuple[Rejected, ...]:
         """Return one rejection a group, the most frequent first."""
         return tuple(sorted((r for _, r in self._groups.values()), key=lambda r: -r.count))

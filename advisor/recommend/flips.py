@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache, partial
 
 from advisor.predict.deepspeed_paths import path_of
 from advisor.recommend.ask import Question
@@ -90,7 +91,8 @@ def flips(question: Question, plans: Sequence[Plan], found: Found) -> tuple[str,
         return ()
     sentences = target_flips(question, plans) + price_flips(question, plans)
     if plans[0].backend == "vllm" and question.vllm is not None:
-        sentences += load_flips(question, plans, found) + memory_flips(question, plans[0])
+        memory = lru_cache(maxsize=1)(partial(memory_flips, question, plans[0]))
+        sentences += [*load_flips(question, plans, found, memory), *memory()]
     starts_with_name = {p.cluster.gpu.name for p in question.pools}
     return tuple(
         f"{s}." if s.split()[0] in starts_with_name else f"{s[0].upper()}{s[1:]}." for s in dict.fromkeys(sentences)

@@ -325,9 +325,12 @@ def _axes(question: Question) -> dict[str, _Axis]:
     return axes
 
 
-def load_changes(question: Question, plans: Sequence[Plan], found: Found) -> list[tuple[_Axis, Change, Plan | None]]:
+def load_changes(
+    question: Question, plans: Sequence[Plan], found: Found, meanwhile: Callable[[], object] | None = None
+) -> list[tuple[_Axis, Change, Plan | None]]:
     """Return where load or prompt length change the winner, each borne out by replays, with the plan that then wins.
 
+    `meanwhile` is what this process does first where others work beside it (`side_by_side`).
     Where the simulation, not the closed form, decided who wins now, the closed form has nothing to propose: none.
     """
     rivals = _Rivals(question, plans, found)
@@ -339,7 +342,7 @@ def load_changes(question: Question, plans: Sequence[Plan], found: Found) -> lis
     axes = _axes(question)
     # downwards two plans are replayed at each load, else mostly one: the longest begins first
     jobs = [partial(_along, rivals, name, axes[name]) for name in reversed(axes)]
-    made = side_by_side(jobs)
+    made = side_by_side(jobs, meanwhile)
     found_on = [made[k] if k in made else job() for k, job in enumerate(jobs)]
     changes = []
     for axis, change in zip(axes.values(), reversed(found_on), strict=True):
@@ -362,10 +365,12 @@ def _along(rivals: _Rivals, name: str, axis: _Axis) -> Change | None:
         return None
 
 
-def load_flips(question: Question, plans: Sequence[Plan], found: Found) -> list[str]:
+def load_flips(
+    question: Question, plans: Sequence[Plan], found: Found, meanwhile: Callable[[], object] | None = None
+) -> list[str]:
     """Return the rate (or clients) and prompt length at which the winner changes, as sentences."""
     sentences = []
-    for axis, change, winner in load_changes(question, plans, found):
+    for axis, change, winner in load_changes(question, plans, found, meanwhile):
         low, high = (axis.say(at) for at in change.interval)
         text = f"{axis.where} about {axis.say(change.factor)} (90 %: {low.split()[0]} to {high})"
         if winner is not None:

@@ -55,8 +55,12 @@ def _asked(
 Wanted = tuple[Pool, Deployment, Mapping[str, float]]
 
 
-def replays(question: Question, wanted: Sequence[Wanted]) -> list[Forecast | None]:
+def replays(
+    question: Question, wanted: Sequence[Wanted], meanwhile: Callable[[], object] | None = None
+) -> list[Forecast | None]:
     """Return the replays of several deployments (with the closed form of each) that can be made side by side.
+
+    `meanwhile` is what this process does first (`side_by_side`).
 
     One that is kept, that cannot, or that does not run, is None: `forecast` finds or makes it.
     """
@@ -64,7 +68,7 @@ def replays(question: Question, wanted: Sequence[Wanted]) -> list[Forecast | Non
     missing = [place for place, one in enumerate(asked) if one.key not in question.kept]
     # each replica has requests of its own, each stage steps: the longest replays begin first
     missing.sort(key=lambda place: -wanted[place][1].dp * wanted[place][1].pp)
-    made = side_by_side([asked[place].make for place in missing])
+    made = side_by_side([asked[place].make for place in missing], meanwhile)
     found = {missing[k]: forecast for k, forecast in made.items()}
     return [found.get(place) for place in range(len(wanted))]
 

@@ -47,7 +47,6 @@ from advisor.ui.text import plain
 from advisor.units import KIB, format_bytes
 
 Run = Callable[..., Any]
-ACCURACY = "accuracy"
 MAX_CLAIMS_BYTES = 128 * KIB
 FOR_THE_COMMAND_LINE = " Run 'advisor "
 """How advice on names begins that a page cannot follow."""
@@ -224,8 +223,7 @@ def claims_files() -> dict[str, str]:
 
 def fitted_names() -> tuple[str, ...]:
     """Return the engines that have fitted coefficients, vLLM first."""
-    names = sorted(p.stem for p in (data_root() / "fitted").glob("*.json") if p.stem != ACCURACY)
-    return tuple(sorted(names, key=lambda name: name != "vllm"))
+    return tuple(sorted(load_catalog().coefficient_sets(), key=lambda name: name != "vllm"))
 
 
 def coefficients(name: str) -> CoefficientSet:

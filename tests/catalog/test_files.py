@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ def test_a_long_file_is_parsed_once_and_read_alike(folder: Path, monkeypatch: py
     path = folder / "vllm.toml"
     path.write_text(LINES)
     first = files.read_toml(path)
-    assert first == files.tomllib.loads(LINES)
+    assert first == tomllib.loads(LINES)
     assert [p.suffix for p in kept(folder)] == [".json"]
-    monkeypatch.setattr(files.tomllib, "loads", refuse)
+    monkeypatch.setattr(tomllib, "loads", refuse)
     assert files.read_toml(path) == first
 
 

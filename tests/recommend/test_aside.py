@@ -116,8 +116,8 @@ import advisor
 from advisor.recommend import kept
 request = advisor.Request(model="8b", gpus="2xH100", rate=20.0)
 made, side_by_side = [], aside.side_by_side
-def noted(jobs):
-    made.append(side_by_side(jobs))
+def noted(jobs, meanwhile):
+    made.append(side_by_side(jobs, meanwhile))
     return made[-1]
 from advisor.recommend import forecast
 forecast.side_by_side = noted

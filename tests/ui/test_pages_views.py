@@ -164,12 +164,12 @@ def report_with_cells() -> dict[str, Any]:
     where = {"load": "kind=closed", "lengths": "kind=fixed", "regime": regime}
     values = {"ttft_s.p50": [0.1, 0.12], "requests_per_s": [4.0, 3.0]}
     cells = [{"run_id": "r__h200__32b", "cell": i, **where, "values": values} for i in range(2)]
-    return load_catalog().accuracy() | {"cells": cells}
+    return load_catalog().held_out() | {"cells": cells}
 
 
 def test_trust_groups_left_out_cells_by_model_and_gpu(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_with_cells()
-    monkeypatch.setattr("advisor.catalog.Catalog.accuracy", lambda self: report)
+    monkeypatch.setattr("advisor.catalog.Catalog.held_out", lambda self: report)
     test = open_page("trust", held_row="qwen3-32b · h200-sxm-141gb", held_metric="Requests/s")
     assert not test.exception
     assert test.selectbox(key="held_by").value == "model and GPU"
@@ -181,7 +181,7 @@ def test_trust_without_left_out_cells_predicts_a_start_now(
     open_page: Open, monkeypatch: pytest.MonkeyPatch, words: Words
 ) -> None:
     report = {k: v for k, v in report_with_cells().items() if k != "cells"}
-    monkeypatch.setattr("advisor.catalog.Catalog.accuracy", lambda self: report)
+    monkeypatch.setattr("advisor.catalog.Catalog.held_out", lambda self: report)
     test = open_page("trust")
     assert not test.exception
     assert test.selectbox(key="held_by").value == "engine start"

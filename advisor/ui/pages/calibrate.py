@@ -54,7 +54,7 @@ def render() -> None:
     parts.equal_command("\n".join(shell(w) for w in words))
     st.caption(
         "`advisor fit` is the full fit: all our records and yours together, every engine start left out once, intervals"
-        " from that. It takes some minutes on two cores and writes vllm.json and accuracy.json."
+        " from that. It takes some minutes on two cores and writes vllm.json, accuracy.json and accuracy_cells.json."
     )
 
 

@@ -36,7 +36,7 @@ def render() -> None:
     commands = [shell(["advisor", "show", "coefficients"])]
     fitted = call.coefficients(name)
     if name == VLLM:
-        report = load_catalog().accuracy()
+        report = load_catalog().held_out()
         if report:
             _held_out(report)
             _coverage(report)
