@@ -23,8 +23,8 @@ from advisor.predict.transfer import transferred
 from advisor.schema import ClosedLoad, CoefficientSet, Deployment, EngineFacts, Gpu, Model, Workload
 
 Floats = NDArray[np.float64]
-N_ITERATIONS = 20
-"""Bisections of the logarithm of the running sequences over six decades: 1e-5 of the value."""
+N_ITERATIONS = 16
+"""Bisections of the logarithm of the running sequences over six decades: 1e-4 of the value."""
 
 BLOCK = 8192
 """Deployments that are solved together: more of them do not fit into a core's cache."""
