@@ -121,7 +121,7 @@ def _at_peak(report: PowerReport, terms: Terms) -> None:
         return
     st.subheader("What a token costs at the load of the peak")
     rows = [{"what": text, "cost": _usd(found[name])} for name, text in MONEY.items() if name in found]
-    parts.table(rows, {}, "peak-bill")
+    parts.text_table(rows, "peak-bill")
     if "break_even_load_frac" in found:
         share, rate = found["break_even_load_frac"].value, found["break_even_requests_per_s"].value
         most = report.plan.prediction.quantities.get("saturation_requests_per_s")
@@ -187,7 +187,7 @@ def power(month: Month, plan: MixedPlan, report: PowerReport, request: Request) 
         for n, (text, _) in ENERGY.items()
         if n in report.energy
     ]
-    parts.table(rows, {}, "energy")
+    parts.text_table(rows, "energy")
     if report.board_power is not None:
         figure = charts.stacked({"board power": report.board_power})
         parts.chart(figure, "board-power", "Parts of the board power")

@@ -29,10 +29,12 @@ SPINNER = (
 LATE = ".stElementContainer[class*=st-key-]:has([data-testid=stSkeleton])"
 ROOM = (
     f"{LATE} {{ min-height: 68px; }} [class*=st-key-files-] {LATE} {{ min-height: 0; }} .st-key-records {{ min-height:"
-    " 128px !important; } [class*=st-key-command] { min-height: 77px; } .st-key-best-jobs-place { min-height: 1200px; }"
+    " 128px !important; } [class*=st-key-command] { min-height: 77px; } .st-key-equal-command { min-height: 122px; }"
+    " [class*=st-key-state-] { min-height: 3.2rem; } .st-key-best-jobs-place { min-height: 1200px; }"
 )
 """Room for what a browser loads late, which streamlit draws 40 pixels high until then: a control with its title, the
-field for a file, a command of two lines. Charts and big numbers say their heights themselves."""
+field for a file; and for what is longer or shorter: a command of two lines, or two of them of two lines, what a plan is
+and whether it keeps the targets. Charts, big numbers and boxes say their heights themselves."""
 
 
 def css() -> str:

@@ -130,6 +130,7 @@ PARTS = {
     "lm_head": "LM head",
     "all_reduce": "all-reduce",
     "decode_step_s": "decode step",
+    "forward_backward": "forward and backward",
     "live_parameters": "layers at work",
     "kv_copies": "copies of the KV cache",
 }

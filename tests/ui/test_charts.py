@@ -234,3 +234,28 @@ def test_an_axis_of_nearly_equal_numbers_has_two_ticks() -> None:
     assert sum(low <= math.log10(t) <= high for t in charts.LOG_TICKS) >= 2
     assert charts.reach(3.0, 30.0) == {}
     assert charts.reach(0.0, 1.0) == {}
+
+
+def test_words_of_lines_stand_in_the_legend_where_no_line_crosses_them(a_plan: Callable[..., Any]) -> None:
+    plan = a_plan(1, "vllm", tpot_s=0.03, usd=3.0)
+    figure = charts_plans.pareto([plan], "usd_per_million_output_tokens", "tpot_p99_s", SLO)
+    load = charts.curves([(1.0, plan.prediction.quantities)], ("tpot_p99_s",), "offered_requests_per_s", SLO, 0.5)
+    for drawn, words in ((figure, {"TPOT P99 at most 50.0 ms"}), (load, {"TPOT P99 target 50.0 ms", "this load"})):
+        assert not drawn.layout.annotations
+        assert {line.name for line in drawn.layout.shapes if line.showlegend} == words
+
+
+def test_a_chart_of_cells_names_no_more_groups_than_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(n_models: int, n_gpus: int) -> set[str]:
+        rows = [
+            Row("run", i, "ttft_s.p50", 0.1, 0.1, "", "", {"model": f"m{i % n_models}", "gpu": f"g{i % n_gpus}"})
+            for i in range(60)
+        ]
+        drawn: list[Any] = []
+        monkeypatch.setattr("advisor.ui.parts.chart", lambda figure, *_: drawn.append(figure))
+        accuracy.scatter(rows, "model", "ttft_s.p50", "cells")
+        return {trace.name for trace in drawn[0].data} - {"equal"}
+
+    assert names(3, 2) == {"m0", "m1", "m2"}
+    assert names(20, 2) == {"g0", "g1"}
+    assert names(20, 10) == {"all"}

@@ -16,7 +16,7 @@ from advisor.schema import Breakdown, Cluster, Model, Note, first_error
 from advisor.schema.training import TrainJob, TrainPlan, TrainPrediction
 from advisor.ui import call, charts, charts_plans, inputs, later, parts, state
 from advisor.ui.command import shell, train_job_words, train_words
-from advisor.ui.text import HELP, label, part_name, plain, show
+from advisor.ui.text import HELP, label, part_name, plain, sentence, show
 
 HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
 MAX_DRAWN = 16
@@ -81,9 +81,9 @@ def render() -> None:
     if chosen:
         _files(chosen, job, model, cluster)
     commands = (train_job_words(job, spec), train_words(job, spec))
-    parts.equal_command("\n".join(shell(words) for words in commands))
-    st.caption("The first line is this job, the second the search for the best ones.")
     parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
+    about = "The first line is this job, the second the search for the best ones."
+    parts.equal_command("\n".join(shell(words) for words in commands), about)
     # last, in a place of its own: what takes longest comes and goes without moving anything
     with st.container(key="best-jobs-place"):
         _best(model, cluster, job)
@@ -249,9 +249,8 @@ def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
         },
         "jobs",
     )
-    parts.sentences("Why", answer.why)
-    parts.sentences("What would change the answer", answer.flips)
-    parts.sentences("How far the others are behind", answer.alternatives)
+    parts.reasons(answer.why, answer.flips)
+    parts.listed("How far the others are behind", map(sentence, answer.alternatives))
     if answer.rejected:
         with st.expander("Why not the others"):
             rejected = [{"reason": r.reason, "what would fit": r.nearest, "jobs": r.count} for r in answer.rejected]

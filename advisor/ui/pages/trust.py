@@ -201,11 +201,13 @@ def _report(fitted: CoefficientSet) -> None:
         return
     left, middle, right = st.columns(3)
     text = "A cell is one load on one started engine: so many requests of some lengths."
-    parts.metric(left, "Measured cells in the fit", f"{report.n_cells:,}", None, text)
+    parts.metric(
+        left, "Measured cells in the fit", f"{report.n_cells:,}", f"of {len(report.run_ids)} engine starts", text
+    )
     text = "Numbers of the model that the cells decide; each has a meaning, a bound and an interval."
-    parts.metric(middle, "Coefficients", f"{report.n_coefficients:,}", None, text)
+    parts.metric(middle, "Coefficients", f"{report.n_coefficients:,}", "that the cells decide", text)
     text = "How well the data tell the coefficients apart; above 1e6 some of them can trade places."
-    parts.metric(right, "Condition number", f"{report.condition_number:,.3g}", None, text)
+    parts.metric(right, "Condition number", f"{report.condition_number:,.3g}", "below 1e6: told apart", text)
     errors = {k: v for k, v in report.median_abs_error.items() if k != RESIDUAL}
     if RESIDUAL in report.median_abs_error:
         value = report.median_abs_error[RESIDUAL]
