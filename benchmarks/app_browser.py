@@ -49,12 +49,13 @@ TAKE = """since => { const s = window.__seen;
   const last = Math.max(since, ...s.spans.running.map(p => p[1]));
   const shifts = s.shifts.filter(e => e.at >= Math.max(since, s.from));
   return { spinner: longest(s.spans.spinner), still: last - since, shifts }; }"""
-KEYS = """() => [...document.querySelectorAll('[class*=st-key-]')].map(e => ({
+KEYS = """() => [...document.querySelectorAll('.stElementContainer[class*=st-key-]')].map(e => ({
   key: e.className.match(/st-key-([\\w-]+)/)[1], shown: e.getClientRects().length > 0,
   kind: (e.querySelector('[data-testid=stSelectbox], [data-testid=stNumberInput], [data-testid=stButtonGroup], '
     + '[data-testid=stSlider], [data-testid=stMultiSelect], [data-testid=stCheckbox], [data-testid=stTextInput], '
     + '[data-testid=stTextArea]') || { dataset: {} }).dataset.testid })).filter(e => e.kind)"""
-VALUES = r"""() => { const found = {}; for (const e of document.querySelectorAll('[class*=st-key-]')) {
+VALUES = r"""() => { const found = {};
+  for (const e of document.querySelectorAll('.stElementContainer[class*=st-key-]')) {
   const key = e.className.match(/st-key-([\w-]+)/)[1];
   const on = [...e.querySelectorAll('[role=radio][aria-checked=true]')].map(x => x.textContent.trim());
   const tags = [...e.querySelectorAll('[data-tag]')].map(x => x.textContent.trim());

@@ -102,7 +102,7 @@ def money(month: Month, plan: MixedPlan, report: PowerReport, terms: Terms) -> N
         ]
         dollars = "${:,.2f}".format
         names = ("a GPU hour", "a month, day and night", "a month, hours in use")
-        parts.table(rows, dict.fromkeys(names, dollars), "bills")
+        parts.table(rows, dict.fromkeys(names, dollars), "bills", parts.BILLS_PX)
         st.caption("A month has 730 hours. Spot GPUs can be taken away at any time; a price is one zone's at one time.")
     _at_peak(report, terms)
     parts.downloads(
@@ -179,8 +179,7 @@ def power(month: Month, plan: MixedPlan, report: PowerReport, request: Request) 
             f" {show('W', request.power_cap_w)}. The cap limits one plan; offline work comes on top."
         )
     _limits(report)
-    if report.rack is not None:
-        _rack(report.rack)
+    _rack(report.rack)
     st.subheader("Energy at the peak's load")
     rows = [
         {"what": text, "boards": _shown(n, report.energy[n]), "whole nodes": _shown(n, report.node_energy[n])}
@@ -242,10 +241,13 @@ def advice(report: PowerReport) -> str:
     )
 
 
-def _rack(rack: RackFit) -> None:
-    st.subheader(f"A rack of {show('W', rack.rack_w)}")
+def _rack(rack: RackFit | None) -> None:
+    st.subheader("A rack" if rack is None else f"A rack of {show('W', rack.rack_w)}")
     columns = st.columns(3)
     text = "Each is reserved its boards' limits and the upper end of the rest of a node: a breaker does not average."
+    if rack is None:
+        parts.metric(columns[0], "Nodes", "no rack given", "give its power in the side bar", text)
+        return
     parts.metric(columns[0], f"Nodes of {rack.gpus_per_node} GPUs", f"{rack.n_nodes:,}", None, text)
     parts.metric(
         columns[1],

@@ -232,6 +232,10 @@ def power_limits(rows: Sequence[LimitRow], marks: Mapping[str, float]) -> go.Fig
     )
 
 
+MIN_BILLS = 5
+"""Bills for which the chart of rents has room: another kind of price has fewer."""
+
+
 @remembered
 def rents(bills: Sequence[CloudBill]) -> go.Figure:
     """Return a month's rent by provider and kind: GPUs kept day and night, and only those in use."""
@@ -258,7 +262,7 @@ def rents(bills: Sequence[CloudBill]) -> go.Figure:
     figure.update_xaxes(range=[0, 1.3 * most])
     figure.update_xaxes({"title": {"text": "rent of a month [$]"}, "tickprefix": "$", "tickformat": "~s"})
     figure.update_yaxes(autorange="reversed")
-    return charts.laid_out(figure, height=130 + 52 * len(bills), barmode="group", bargap=0.25)
+    return charts.laid_out(figure, height=130 + 52 * max(MIN_BILLS, len(bills)), barmode="group", bargap=0.25)
 
 
 MIN_STAGES = 4

@@ -19,8 +19,8 @@ from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sent
 
 METRIC_PX = 120
 """Height of a box with a big number: title, number, and one line below it; the same with and without that line."""
-LIST_PX, NOTES_PX, PLANS_PX = 340, 180, 400
-"""Heights of the boxes for lists and remarks and of the table of plans: more or fewer lines move nothing below."""
+LIST_PX, NOTES_PX, PLANS_PX, BILLS_PX = 340, 180, 400, 320
+"""Heights of the boxes for lists and remarks and of the tables of plans and bills: more lines or fewer move nothing."""
 LEVELS = ("error", "warning", "info")
 CHART = {"displaylogo": False, "responsive": True}
 PLAN_COLUMNS = (
@@ -54,11 +54,9 @@ HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | 
     "micro batch": "Sequences that a GPU computes at once.",
     "micro-steps": "Micro batches whose gradients are summed before the optimizer steps.",
     "checkpointing": HELP["checkpointing"],
-    label("step_s"): "Time of one optimizer step.",
-    label("tokens_per_s"): "Tokens of all GPUs together, a second.",
-    label(
-        "allocated_bytes_per_gpu"
-    ): "What the job's tensors and the CUDA context take at the peak; it must fit the card.",
+    label("step_s"): HELP["step"],
+    label("tokens_per_s"): HELP["training"],
+    label("allocated_bytes_per_gpu"): HELP["allocated"],
     label("mfu_frac"): HELP["mfu"],
     "FLOP/byte": HELP["intensity"],
     "of peak": "Share of the card's dense peak.",

@@ -210,6 +210,11 @@ def test_an_overload_has_no_place_on_an_axis_of_waiting(a_plan: Callable[..., An
         ("misses tpot_p99 and e2e_mean_s", "Misses TPOT P99 and E2E mean"),
         ("use tp 2", "Use TP 2"),
         ("http is no dp", "Http is no dp"),
+        ("5 s; see --slo, --slo none", "5 s; set others in the side bar"),
+        ("no load given; see --rate, --concurrency", "No load given; set another load in the side bar"),
+        ("would hold it in fp8: --weight-dtype fp8.", "Would hold it in fp8\\: weight format fp8."),
+        ("take longer: --restart says yours", "Take longer"),
+        ("an older release: --engine-version 0.18.1", "An older release\\: 0.18.1"),
     ],
 )
 def test_sentences_write_terms_as_the_labels_do(text: str, shown: str) -> None:

@@ -32,6 +32,12 @@ def render() -> None:
     request = inputs.scenario(has_load=False, is_money_open=view != DAY)
     day, wanted = _inputs()
     request = request.model_copy(update={"rate": day.peak_requests_per_s})
+    # a place of its own for each view: none moves what another one had there
+    with st.container(key=f"view-{view.split()[-1].lower()}"):
+        _view(view, request, day, wanted)
+
+
+def _view(view: str, request: Request, day: Day, wanted: Offline) -> None:
     terms = _terms(view)
     found, key = call.day_plan(request, day, wanted)
     if found is None:

@@ -18,7 +18,10 @@ from advisor.ui import call, charts, charts_plans, inputs, later, parts, state
 from advisor.ui.command import shell, train_job_words, train_words
 from advisor.ui.text import HELP, label, part_name, plain, sentence, show
 
-HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
+HEADLINE = (
+    *("step_s", "tokens_per_s", "allocated_bytes_per_gpu", "memory_bytes_per_gpu"),
+    *("mfu_frac", "board_power_w", "bubble_frac", "duration_s"),
+)
 MAX_DRAWN = 16
 """Microbatches of a pipeline that are drawn; more are too thin to see."""
 Stages = dict[int, tuple[TrainPrediction, tuple[str, str] | None]]
