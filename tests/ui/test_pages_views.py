@@ -81,11 +81,15 @@ def test_compare_forgets_a_plan_that_the_new_answer_does_not_have(answers: Answe
 
 
 def test_train_says_which_stage_deepspeed_refuses_and_draws_the_pipeline_of_the_others(
-    open_page: Open, words: Words
+    open_page: Open, words: Words, codes: Codes
 ) -> None:
     test = open_page("train", gpus="8xH100", train_pp="4", stage="3: + parameters")
     assert not test.exception
     assert "DeepSpeed refuses this job" in test.error[0].value
+    # the page keeps its parts: they are of the highest stage that runs, and say so
+    assert "under ZeRO-1" in test.error[0].value
+    assert "does not run" in words(test)
+    assert any("--zero-stage 1" in code for code in codes(test))
     test = open_page("train", gpus="8xH100", train_pp="4", stage="1: optimizer states")
     assert not test.exception
     assert not test.error

@@ -55,19 +55,21 @@ def render() -> None:
     if len(parsed.clusters) > 1:
         raise DomainError(f"a training job runs on one pool, got {len(parsed.clusters)}; give a single GPU spec")
     cluster = parsed.clusters[0]
-    job = _job(model, cluster)
+    job = wanted = _job(model, cluster)
     stages, refused = _stages(model, cluster, job)
+    if stages and wanted.zero_stage not in stages:
+        job = at_stage(job, max(stages))
     chosen, misfit = stages.get(job.zero_stage, (None, None))
-    mark = (
-        ":green-badge[:material/check: runs]" if chosen and not misfit else ":red-badge[:material/block: does not run]"
-    )
-    st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{job.zero_stage} {mark}")
+    is_running = chosen is not None and misfit is None and job is wanted
+    mark = ":green-badge[:material/check: runs]" if is_running else ":red-badge[:material/block: does not run]"
+    st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{wanted.zero_stage} {mark}")
     if chosen:
         # four beside each other: with bubbles and a duration or without, they take two rows
         parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"], n_columns=4)
     # below the numbers, which so keep their place
-    if chosen is None:
-        st.error(plain(f"DeepSpeed refuses this job: {refused[job.zero_stage]}. The stages below run."))
+    if job is not wanted or chosen is None:
+        instead = f" All on this page is the same job under ZeRO-{job.zero_stage}." if chosen else ""
+        st.error(plain(f"DeepSpeed refuses this job: {refused[wanted.zero_stage]}.{instead}"))
     if misfit:
         st.error(
             plain(
