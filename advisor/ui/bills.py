@@ -12,6 +12,7 @@ from advisor.schema.power import LimitRow, PowerReport, RackFit
 from advisor.ui import charts, charts_plans, parts
 from advisor.ui.text import HELP, plain, sentence, show
 
+HOSTED = "hosted_usd_per_month"
 MONEY = {
     "usd_per_h": "An hour",
     "usd_per_month": "A month",
@@ -21,7 +22,7 @@ MONEY = {
     "usd_per_million_output_tokens": "1M output tokens, bearing the whole bill",
     "split_usd_per_million_input_tokens": "1M input tokens, bill split by energy",
     "split_usd_per_million_output_tokens": "1M output tokens, bill split by energy",
-    "hosted_usd_per_month": "The same tokens at the hosted API, a month",
+    HOSTED: "The same tokens at the hosted API, a month",
 }
 ENERGY = {
     "power_w": ("Power", "W"),
@@ -117,10 +118,12 @@ def money(month: Month, plan: MixedPlan, report: PowerReport, terms: Terms) -> N
 
 def _at_peak(report: PowerReport, terms: Terms) -> None:
     found = report.money
-    if not found:
-        return
     st.subheader("What a token costs at the load of the peak")
-    rows = [{"what": text, "cost": _usd(found[name])} for name, text in MONEY.items() if name in found]
+    rows = [
+        {"what": text, "cost": _usd(found[name]) if name in found else "no such price known"}
+        for name, text in MONEY.items()
+        if name in found or name != HOSTED
+    ]
     parts.text_table(rows, "peak-bill")
     if "break_even_load_frac" in found:
         share, rate = found["break_even_load_frac"].value, found["break_even_requests_per_s"].value

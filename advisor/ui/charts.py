@@ -78,11 +78,12 @@ def tick(name: str, value: float) -> str:
 def line_at(figure: go.Figure, value: float, text: str, colour: str, *, is_x: bool = False, dash: str = "dash") -> None:
     """Draw a line across a chart; its words stand in the legend, where no other line crosses them."""
     line = {"dash": dash, "color": colour, "width": 1.5}
-    words = {"name": plain_html(text), "showlegend": True}
+    n_before = len(figure.layout.shapes)
     if is_x:
-        figure.add_vline(x=value, line=line, **words)
+        figure.add_vline(x=value, line=line, name=plain_html(text))
     else:
-        figure.add_hline(y=value, line=line, **words)
+        figure.add_hline(y=value, line=line, name=plain_html(text))
+    figure.layout.shapes[n_before].showlegend = True  # of a chart of two parts the first one's
 
 
 def laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Figure:

@@ -19,8 +19,8 @@ from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sent
 
 METRIC_PX = 120
 """Height of a box with a big number: title, number, and one line below it; the same with and without that line."""
-LIST_PX, NOTES_PX, PLANS_PX, BILLS_PX = 340, 180, 400, 320
-"""Heights of the boxes for lists and remarks and of the tables of plans and bills: more lines or fewer move nothing."""
+LIST_PX, NOTES_PX, PLANS_PX, BILLS_PX, FILE_PX = 340, 180, 400, 320, 360
+"""Heights of boxes for lists, remarks and files and of tables of plans and bills: more or fewer lines move nothing."""
 LEVELS = ("error", "warning", "info")
 CHART = {"displaylogo": False, "responsive": True}
 PLAN_COLUMNS = (
@@ -116,10 +116,10 @@ def serving_headline(
     headline(shown | {name: every[name] for name in endless}, names, n_columns, titles, endless)
 
 
-def notes(found: Iterable[Note]) -> None:
+def notes(found: Iterable[Note], height: int = NOTES_PX) -> None:
     """Show remarks in a box of one height, which rolls: warnings and errors first, then the rest."""
     said = sorted(dict.fromkeys((LEVELS.index(n.level), sentence(n.text)) for n in found), key=lambda s: s[0])
-    with st.container(height=NOTES_PX, border=True):
+    with st.container(height=height, border=True):
         for level, text in said:
             if LEVELS[level] != "info":
                 (st.error if LEVELS[level] == "error" else st.warning)(text)
@@ -130,14 +130,14 @@ def notes(found: Iterable[Note]) -> None:
             st.caption("No remarks.")
 
 
-def listed(title: str, lines: Iterable[str], missing: str = "") -> None:
+def listed(title: str, lines: Iterable[str], missing: str = "", height: int = LIST_PX) -> None:
     """Show lines of Markdown as a list under a head, in a box of one height, which rolls: nothing below it moves.
 
     missing : the key of what is still being worked out, "" for nothing
     """
     points = [f"- {line}" for line in lines]
     st.subheader(title)
-    with st.container(height=LIST_PX, border=True):
+    with st.container(height=height, border=True):
         if missing:
             later.fill_in(missing, "Being worked out ...")
         elif points:

@@ -14,6 +14,8 @@ from advisor.ui import parts
 from advisor.ui.text import BACKENDS, clause, plain, sentence, show
 from advisor.units import format_s, plural
 
+LIST_PX = 240
+"""Height of the boxes for the lists of a day's plan, which are short."""
 TRAINING = "deepspeed-train-"
 """How the names of backends begin that train."""
 
@@ -99,9 +101,9 @@ def work(plan: MixedPlan, jobs: Sequence[OfflineJob], switch_s: float) -> None:
         parts.table(rows, {"tokens": partial(show, "_tokens"), "a GPU": partial(show, "tokens_per_s")}, "shifts")
     left, right = st.columns(2)
     with left:
-        parts.listed("When it is done, and why so", taken)
+        parts.listed("When it is done, and why so", taken, height=LIST_PX)
     with right:
-        parts.listed("Ways not taken, and why", left_out)
+        parts.listed("Ways not taken, and why", left_out, height=LIST_PX)
 
 
 def _row(plan: MixedPlan, job: OfflineJob, used: Used) -> dict[str, Any]:

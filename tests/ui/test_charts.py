@@ -13,6 +13,7 @@ from advisor.catalog import load_catalog
 from advisor.fit.run import cell_table
 from advisor.fit.validate import Row, table
 from advisor.schema import Breakdown, Interval, Part, Request, Slo, Target
+from advisor.schema.power import LimitRow
 from advisor.schema.training import TrainJob
 from advisor.ui import accuracy, call, charts, charts_plans, charts_trust, memory
 from advisor.ui.pages.compare import config_diff
@@ -248,6 +249,23 @@ def test_words_of_lines_stand_in_the_legend_where_no_line_crosses_them(a_plan: C
     for drawn, words in ((figure, {"TPOT P99 at most 50.0 ms"}), (load, {"TPOT P99 target 50.0 ms", "this load"})):
         assert not drawn.layout.annotations
         assert {line.name for line in drawn.layout.shapes if line.showlegend} == words
+    row = LimitRow(
+        limit_w=300,
+        clock_frac=0.9,
+        speed_frac=0.95,
+        board_power_w=250,
+        requests_per_s=1.0,
+        output_tokens_per_s=200.0,
+        energy_j_per_output_token=1.0,
+        node_energy_j_per_output_token=2.0,
+        latency_s={},
+        meets_slo=True,
+        is_saturated=False,
+    )
+    limits = charts_plans.power_limits([row], {"best": 300.0})
+    # a line through both parts of a chart, named once
+    assert [line.name for line in limits.layout.shapes if line.showlegend] == ["best"]
+    assert len(limits.layout.shapes) == 2
 
 
 def test_a_chart_of_cells_names_no_more_groups_than_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

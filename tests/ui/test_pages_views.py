@@ -125,6 +125,9 @@ def test_capacity_money_is_the_month_of_the_api(open_page: Open, words: Words, m
     frame: Any = next(d.value for d in test.dataframe if "provider" in d.value.columns)
     assert list(frame["a month, day and night"]) == [b.usd_per_month for b in found.bills]
     assert "hosted API" in words(test)
+    # a kind of price that nobody publishes for the card: the table stays and says so
+    costs: Any = open_page("capacity", view="Money", price="reserved", **CAPACITY).table[0].value
+    assert set(costs["cost"]) == {"no such price known"}
 
 
 def test_capacity_power_is_the_report_of_the_api(open_page: Open, words: Words, metrics: Metrics, codes: Codes) -> None:

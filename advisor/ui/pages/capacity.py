@@ -205,9 +205,13 @@ def _day(found: DayPlan, request: Request) -> None:
     }
     parts.chart(charts.over_hours(hours, load, "requests/s"), "day", "Requests per second by hour, and the capacity")
     shifts.work(plan, found.jobs, found.restart_s)
-    parts.notes(plan.notes)
-    around = shifts.around(found.answer, found.jobs, found.restart_s)
-    parts.listed("The two ways to divide the GPUs", map(sentence, around))
+    left, right = st.columns(2)
+    with left:
+        around = shifts.around(found.answer, found.jobs, found.restart_s)
+        parts.listed("The two ways to divide the GPUs", map(sentence, around), height=shifts.LIST_PX)
+    with right:
+        st.subheader("Remarks")
+        parts.notes(plan.notes, shifts.LIST_PX)
     left_out = {"job_gpus", "job_groups", "job_starts", "job_tokens"}
     rows = [h.model_dump(exclude=left_out) | {name: ways[name][i] for name in ways} for i, h in enumerate(plan.hours)]
     parts.downloads(

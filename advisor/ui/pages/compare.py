@@ -39,7 +39,6 @@ ENGINES = {"vllm": "vLLM", "deepspeed": "DeepSpeed"}
 BETTER = ":green-badge[:material/check: better here]"
 NO_WINNER = ":gray-badge[:material/drag_handle: ranked first, but the intervals leave no winner]"
 MAX_REASONS = 5
-DIFF_PX = 360
 HEADLINE = ("usd_per_million_output_tokens", "tpot_p99_s", "ttft_p99_s", "output_tokens_per_s")
 
 
@@ -176,7 +175,7 @@ def _diff(answer: Recommendation, found: list[Plan]) -> None:
     ]
     parts.text_table(rows, "settings")
     diff = config_diff(a, b)
-    st.code(diff, language="diff", wrap_lines=True, height=DIFF_PX)
+    st.code(diff, language="diff", wrap_lines=True, height=parts.FILE_PX)
     parts.downloads({"Difference": ("plans.diff", "text/x-diff", diff)}, "diff")
 
 

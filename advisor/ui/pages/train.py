@@ -229,7 +229,7 @@ def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cl
         "train",
     )
     with st.expander("Read ds_config.json"):
-        st.code(json.dumps(config, indent=2), language="json")
+        st.code(json.dumps(config, indent=2), language="json", height=parts.FILE_PX)
 
 
 def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
