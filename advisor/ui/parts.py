@@ -216,15 +216,18 @@ def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[An
     )
 
 
-def text_table(rows: Sequence[Mapping[str, str]], key: str) -> None:
-    """Show rows of words and of numbers with intervals; on a narrow screen they break, so that all stay in view."""
-    memory.replayed(memory.content_key(rows, key), _text_table, (rows, key))
+def text_table(rows: Sequence[Mapping[str, str]], key: str, height: int = 0) -> None:
+    """Show rows of words and of numbers with intervals; on a narrow screen they break, so that all stay in view.
+
+    height : as in `table`
+    """
+    memory.replayed(memory.content_key(rows, key, height), _text_table, (rows, key, height))
 
 
-def _text_table(rows: Sequence[Mapping[str, str]], key: str) -> None:
+def _text_table(rows: Sequence[Mapping[str, str]], key: str, px: int) -> None:
     frame = pd.DataFrame([{plain(c): plain(text) for c, text in row.items()} for row in rows])
     with st.container(key=f"table-{key}"):
-        st.table(frame, hide_index=True)
+        st.table(frame, hide_index=True, height=px or "content")
 
 
 def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:

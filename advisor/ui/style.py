@@ -36,6 +36,9 @@ ROOM = (
 field for a file; and for what is longer or shorter: a command of two lines, or two of them of two lines, what a plan is
 and whether it keeps the targets. Charts, big numbers and boxes say their heights themselves."""
 
+NARROW = ".st-key-hint { display: none; } @media (max-width: 768px) { .st-key-hint { display: flex; } }"
+"""Where streamlit folds the side bar away, one is told where it is."""
+
 
 def css() -> str:
     """Return the style sheet that the app puts into each page."""
@@ -48,7 +51,7 @@ def css() -> str:
     titles = ", ".join(f".stApp .js-plotly-plot .{name}" for name in ("xtitle", "ytitle", "x2title", "y2title"))
     rules.append(f"{plots}, {titles} {{ fill: {_either(QUIET)} !important; }}")
     rules.append(f".stApp .js-plotly-plot .legendtext {{ fill: {_either(STRONG)} !important; }}")
-    rules += [SPINNER, ROOM]
+    rules += [SPINNER, ROOM, NARROW]
     return "<style>" + " ".join(rules) + "</style>"
 
 

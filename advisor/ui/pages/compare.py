@@ -173,7 +173,7 @@ def _diff(answer: Recommendation, found: list[Plan]) -> None:
         for key in fields[0]
         if fields[0][key] != fields[1][key]
     ]
-    parts.text_table(rows, "settings")
+    parts.text_table(rows, "settings", parts.FILE_PX)
     diff = config_diff(a, b)
     st.code(diff, language="diff", wrap_lines=True, height=parts.FILE_PX)
     parts.downloads({"Difference": ("plans.diff", "text/x-diff", diff)}, "diff")

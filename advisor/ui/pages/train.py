@@ -55,7 +55,17 @@ def render() -> None:
     if len(parsed.clusters) > 1:
         raise DomainError(f"a training job runs on one pool, got {len(parsed.clusters)}; give a single GPU spec")
     cluster = parsed.clusters[0]
-    job = wanted = _job(model, cluster)
+    wanted = _job(model, cluster)
+    with st.container(key="job"):
+        _wanted(wanted, model, cluster, spec, (*model_notes, *parsed.notes))
+    # last, in a place of its own: what takes longest comes and goes without moving anything
+    with st.container(key="best-jobs-place"):
+        _best(model, cluster, wanted)
+
+
+def _wanted(wanted: TrainJob, model: Model, cluster: Cluster, spec: str, remarks: Sequence[Note]) -> None:
+    """Show the job of the side bar, or the same under a stage that runs where DeepSpeed refuses its own."""
+    job = wanted
     stages, refused = _stages(model, cluster, job)
     if stages and wanted.zero_stage not in stages:
         job = at_stage(job, max(stages))
@@ -81,17 +91,14 @@ def render() -> None:
     if chosen:
         _step(chosen)
         _pipeline(model, cluster, job)
-    remarks = [Note(text=f"Stage {stage}: {why}") for stage, why in refused.items()]
-    parts.notes((*remarks, *model_notes, *parsed.notes, *(chosen.notes if chosen else ())))
+    told = [Note(text=f"Stage {stage}: {why}") for stage, why in refused.items()]
+    parts.notes((*told, *remarks, *(chosen.notes if chosen else ())))
     if chosen:
         _files(chosen, job, model, cluster)
     commands = (train_job_words(job, spec), train_words(job, spec))
     parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
     about = "The first line is this job, the second the search for the best ones."
     parts.equal_command("\n".join(shell(words) for words in commands), about)
-    # last, in a place of its own: what takes longest comes and goes without moving anything
-    with st.container(key="best-jobs-place"):
-        _best(model, cluster, job)
 
 
 def _job(model: Model, cluster: Cluster) -> TrainJob:
