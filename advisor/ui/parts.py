@@ -137,7 +137,8 @@ def listed(title: str, lines: Iterable[str], missing: str = "", height: int = LI
     """
     points = [f"- {line}" for line in lines]
     st.subheader(title)
-    with st.container(height=height, border=True):
+    # other lines are another list, shown from its beginning: no word of the one before moves to a new place
+    with st.container(height=height, border=True, key=f"list-{memory.content_key(title, points, missing)[:12]}"):
         if missing:
             later.fill_in(missing, "Being worked out ...")
         elif points:

@@ -31,6 +31,7 @@ ROOM = (
     f"{LATE} {{ min-height: 68px; }} [class*=st-key-files-] {LATE} {{ min-height: 0; }} .st-key-records {{ min-height:"
     " 128px !important; } [class*=st-key-command] { min-height: 77px; } .st-key-equal-command { min-height: 122px; }"
     " [class*=st-key-state-] { min-height: 3.2rem; } .st-key-best-jobs-place { min-height: 1200px; }"
+    " .st-key-two-plans { min-height: 800px; }"
 )
 """Room for what a browser loads late, which streamlit draws 40 pixels high until then: a control with its title, the
 field for a file; and for what is longer or shorter: a command of two lines, or two of them of two lines, what a plan is

@@ -164,6 +164,11 @@ def _diff(answer: Recommendation, found: list[Plan]) -> None:
         a = plans[state.choice("a", "Plan A", names, default=first, help="Any plan of the answer.")]
     with right:
         b = plans[state.choice("b", "Plan B", names, default=second, help="Any plan of the answer.")]
+    with st.container(key="two-plans"):
+        _two_plans(a, b)
+
+
+def _two_plans(a: Plan, b: Plan) -> None:
     if a.rank == b.rank:
         st.info("Plans A and B are the same; choose another one.")
         return
