@@ -13,4 +13,6 @@ if __name__ == "__main__":  # a worker process reads this file too, under anothe
     st.html(style.css())
     # every page has a side bar from its first moment on: one that came later would push the page aside
     st.sidebar.caption("Every setting is in the address: copy it to keep this view or to send it.")
+    with st.container(key="hint"):
+        st.caption("Settings and pages are behind the arrows at the top left.")
     st.navigation(pages(), position="top").run()

@@ -6,6 +6,7 @@ The page is watched from inside: when a spinner shows, when the script runs, wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +49,13 @@ TAKE = """since => { const s = window.__seen;
   const last = Math.max(since, ...s.spans.running.map(p => p[1]));
   const shifts = s.shifts.filter(e => e.at >= Math.max(since, s.from));
   return { spinner: longest(s.spans.spinner), still: last - since, shifts }; }"""
-KEYS = """() => [...document.querySelectorAll('[class*=st-key-]')].map(e => ({
+KEYS = """() => [...document.querySelectorAll('.stElementContainer[class*=st-key-]')].map(e => ({
   key: e.className.match(/st-key-([\\w-]+)/)[1], shown: e.getClientRects().length > 0,
   kind: (e.querySelector('[data-testid=stSelectbox], [data-testid=stNumberInput], [data-testid=stButtonGroup], '
     + '[data-testid=stSlider], [data-testid=stMultiSelect], [data-testid=stCheckbox], [data-testid=stTextInput], '
     + '[data-testid=stTextArea]') || { dataset: {} }).dataset.testid })).filter(e => e.kind)"""
-VALUES = r"""() => { const found = {}; for (const e of document.querySelectorAll('[class*=st-key-]')) {
+VALUES = r"""() => { const found = {};
+  for (const e of document.querySelectorAll('.stElementContainer[class*=st-key-]')) {
   const key = e.className.match(/st-key-([\w-]+)/)[1];
   const on = [...e.querySelectorAll('[role=radio][aria-checked=true]')].map(x => x.textContent.trim());
   const tags = [...e.querySelectorAll('[data-tag]')].map(x => x.textContent.trim());
@@ -110,6 +112,24 @@ def open_all(page: Any) -> None:
     for _ in range(page.locator("[data-testid=stExpander] details:not([open])").count()):
         page.locator("[data-testid=stExpander] details:not([open]) summary").first.click()
     page.wait_for_timeout(400)
+
+
+def to_end(page: Any) -> None:
+    """Scroll the page to its end and let what is drawn there stand."""
+    page.evaluate("(e => { e.scrollTop = e.scrollHeight; })(document.querySelector('[data-testid=stMain]'))")
+    page.wait_for_timeout(300)
+
+
+def told(shifts: Sequence[Mapping[str, Any]], n: int = 3) -> list[Any]:
+    """Return layout shifts with what moved furthest in each, short enough to read."""
+
+    def moved(source: Sequence[Any]) -> float:
+        _, before, after = source
+        return (
+            0.0 if not (before[2] and after[2]) else max(abs(a - b) for a, b in zip(before[:2], after[:2], strict=True))
+        )
+
+    return [(round(s["value"], 3), sorted(s["sources"], key=moved, reverse=True)[:n]) for s in shifts]
 
 
 def controls(page: Any) -> dict[str, str]:

@@ -4,7 +4,9 @@ One visitor on a fresh server, so every question is new. A row a page: seconds f
 change, the longest time that a spinner showed, the sum of the layout shifts (Chromium's score; of what moved though
 nobody touched it). Below it the controls that took longest. Prints; no asserts.
 
-    python -m benchmarks.app_spinners [--page capacity] [--all]
+    python -m benchmarks.app_spinners [--page capacity] [--all] [--end]
+
+`--end` turns each control with the page scrolled to its end, where whatever changed its height above shows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.app_browser import FLAGS, Seen, controls, now_ms, open_all, settle, turn, watched
+from benchmarks.app_browser import FLAGS, Seen, controls, now_ms, open_all, settle, to_end, told, turn, watched
 from benchmarks.app_sessions import served
 
 PAGES = {
@@ -35,6 +37,8 @@ PAGES = {
 WARM_S = 20.0
 """A server prepares its slow first views for so long."""
 N_SLOWEST = 3
+MOST_SHIFT = 0.1
+"""Layout shift above which a control's row says what moved (good, says web.dev/articles/cls, is less)."""
 LAST = ("engine", "claims", "view")
 """Controls that take others away: turned after them."""
 
@@ -44,7 +48,7 @@ def row(name: str, seen: Seen) -> None:
     print(f"{name:44} {seen.still_s:6.2f} {seen.spinner_s:9.2f} {seen.shift:9.3f}", flush=True)
 
 
-def work(browser: Any, url: str, name: str, path: str, *, is_all: bool) -> list[Seen]:
+def work(browser: Any, url: str, name: str, path: str, *, is_all: bool, is_end: bool) -> list[Seen]:
     """Open a page, turn each of its controls once, print what one waits for; return the controls' rows."""
     page = watched(browser)
     page.goto(url + path)
@@ -54,6 +58,8 @@ def work(browser: Any, url: str, name: str, path: str, *, is_all: bool) -> list[
     for key, kind in sorted(controls(page).items(), key=lambda c: c[0] in LAST):
         if key not in controls(page):  # another control took it away
             continue
+        if is_end:
+            to_end(page)
         since = now_ms(page)
         turn(page, key, kind)
         found[key] = settle(page, since)
@@ -73,6 +79,9 @@ def work(browser: Any, url: str, name: str, path: str, *, is_all: bool) -> list[
     slowest = sorted(found, key=lambda k: -found[k].still_s)[: None if is_all else N_SLOWEST]
     for key in slowest:
         row(f"{'':4}{key}", found[key])
+    for key, seen in found.items():
+        if seen.shift > MOST_SHIFT:
+            print(f"{'':4}{key} moves by {seen.shift:.3f}: {told(seen.shifts)}")
     return list(found.values())
 
 
@@ -82,6 +91,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page", help="one page only, such as capacity")
+    parser.add_argument("--end", action="store_true", help="turn each control with the page scrolled to its end")
     parser.add_argument("--all", action="store_true", help="print every control")
     options = parser.parse_args()
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,7 +107,7 @@ def main() -> None:
         time.sleep(WARM_S)
         for name, path in PAGES.items():
             if options.page is None or name.startswith(options.page):
-                seen += work(browser, url, name, path, is_all=options.all)
+                seen += work(browser, url, name, path, is_all=options.all, is_end=options.end)
         browser.close()
     print(f"{len(seen)} controls turned: spinner {max(s.spinner_s for s in seen):.2f} s at most, ", end="")
     print(f"{sum(s.spinner_s > 2 for s in seen)} above 2 s; load average {os.getloadavg()[0]:.1f} at the end")

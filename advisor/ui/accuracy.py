@@ -26,6 +26,10 @@ Errors = Mapping[str, Mapping[str, float]]
 """Metric to its median, P90, bias and count."""
 MAX_UPLOAD_BYTES = 5 * MIB
 MAX_CELLS = 400
+BESIDE = 5
+"""Rows that the grid next to an answer has at most."""
+MAX_NAMES = 8
+"""Names in the legend of a chart of cells."""
 TITLES = {
     "ttft_s.p50": "TTFT P50",
     "ttft_s.p99": "TTFT P99",
@@ -93,11 +97,12 @@ def validate_upload(name: str, content: bytes) -> list[Row]:
     return pool.run(validate, parse_upload(name, content))
 
 
-def heat_map(groups: Mapping[str, Errors], key: str, alt: str) -> None:
-    """Show the median error of groups, one row each, by metric."""
+def heat_map(groups: Mapping[str, Errors], key: str, alt: str, n_rows: int = 0) -> None:
+    """Show the median error of groups, one row each, by metric; there is room for `n_rows` at least."""
     metrics = metrics_of(groups)
     errors = [[groups[g].get(m, {}).get("median") for m in metrics] for g in groups]
-    parts.chart(charts_trust.heat_map(list(groups), [TITLES[m] for m in metrics], errors), key, alt)
+    figure = charts_trust.heat_map(list(groups), [TITLES[m] for m in metrics], errors, n_rows=n_rows)
+    parts.chart(figure, key, alt)
 
 
 def metrics_of(groups: Mapping[str, Errors]) -> list[str]:
@@ -139,12 +144,16 @@ def clickable(groups: Mapping[str, Errors], key: str, alt: str, first: int = 0) 
 
 
 def scatter(rows: list[Row], by: str, metric: str, key: str) -> None:
-    """Show predicted against measured values of one metric, one mark a cell, coloured by a regime."""
+    """Show predicted against measured values of one metric, one mark a cell, coloured by a regime or by the GPU.
+
+    More names than MAX_NAMES nobody can tell apart, and on a phone they would leave no room for the marks.
+    """
+    shown = [r for r in rows if r.metric == metric]
+    names = next((n for n in (by, "gpu") if len({r.regime.get(n) for r in shown}) <= MAX_NAMES), "")
     points: dict[str, list[tuple[float, float, str]]] = {}
-    for r in rows:
-        if r.metric == metric:
-            words = f"{r.run_id}: {r.load}; {r.lengths}"
-            points.setdefault(r.regime.get(by, "all"), []).append((r.measured, r.predicted, words))
+    for r in shown:
+        words = f"{r.run_id}: {r.load}; {r.lengths}"
+        points.setdefault(r.regime.get(names, "all"), []).append((r.measured, r.predicted, words))
     figure = charts_trust.against(points, QUANTITY[metric], TITLES[metric])
     parts.chart(figure, key, f"{TITLES[metric]}: predicted against measured, one mark a cell")
 
@@ -155,7 +164,7 @@ def beside(found: Mapping[str, Any]) -> None:
         return
     st.subheader("How far off such answers were")
     groups = {"all measured runs": found["overall"], **found["regimes"]}
-    heat_map(groups, "beside", "Median relative error on measured runs like this plan")
+    heat_map(groups, "beside", "Median relative error on measured runs like this plan", n_rows=BESIDE)
     st.caption("Median error on measured runs that the fit had not seen, by what they share with the best plan.")
 
 

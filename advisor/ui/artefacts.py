@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor.emit import PURPOSES, artefacts_for
 from advisor.schema import Plan
-from advisor.ui import call, state
+from advisor.ui import call, parts, state
 from advisor.ui.text import plain
 
 
@@ -35,4 +35,4 @@ def artefacts(plan: Plan, request: dict[str, Any]) -> None:
     )
     with st.expander(f"Read {file_name}"):
         language = {"yaml": "yaml", "py": "python", "sh": "bash"}.get(file_name.rsplit(".", 1)[-1], "text")
-        st.code(text, language=language)
+        st.code(text, language=language, height=parts.FILE_PX)

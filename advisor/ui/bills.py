@@ -12,6 +12,7 @@ from advisor.schema.power import LimitRow, PowerReport, RackFit
 from advisor.ui import charts, charts_plans, parts
 from advisor.ui.text import HELP, plain, sentence, show
 
+HOSTED = "hosted_usd_per_month"
 MONEY = {
     "usd_per_h": "An hour",
     "usd_per_month": "A month",
@@ -21,7 +22,7 @@ MONEY = {
     "usd_per_million_output_tokens": "1M output tokens, bearing the whole bill",
     "split_usd_per_million_input_tokens": "1M input tokens, bill split by energy",
     "split_usd_per_million_output_tokens": "1M output tokens, bill split by energy",
-    "hosted_usd_per_month": "The same tokens at the hosted API, a month",
+    HOSTED: "The same tokens at the hosted API, a month",
 }
 ENERGY = {
     "power_w": ("Power", "W"),
@@ -102,7 +103,7 @@ def money(month: Month, plan: MixedPlan, report: PowerReport, terms: Terms) -> N
         ]
         dollars = "${:,.2f}".format
         names = ("a GPU hour", "a month, day and night", "a month, hours in use")
-        parts.table(rows, dict.fromkeys(names, dollars), "bills")
+        parts.table(rows, dict.fromkeys(names, dollars), "bills", parts.BILLS_PX)
         st.caption("A month has 730 hours. Spot GPUs can be taken away at any time; a price is one zone's at one time.")
     _at_peak(report, terms)
     parts.downloads(
@@ -117,11 +118,13 @@ def money(month: Month, plan: MixedPlan, report: PowerReport, terms: Terms) -> N
 
 def _at_peak(report: PowerReport, terms: Terms) -> None:
     found = report.money
-    if not found:
-        return
     st.subheader("What a token costs at the load of the peak")
-    rows = [{"what": text, "cost": _usd(found[name])} for name, text in MONEY.items() if name in found]
-    parts.table(rows, {}, "peak-bill")
+    rows = [
+        {"what": text, "cost": _usd(found[name]) if name in found else "no such price known"}
+        for name, text in MONEY.items()
+        if name in found or name != HOSTED
+    ]
+    parts.text_table(rows, "peak-bill")
     if "break_even_load_frac" in found:
         share, rate = found["break_even_load_frac"].value, found["break_even_requests_per_s"].value
         most = report.plan.prediction.quantities.get("saturation_requests_per_s")
@@ -179,15 +182,14 @@ def power(month: Month, plan: MixedPlan, report: PowerReport, request: Request) 
             f" {show('W', request.power_cap_w)}. The cap limits one plan; offline work comes on top."
         )
     _limits(report)
-    if report.rack is not None:
-        _rack(report.rack)
+    _rack(report.rack)
     st.subheader("Energy at the peak's load")
     rows = [
         {"what": text, "boards": _shown(n, report.energy[n]), "whole nodes": _shown(n, report.node_energy[n])}
         for n, (text, _) in ENERGY.items()
         if n in report.energy
     ]
-    parts.table(rows, {}, "energy")
+    parts.text_table(rows, "energy")
     if report.board_power is not None:
         figure = charts.stacked({"board power": report.board_power})
         parts.chart(figure, "board-power", "Parts of the board power")
@@ -242,10 +244,13 @@ def advice(report: PowerReport) -> str:
     )
 
 
-def _rack(rack: RackFit) -> None:
-    st.subheader(f"A rack of {show('W', rack.rack_w)}")
+def _rack(rack: RackFit | None) -> None:
+    st.subheader("A rack" if rack is None else f"A rack of {show('W', rack.rack_w)}")
     columns = st.columns(3)
     text = "Each is reserved its boards' limits and the upper end of the rest of a node: a breaker does not average."
+    if rack is None:
+        parts.metric(columns[0], "Nodes", "no rack given", "give its power in the side bar", text)
+        return
     parts.metric(columns[0], f"Nodes of {rack.gpus_per_node} GPUs", f"{rack.n_nodes:,}", None, text)
     parts.metric(
         columns[1],

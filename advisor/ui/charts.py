@@ -75,19 +75,15 @@ def tick(name: str, value: float) -> str:
     return re.sub(r"\.?0+(?=$| |/)", "", text) if "." in (text := show(name, value)) else text
 
 
-def bound(
-    figure: go.Figure, value: float, text: str, colour: str, *, is_x: bool = False, is_left: bool = False
-) -> None:
-    """Draw a target across a logarithmic axis; plotly wants the logarithm for the words, the value for the line."""
-    line = {"dash": "dash", "color": colour, "width": 1.5}
+def line_at(figure: go.Figure, value: float, text: str, colour: str, *, is_x: bool = False, dash: str = "dash") -> None:
+    """Draw a line across a chart; its words stand in the legend, where no other line crosses them."""
+    line = {"dash": dash, "color": colour, "width": 1.5}
+    n_before = len(figure.layout.shapes)
     if is_x:
-        figure.add_vline(x=value, line=line)
-        figure.add_annotation(x=math.log10(value), y=1, yref="paper", text=text, showarrow=False, yanchor="bottom")
+        figure.add_vline(x=value, line=line, name=plain_html(text))
     else:
-        figure.add_hline(y=value, line=line)
-        side = "left" if is_left else "right"
-        at = {"x": 0 if is_left else 1, "xref": "paper", "xanchor": side, "yanchor": "bottom"}
-        figure.add_annotation(y=math.log10(value), text=text, showarrow=False, **at)
+        figure.add_hline(y=value, line=line, name=plain_html(text))
+    figure.layout.shapes[n_before].showlegend = True  # of a chart of two parts the first one's
 
 
 def laid_out(figure: go.Figure, *, height: int = 420, **layout: object) -> go.Figure:
@@ -129,11 +125,14 @@ def plan_name(plan: Plan) -> str:
 
 
 @remembered
-def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None, n_bars: int = 0) -> go.Figure:
+def stacked(
+    bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = None, n_bars: int = 0, n_parts: int = 0
+) -> go.Figure:
     """Return one horizontal bar a breakdown, stacked from its parts, so that a bar's end is the breakdown's total.
 
-    limit  : name and value of a vertical line, such as the memory of the card
-    n_bars : the most bars that the same place may show: the height is for as many
+    limit   : name and value of a vertical line, such as the memory of the card
+    n_bars  : the most bars that the same place may show: the height is for as many
+    n_parts : the most parts, likewise
     """
     parts = list(dict.fromkeys(part_name(p.name) for b in bars.values() for p in b.parts))
     unit = next(iter(bars.values())).unit if bars else ""
@@ -169,7 +168,7 @@ def stacked(bars: Mapping[str, Breakdown], *, limit: tuple[str, float] | None = 
         "traceorder": "normal",
         "font": {"size": 11},
     }
-    height = 112 + 18 * (1 + (len(parts) + 1) // 2) + 48 * max(n_bars, len(bars))
+    height = 112 + 18 * (1 + (max(n_parts, len(parts)) + 1) // 2) + 48 * max(n_bars, len(bars))
     return laid_out(figure, height=height, barmode="stack", bargap=0.35).update_layout(
         legend={"traceorder": "normal", **below}
     )
@@ -215,13 +214,9 @@ def curves(
         )
         for target in slo.targets:
             if f"{target.name}_s" == name:
-                text = f"{label(name)} target {show(name, target.max_s)}"
-                bound(figure, target.max_s, text, colour, is_left=True)
+                line_at(figure, target.max_s, f"{label(name)} target {show(name, target.max_s)}", colour)
     if now is not None:
-        figure.add_vline(x=now, line={"dash": "dot", "color": GREY, "width": 1.5})
-        figure.add_annotation(
-            x=now, y=0, yref="paper", text="this load", showarrow=False, xanchor="left", yanchor="bottom"
-        )
+        line_at(figure, now, "this load", GREY, is_x=True, dash="dot")
     figure.update_xaxes(axis(x) | {"rangemode": "tozero"})
     figure.update_yaxes(axis(names[0], is_log=True) | {"title": {"text": f"latency [{unit_of(names[0])}]"}})
     return laid_out(figure)

@@ -106,7 +106,7 @@ def pareto(plans: Sequence[Plan], x: str, y: str, slo: Slo, third: str = "") -> 
         name = f"{target.name}_s"
         text = f"{target.metric.upper()} {target.statistic.upper()} at most {show('s', target.max_s)}"
         if name in (x, y):
-            charts.bound(figure, target.max_s, text, charts.COLOURS[1], is_x=name == x)
+            charts.line_at(figure, target.max_s, text, charts.COLOURS[1], is_x=name == x)
     aims = {f"{t.name}_s": [t.max_s] for t in slo.targets}
     across, up = [a for _, a, _ in shown], [b for _, _, b in shown]
     for name, found, update in ((x, across, figure.update_xaxes), (y, up, figure.update_yaxes)):
@@ -125,7 +125,7 @@ def roofline(found: Roofline, name: str) -> go.Figure:
     low, high = min(*every, 1.0) / 1.6, max(*every, found.ridge_flops_per_byte) * 1.6
     figure = go.Figure()
     roofs = (
-        ("datasheet", found.peak_flops_per_s, found.memory_bandwidth_bytes_per_s, "solid"),
+        (f"{plain_html(name)}, datasheet", found.peak_flops_per_s, found.memory_bandwidth_bytes_per_s, "solid"),
         ("what kernels reach (fitted)", found.reached_flops_per_s, found.reached_bytes_per_s, "dot"),
     )
     for title, peak, bandwidth, dash in roofs:
@@ -159,17 +159,12 @@ def roofline(found: Roofline, name: str) -> go.Figure:
         figure.add_scatter(
             x=[point.flops_per_byte],
             y=[point.flops_per_s],
-            mode="markers+text",
+            mode="markers",
             name=f"{point.name} at this load",
             marker={"color": colour, "symbol": shape, "size": 15, "line": {"width": 1.5, "color": "#FFFFFF"}},
-            text=[f"<b>{point.name}</b>"],
-            textposition="bottom right" if point.flops_per_byte < found.ridge_flops_per_byte else "bottom center",
-            customdata=[_operating(point)],
-            hovertemplate="%{customdata}<extra></extra>",
+            text=[_operating(point)],
+            hovertemplate="%{text}<extra></extra>",
         )
-    figure.add_annotation(
-        x=1, xref="paper", xanchor="right", y=1, yref="paper", yanchor="bottom", showarrow=False, text=plain_html(name)
-    )
     figure.update_xaxes(
         {"type": "log", "title": {"text": "operational intensity [operations per byte]"}, "tickformat": "~g"}
     )
@@ -193,7 +188,7 @@ def _operating(p: OperatingPoint) -> str:
 
 
 @remembered
-def power_limits(rows: Sequence[LimitRow], marks: Mapping[str, float], idle_text: str = "") -> go.Figure:
+def power_limits(rows: Sequence[LimitRow], marks: Mapping[str, float]) -> go.Figure:
     """Return energy per token and speed against the power limit of a board.
 
     marks : words to a limit [W], drawn as vertical lines
@@ -228,16 +223,17 @@ def power_limits(rows: Sequence[LimitRow], marks: Mapping[str, float], idle_text
             col=1,
         )
     for words, limit in marks.items():
-        figure.add_vline(x=limit, line={"dash": "dash", "color": charts.GREY, "width": 1.5})
-        figure.add_annotation(
-            x=limit, y=1.0, yref="paper", text=plain_html(words), showarrow=False, yanchor="bottom", xanchor="left"
-        )
+        charts.line_at(figure, limit, words, charts.GREY, is_x=True)
     figure.update_xaxes({"title": {"text": "power limit of one board [W]"}, "ticksuffix": "W"}, row=2, col=1)
     figure.update_yaxes({"title": {"text": "energy per output token [J]"}, "ticksuffix": "J"}, row=1, col=1)
     figure.update_yaxes({"title": {"text": "speed"}, "tickformat": ".0%"}, row=2, col=1)
     return charts.laid_out(figure, height=480).update_layout(
         legend={"y": -0.16, "yanchor": "top"}, margin={"t": 40, "l": 10, "r": 16, "b": 10}
     )
+
+
+MIN_BILLS = 5
+"""Bills for which the chart of rents has room: another kind of price has fewer."""
 
 
 @remembered
@@ -266,7 +262,7 @@ def rents(bills: Sequence[CloudBill]) -> go.Figure:
     figure.update_xaxes(range=[0, 1.3 * most])
     figure.update_xaxes({"title": {"text": "rent of a month [$]"}, "tickprefix": "$", "tickformat": "~s"})
     figure.update_yaxes(autorange="reversed")
-    return charts.laid_out(figure, height=130 + 52 * len(bills), barmode="group", bargap=0.25)
+    return charts.laid_out(figure, height=130 + 52 * max(MIN_BILLS, len(bills)), barmode="group", bargap=0.25)
 
 
 MIN_STAGES = 4

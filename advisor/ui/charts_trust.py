@@ -39,13 +39,16 @@ def heat_map(
     *,
     counts: Sequence[Sequence[int]] | None = None,
     chosen: tuple[int, int] | None = None,
+    n_rows: int = 0,
 ) -> go.Figure:
     """Return relative errors as a grid, pale to dark; the number stands in each cell.
 
     counts : measured cells behind each error, for the words under the mouse
     chosen : row and column of the cell that is framed; given, every cell answers to a click (its point carries
              [row, column] as custom data)
+    n_rows : the most rows that the same place may show: the height is for as many
     """
+    n_rows = max(n_rows, len(rows))
     text = [["" if e is None else f"{e:.1%}" for e in row] for row in errors]
     figure = go.Figure(
         go.Heatmap(
@@ -65,7 +68,7 @@ def heat_map(
                 "thickness": 10,
                 "orientation": "h",
                 "len": 0.6,
-                "y": -18 / (34 * len(rows) + 1),
+                "y": -18 / (34 * n_rows + 1),
                 "yanchor": "top",
             },
             hoverinfo="skip",
@@ -113,7 +116,7 @@ def heat_map(
         showgrid=False,
         zeroline=False,
     )
-    return charts.laid_out(figure, height=150 + 34 * len(rows)).update_layout(margin={"t": 72, "b": 60})
+    return charts.laid_out(figure, height=150 + 34 * n_rows).update_layout(margin={"t": 72, "b": 60})
 
 
 def short_row(name: str) -> str:

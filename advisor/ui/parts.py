@@ -19,15 +19,18 @@ from advisor.ui.text import BACKENDS, HELP, TERMS, label, part_name, plain, sent
 
 METRIC_PX = 120
 """Height of a box with a big number: title, number, and one line below it; the same with and without that line."""
+LIST_PX, NOTES_PX, PLANS_PX, BILLS_PX, FILE_PX = 340, 180, 400, 320, 360
+"""Heights of boxes for lists, remarks and files and of tables of plans and bills: more or fewer lines move nothing."""
+LEVELS = ("error", "warning", "info")
 CHART = {"displaylogo": False, "responsive": True}
 PLAN_COLUMNS = (
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "tpot_p50_s",
-    "tpot_p99_s",
-    "requests_per_s",
-    "output_tokens_per_s",
     "usd_per_million_output_tokens",
+    "ttft_p99_s",
+    "tpot_p99_s",
+    "output_tokens_per_s",
+    "ttft_p50_s",
+    "tpot_p50_s",
+    "requests_per_s",
     "board_power_w",
     "energy_j_per_output_token",
     "memory_bytes_per_gpu",
@@ -51,11 +54,9 @@ HEADS = {label(name): tooltip(name) for name in (*PLAN_COLUMNS, "usd_per_h")} | 
     "micro batch": "Sequences that a GPU computes at once.",
     "micro-steps": "Micro batches whose gradients are summed before the optimizer steps.",
     "checkpointing": HELP["checkpointing"],
-    label("step_s"): "Time of one optimizer step.",
-    label("tokens_per_s"): "Tokens of all GPUs together, a second.",
-    label(
-        "allocated_bytes_per_gpu"
-    ): "What the job's tensors and the CUDA context take at the peak; it must fit the card.",
+    label("step_s"): HELP["step"],
+    label("tokens_per_s"): HELP["training"],
+    label("allocated_bytes_per_gpu"): HELP["allocated"],
     label("mfu_frac"): HELP["mfu"],
     "FLOP/byte": HELP["intensity"],
     "of peak": "Share of the card's dense peak.",
@@ -115,34 +116,44 @@ def serving_headline(
     headline(shown | {name: every[name] for name in endless}, names, n_columns, titles, endless)
 
 
-def notes(found: Iterable[Note]) -> None:
-    """Show remarks: warnings and errors in boxes, the rest as small text."""
-    said = list(dict.fromkeys((n.level, sentence(n.text)) for n in found))
-    for level, text in said:
-        if level == "error":
-            st.error(text)
-        elif level == "warning":
-            st.warning(text)
-    quiet = [text for level, text in said if level == "info"]
-    if quiet:
-        with st.expander(f"Assumptions and remarks ({len(quiet)})"):
-            st.markdown("\n".join(f"- {text}" for text in quiet))
+def notes(found: Iterable[Note], height: int = NOTES_PX) -> None:
+    """Show remarks in a box of one height, which rolls: warnings and errors first, then the rest."""
+    said = sorted(dict.fromkeys((LEVELS.index(n.level), sentence(n.text)) for n in found), key=lambda s: s[0])
+    with st.container(height=height, border=True):
+        for level, text in said:
+            if LEVELS[level] != "info":
+                (st.error if LEVELS[level] == "error" else st.warning)(text)
+        quiet = [f"- {text}" for level, text in said if LEVELS[level] == "info"]
+        if quiet:
+            st.markdown("\n".join(quiet))
+        if not said:
+            st.caption("No remarks.")
 
 
-def sentences(title: str, lines: Iterable[str]) -> None:
-    """Show a list of sentences under a heading, nothing when there are none."""
-    shown = [f"- {sentence(line)}" for line in lines]
-    if shown:
-        st.subheader(title)
-        st.markdown("\n".join(shown))
+def listed(title: str, lines: Iterable[str], missing: str = "", height: int = LIST_PX) -> None:
+    """Show lines of Markdown as a list under a head, in a box of one height, which rolls: nothing below it moves.
+
+    missing : the key of what is still being worked out, "" for nothing
+    """
+    points = [f"- {line}" for line in lines]
+    st.subheader(title)
+    # other lines are another list, shown from its beginning: no word of the one before moves to a new place
+    with st.container(height=height, border=True, key=f"list-{memory.content_key(title, points, missing)[:12]}"):
+        if missing:
+            later.fill_in(missing, "Being worked out ...")
+        elif points:
+            st.markdown("\n".join(points))
+        else:
+            st.caption("Nothing.")
 
 
-def what_would_change(flips: Iterable[str], missing: str) -> None:
-    """Show what would change an answer; `missing` is the key of what is still being worked out, "" for nothing."""
-    sentences("What would change the answer", flips)
-    if missing:
-        st.subheader("What would change the answer")
-        later.fill_in(missing, "Being worked out ...")
+def reasons(why: Iterable[str], flips: Iterable[str], missing: str = "", title: str = "Why") -> None:
+    """Show beside each other why an answer is the best one, and what would change it (`missing` as in `listed`)."""
+    left, right = st.columns(2)
+    with left:
+        listed(title, map(sentence, why))
+    with right:
+        listed("What would change the answer", map(sentence, flips), missing)
 
 
 def chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] | None = None) -> None:
@@ -169,10 +180,11 @@ def _chart(figure: go.Figure, key: str, alt: str, on_select: Callable[[], None] 
 def taken_apart(plan: Plan) -> None:
     """Show each breakdown of a plan's prediction as one bar whose parts sum to its end, two beside each other."""
     columns = st.columns(2)
+    n_parts = max((len(b.parts) for b in plan.prediction.breakdowns), default=0)
     for i, b in enumerate(plan.prediction.breakdowns):
         limit = call.card_limit(plan.deployment.gpu) if b.unit == "bytes" else None
         with columns[i % 2]:
-            figure = charts.stacked({part_name(b.name): b}, limit=limit)
+            figure = charts.stacked({part_name(b.name): b}, limit=limit, n_parts=n_parts)
             chart(figure, f"part-{b.name}", f"Parts of {b.name}, which sum to the whole")
     held, host = charts.held_off_gpu(plan.deployment), plan.prediction.quantities.get(HOST_MEMORY)
     if held and host is not None:
@@ -180,12 +192,17 @@ def taken_apart(plan: Plan) -> None:
         st.caption(plain(f"Not on the GPU: {held}. That takes {size} of host memory a GPU."))
 
 
-def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
-    """Show rows whose numbers sort as numbers and read as text with units; `formats` are functions that pickle."""
-    memory.replayed(memory.content_key(rows, formats, key), _table, (rows, formats, key))
+def table(
+    rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str, height: int = 0
+) -> None:
+    """Show rows whose numbers sort as numbers and read as text with units; `formats` are functions that pickle.
+
+    height : pixels however many rows there are; without it as many as they take
+    """
+    memory.replayed(memory.content_key(rows, formats, key, height), _table, (rows, formats, key, height))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str) -> None:
+def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[Any], str]], key: str, px: int) -> None:
     frame = pd.DataFrame(list(rows))
     known = {column: form for column, form in formats.items() if column in frame.columns}
     heads = {c: st.column_config.Column(help=HEADS.get(c), width=WIDTHS.get(c)) for c in frame.columns}
@@ -194,10 +211,24 @@ def _table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, Callable[[An
         hide_index=True,
         key=key,
         width="stretch",
-        height="content" if len(frame) <= MOST_ROWS else "auto",
+        height=px or ("content" if len(frame) <= MOST_ROWS else "auto"),
         placeholder="–",
         column_config={c: head for c, head in heads.items() if c in HEADS or c in WIDTHS},
     )
+
+
+def text_table(rows: Sequence[Mapping[str, str]], key: str, height: int = 0) -> None:
+    """Show rows of words and of numbers with intervals; on a narrow screen they break, so that all stay in view.
+
+    height : as in `table`
+    """
+    memory.replayed(memory.content_key(rows, key, height), _text_table, (rows, key, height))
+
+
+def _text_table(rows: Sequence[Mapping[str, str]], key: str, px: int) -> None:
+    frame = pd.DataFrame([{plain(c): plain(text) for c, text in row.items()} for row in rows])
+    with st.container(key=f"table-{key}"):
+        st.table(frame, hide_index=True, height=px or "content")
 
 
 def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Callable[[Any], str]]]:
@@ -214,18 +245,21 @@ def plan_rows(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], dict[str, Ca
             "TP": d.tp,
             "PP": d.pp,
             "DP": d.dp,
-            "weights": d.weight_dtype,
-            "KV": d.kv_dtype,
-            **({OFF_GPU: charts.held_off_gpu(d)} if is_any_off else {}),
             "targets": "overload" if p.prediction.is_saturated else "kept" if p.meets_slo else "missed",
-            "by": "closed form" if p.prediction.method == "steady" else "simulation",
-            "Pareto": "yes" if p.is_pareto else "",
         }
         for n in names:
             found = quantities.get(n)
             row[label(n)] = None if found is None else found.value
         row[label("usd_per_h")] = p.usd_per_h or None  # no price is known: zero would read as free
-        rows.append(row)
+        rows.append(
+            row
+            | {"weights": d.weight_dtype, "KV": d.kv_dtype}
+            | ({OFF_GPU: charts.held_off_gpu(d)} if is_any_off else {})
+            | {
+                "Pareto": "yes" if p.is_pareto else "",
+                "by": "closed form" if p.prediction.method == "steady" else "simulation",
+            }
+        )
     return rows, {label(n): partial(show, n) for n in (*names, "usd_per_h")}
 
 
@@ -271,10 +305,13 @@ def command(text: str, key: str) -> None:
         st.code(text, language="bash", wrap_lines=True)
 
 
-def equal_command(command: str) -> None:
-    """Show the command line that gives the same answer."""
+def equal_command(command: str, about: str = "") -> None:
+    """Show the command line that gives the same answer; `about` says which line gives what. It may grow: it is last."""
     st.subheader("The same from the command line")
-    st.code(command, language="bash", wrap_lines=True)
+    if about:
+        st.caption(about)
+    with st.container(key="equal-command"):
+        st.code(command, language="bash", wrap_lines=True)
 
 
 OF_A_STEP = ("linear", "lm_head", "elementwise", "all_reduce", "overhead", "prompts_of_others")

@@ -14,6 +14,8 @@ from advisor.ui import parts
 from advisor.ui.text import BACKENDS, clause, plain, sentence, show
 from advisor.units import format_s, plural
 
+LIST_PX = 240
+"""Height of the boxes for the lists of a day's plan, which are short."""
 TRAINING = "deepspeed-train-"
 """How the names of backends begin that train."""
 
@@ -90,27 +92,28 @@ def work(plan: MixedPlan, jobs: Sequence[OfflineJob], switch_s: float) -> None:
         for used in found:
             where = f"**{plain(name_of(job, used.way))}**"
             if not used.gpu_hours:
-                left_out.append(f"- {where}: {clause(used.why)}.")
+                left_out.append(f"{where}: {clause(used.why)}.")
                 continue
             rows.append(_row(plan, job, used))
             if used.why:
-                taken.append(f"- {where}: {clause(used.why)}.")
+                taken.append(f"{where}: {clause(used.why)}.")
     if rows:
         parts.table(rows, {"tokens": partial(show, "_tokens"), "a GPU": partial(show, "tokens_per_s")}, "shifts")
-    st.markdown("\n".join(taken))
-    if left_out:
-        with st.expander(f"Ways not taken, and why ({len(left_out)})"):
-            st.markdown("\n".join(left_out))
+    left, right = st.columns(2)
+    with left:
+        parts.listed("When it is done, and why so", taken, height=LIST_PX)
+    with right:
+        parts.listed("Ways not taken, and why", left_out, height=LIST_PX)
 
 
 def _row(plan: MixedPlan, job: OfflineJob, used: Used) -> dict[str, Any]:
     i = job.ways.index(used.way)
     return {
         "job": job.name,
-        "engine": engine_of(used.way),
-        "plan of a group": used.way.plan,
         "in hours": hours_text([h.job_groups[job.name][i] for h in plan.hours]),
         "GPU hours": used.gpu_hours,
+        "engine": engine_of(used.way),
+        "plan of a group": used.way.plan,
         "a GPU": used.way.tokens_per_s / used.way.n_gpus,
     }
 
@@ -118,10 +121,10 @@ def _row(plan: MixedPlan, job: OfflineJob, used: Used) -> dict[str, Any]:
 def _ending(plan: MixedPlan, job: OfflineJob, switch_s: float) -> str:
     """Return a line on when a job ends, or what is undone at its deadline, and on its starts."""
     if not any(any(h.job_groups[job.name]) for h in plan.hours):
-        return f"- {sentence(worked_how(plan, job, switch_s)[0])}."
+        return f"{sentence(worked_how(plan, job, switch_s)[0])}."
     late, end = plan.shortfall_tokens.get(job.name, 0.0), plan.finish_hour.get(job.name)
     undone = f"{show('_tokens', late)} of {show('_tokens', job.total_tokens)} undone at hour {job.deadline_hour}"
     text = undone if late else f"done at hour {end:.1f}, due at hour {job.deadline_hour}"
     starts = sum(h.job_starts[job.name] for h in plan.hours)
     counted = f"; {plural(starts, 'start')} of {format_s(switch_s)} counted" if starts else ""
-    return f"- **{plain(job.name)}**: {clause(text + counted)}."
+    return f"**{plain(job.name)}**: {clause(text + counted)}."

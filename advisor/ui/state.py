@@ -281,6 +281,8 @@ def catalogue_name(text: str, kind: str) -> str:
     The page must not be a way to read files of the machine that serves it: that is the command line's right.
     """
     name = text.strip()
+    if not name:
+        raise DomainError(f"no {kind} is given; choose one from the list or type its name")
     looks_like_a_path = name.startswith((".", "/", "~", "\\")) or name.lower().endswith((".json", ".toml"))
     if looks_like_a_path or "\0" in name or any(_is_here(pool.strip()) for pool in name.split(",")):
         raise DomainError(

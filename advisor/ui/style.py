@@ -29,10 +29,16 @@ SPINNER = (
 LATE = ".stElementContainer[class*=st-key-]:has([data-testid=stSkeleton])"
 ROOM = (
     f"{LATE} {{ min-height: 68px; }} [class*=st-key-files-] {LATE} {{ min-height: 0; }} .st-key-records {{ min-height:"
-    " 128px !important; } [class*=st-key-command] { min-height: 77px; } .st-key-best-jobs-place { min-height: 1200px; }"
+    " 128px !important; } [class*=st-key-command] { min-height: 77px; } .st-key-equal-command { min-height: 122px; }"
+    " [class*=st-key-state-] { min-height: 3.2rem; } .st-key-best-jobs-place { min-height: 1200px; }"
+    " .st-key-two-plans { min-height: 800px; }"
 )
 """Room for what a browser loads late, which streamlit draws 40 pixels high until then: a control with its title, the
-field for a file, a command of two lines. Charts and big numbers say their heights themselves."""
+field for a file; and for what is longer or shorter: a command of two lines, or two of them of two lines, what a plan is
+and whether it keeps the targets. Charts, big numbers and boxes say their heights themselves."""
+
+NARROW = ".st-key-hint { display: none; } @media (max-width: 768px) { .st-key-hint { display: flex; } }"
+"""Where streamlit folds the side bar away, one is told where it is."""
 
 
 def css() -> str:
@@ -46,7 +52,7 @@ def css() -> str:
     titles = ", ".join(f".stApp .js-plotly-plot .{name}" for name in ("xtitle", "ytitle", "x2title", "y2title"))
     rules.append(f"{plots}, {titles} {{ fill: {_either(QUIET)} !important; }}")
     rules.append(f".stApp .js-plotly-plot .legendtext {{ fill: {_either(STRONG)} !important; }}")
-    rules += [SPINNER, ROOM]
+    rules += [SPINNER, ROOM, NARROW]
     return "<style>" + " ".join(rules) + "</style>"
 
 

@@ -28,6 +28,11 @@ HELP = {
     "throughput": "Output tokens of all requests together, per second, for the whole plan.",
     "cost": "Rent of the GPUs divided by the output tokens that they produce at this load.",
     "usd_per_h": "Rent of all GPUs of the plan for one hour, at the price shown under the inputs.",
+    "step": "Time of one optimizer step.",
+    "training": "Tokens of all GPUs together, a second.",
+    "allocated": "What the tensors and the CUDA context take at the peak of a step; it must fit the card.",
+    "memory": "What nvidia-smi shows for one GPU at the peak: with what the allocator or the engine keeps for later.",
+    "duration": "Time of the whole training run on the tokens asked for.",
     "power": "Power at the boards of all GPUs of the plan, averaged over the run.",
     "energy": "Energy at the boards for one output token.",
     "saturation": "The largest request rate that the plan completes; above it the queue grows without end.",
@@ -130,10 +135,26 @@ PARTS = {
     "lm_head": "LM head",
     "all_reduce": "all-reduce",
     "decode_step_s": "decode step",
+    "forward_backward": "forward and backward",
     "live_parameters": "layers at work",
     "kv_copies": "copies of the KV cache",
 }
 """Parts of breakdowns whose names do not read well, or that two engines name differently."""
+SETTINGS = (
+    (r"see --slo, --slo none", "set others in the side bar"),
+    (r"see --rate, --concurrency", "set another load in the side bar"),
+    (r"--weight-dtype \S+ widens the search", "other weight formats of the side bar widen the search"),
+    (r"--weight-dtype (?=\w)", "weight format "),
+    (r"--max-model-len\b", "the longest request"),
+    (r"--prompt-tokens (\d+) --output-tokens (\d+)", r"a prompt of \1 and an output of \2 tokens"),
+    (r"give --price or --capex-per-gpu", "give a price or your own hardware"),
+    (r"give --price USD per GPU hour", "give your own price in the side bar"),
+    (r"--price USD per GPU hour", "your own price in the side bar"),
+    (r"give --electricity-price USD per kWh \(and --pue\)", "give the price of electricity (and the PUE)"),
+    (r"--engine-version ", ""),
+    (r": --restart says yours", ""),
+)
+"""Advice in which the command line names its flags, and what the pages say instead."""
 _TERM = re.compile(r"\b(ttft|tpot|itl|e2e)_(mean|p50|p90|p95|p99)(?:_s)?\b|\b(tp|pp|dp)(?= \d)")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#$~|:&])")
 
@@ -150,7 +171,12 @@ def sentence(text: str) -> str:
 
 
 def clause(text: str) -> str:
-    """Return a part of a sentence, in which quantities read as on the pages: 'ttft_p99' becomes 'TTFT P99'."""
+    """Return a part of a sentence, in which quantities and settings read as on the pages.
+
+    'ttft_p99' becomes 'TTFT P99', and a flag of the command line what sets the same in the side bar.
+    """
+    for flag, words in SETTINGS:
+        text = re.sub(flag, words, text)
     return plain(_TERM.sub(_spelled, text))
 
 
@@ -183,6 +209,11 @@ def tooltip(name: str) -> str:
         "bubble_frac": "bubble",
         "mfu_frac": "mfu",
         "mbu_frac": "mbu",
+        "step_s": "step",
+        "tokens_per_s": "training",
+        "allocated_bytes_per_gpu": "allocated",
+        "memory_bytes_per_gpu": "memory",
+        "duration_s": "duration",
     }
     key = name.split("_", 1)[0] if _LATENCY.fullmatch(name) else keys.get(name, "")
     tail = f" {HELP['p99']}" if "_p99_" in name else ""

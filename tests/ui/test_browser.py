@@ -180,6 +180,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Any], scheme: 
     page = visit("/?model=8b&gpus=2xH100", width=390, scheme=scheme)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
     assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 390
+    assert page.get_by_text("behind the arrows").is_visible()
     background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     red, green, blue = map(int, re.findall(r"\d+", background)[:3])
     assert (red + green + blue < 150) == (scheme == "dark")

@@ -13,6 +13,7 @@ from advisor.catalog import load_catalog
 from advisor.fit.run import cell_table
 from advisor.fit.validate import Row, table
 from advisor.schema import Breakdown, Interval, Part, Request, Slo, Target
+from advisor.schema.power import LimitRow
 from advisor.schema.training import TrainJob
 from advisor.ui import accuracy, call, charts, charts_plans, charts_trust, memory
 from advisor.ui.pages.compare import config_diff
@@ -210,6 +211,11 @@ def test_an_overload_has_no_place_on_an_axis_of_waiting(a_plan: Callable[..., An
         ("misses tpot_p99 and e2e_mean_s", "Misses TPOT P99 and E2E mean"),
         ("use tp 2", "Use TP 2"),
         ("http is no dp", "Http is no dp"),
+        ("5 s; see --slo, --slo none", "5 s; set others in the side bar"),
+        ("no load given; see --rate, --concurrency", "No load given; set another load in the side bar"),
+        ("would hold it in fp8: --weight-dtype fp8.", "Would hold it in fp8\\: weight format fp8."),
+        ("take longer: --restart says yours", "Take longer"),
+        ("an older release: --engine-version 0.18.1", "An older release\\: 0.18.1"),
     ],
 )
 def test_sentences_write_terms_as_the_labels_do(text: str, shown: str) -> None:
@@ -234,3 +240,45 @@ def test_an_axis_of_nearly_equal_numbers_has_two_ticks() -> None:
     assert sum(low <= math.log10(t) <= high for t in charts.LOG_TICKS) >= 2
     assert charts.reach(3.0, 30.0) == {}
     assert charts.reach(0.0, 1.0) == {}
+
+
+def test_words_of_lines_stand_in_the_legend_where_no_line_crosses_them(a_plan: Callable[..., Any]) -> None:
+    plan = a_plan(1, "vllm", tpot_s=0.03, usd=3.0)
+    figure = charts_plans.pareto([plan], "usd_per_million_output_tokens", "tpot_p99_s", SLO)
+    load = charts.curves([(1.0, plan.prediction.quantities)], ("tpot_p99_s",), "offered_requests_per_s", SLO, 0.5)
+    for drawn, words in ((figure, {"TPOT P99 at most 50.0 ms"}), (load, {"TPOT P99 target 50.0 ms", "this load"})):
+        assert not drawn.layout.annotations
+        assert {line.name for line in drawn.layout.shapes if line.showlegend} == words
+    row = LimitRow(
+        limit_w=300,
+        clock_frac=0.9,
+        speed_frac=0.95,
+        board_power_w=250,
+        requests_per_s=1.0,
+        output_tokens_per_s=200.0,
+        energy_j_per_output_token=1.0,
+        node_energy_j_per_output_token=2.0,
+        latency_s={},
+        meets_slo=True,
+        is_saturated=False,
+    )
+    limits = charts_plans.power_limits([row], {"best": 300.0})
+    # a line through both parts of a chart, named once
+    assert [line.name for line in limits.layout.shapes if line.showlegend] == ["best"]
+    assert len(limits.layout.shapes) == 2
+
+
+def test_a_chart_of_cells_names_no_more_groups_than_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(n_models: int, n_gpus: int) -> set[str]:
+        rows = [
+            Row("run", i, "ttft_s.p50", 0.1, 0.1, "", "", {"model": f"m{i % n_models}", "gpu": f"g{i % n_gpus}"})
+            for i in range(60)
+        ]
+        drawn: list[Any] = []
+        monkeypatch.setattr("advisor.ui.parts.chart", lambda figure, *_: drawn.append(figure))
+        accuracy.scatter(rows, "model", "ttft_s.p50", "cells")
+        return {trace.name for trace in drawn[0].data} - {"equal"}
+
+    assert names(3, 2) == {"m0", "m1", "m2"}
+    assert names(20, 2) == {"g0", "g1"}
+    assert names(20, 10) == {"all"}

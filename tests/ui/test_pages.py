@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from advisor.errors import UnknownName
 from advisor.schema import Request
+from advisor.ui.text import plain
 
 Open = Callable[..., AppTest]
 Answers = Callable[..., list[Request]]
@@ -156,8 +157,8 @@ def test_an_overload_has_no_latency_and_says_so(
     assert ranked["TTFT P99"].isna().all()
     test = open_page("compare")
     assert not test.exception
-    numbers: Any = test.dataframe[0].value.set_index("quantity")
-    assert numbers.loc["TTFT P99", "vLLM"] == "no bound: overload"
+    numbers: Any = test.table[0].value.set_index("quantity")
+    assert numbers.loc["TTFT P99", "vLLM"] == plain("no bound: overload")
 
 
 def test_another_plan_can_be_taken_apart(answers: Answers, open_page: Open, words: Words) -> None:
@@ -325,9 +326,30 @@ def test_compare_shows_the_better_side_first_and_both_in_numbers(answers: Answer
     test = open_page("compare")
     assert not test.exception
     assert [s.value for s in test.subheader][:2] == ["vLLM", "DeepSpeed AutoTP"]
-    numbers: Any = test.dataframe[0].value.set_index("quantity")
+    numbers: Any = test.table[0].value.set_index("quantity")
     assert numbers.loc["TPOT P99", "vLLM"] == "31.0 ms (27.9 ms to 34.1 ms)"
     assert numbers.loc["TPOT P99", "DeepSpeed AutoTP"] == "90.0 ms (81.0 ms to 99.0 ms)"
+
+
+@pytest.mark.parametrize(("is_kept", "mark"), [(False, "better here"), (True, "no winner")])
+def test_compare_names_no_winner_where_the_intervals_leave_none(
+    answers: Answers, open_page: Open, words: Words, monkeypatch: pytest.MonkeyPatch, is_kept: bool, mark: str
+) -> None:
+    from advisor.ui import call
+
+    answers()
+    both = call.find_plans
+
+    def find(request: Request) -> Any:
+        # all take the same time end to end; so the targets decide, where one side misses them
+        full = both(request)
+        plans = [p.model_copy(update={"meets_slo": is_kept or p.rank == 1}) for p in full.plans]
+        best = {"vllm": plans[0], "deepspeed-autotp": plans[2]}
+        return full.model_copy(update={"plans": tuple(plans), "best": plans[0], "best_by_backend": best})
+
+    monkeypatch.setattr(call, "find_plans", find)
+    shown = words(open_page("compare"))
+    assert [m for m in ("better here", "no winner") if m in shown] == [mark]
 
 
 def test_compare_without_a_plan_gives_the_reasons(answers: Answers, open_page: Open, words: Words) -> None:

@@ -81,11 +81,15 @@ def test_compare_forgets_a_plan_that_the_new_answer_does_not_have(answers: Answe
 
 
 def test_train_says_which_stage_deepspeed_refuses_and_draws_the_pipeline_of_the_others(
-    open_page: Open, words: Words
+    open_page: Open, words: Words, codes: Codes
 ) -> None:
     test = open_page("train", gpus="8xH100", train_pp="4", stage="3: + parameters")
     assert not test.exception
     assert "DeepSpeed refuses this job" in test.error[0].value
+    # the page keeps its parts: they are of the highest stage that runs, and say so
+    assert "under ZeRO-1" in test.error[0].value
+    assert "does not run" in words(test)
+    assert any("--zero-stage 1" in code for code in codes(test))
     test = open_page("train", gpus="8xH100", train_pp="4", stage="1: optimizer states")
     assert not test.exception
     assert not test.error
@@ -121,6 +125,9 @@ def test_capacity_money_is_the_month_of_the_api(open_page: Open, words: Words, m
     frame: Any = next(d.value for d in test.dataframe if "provider" in d.value.columns)
     assert list(frame["a month, day and night"]) == [b.usd_per_month for b in found.bills]
     assert "hosted API" in words(test)
+    # a kind of price that nobody publishes for the card: the table stays and says so
+    costs: Any = open_page("capacity", view="Money", price="reserved", **CAPACITY).table[0].value
+    assert set(costs["cost"]) == {"no such price known"}
 
 
 def test_capacity_power_is_the_report_of_the_api(open_page: Open, words: Words, metrics: Metrics, codes: Codes) -> None:

@@ -90,7 +90,8 @@ def render() -> None:
         "audit",
     )
     name = f"data/claims/{chosen}.toml" if chosen in files else "claims.toml"
-    parts.command(shell(["advisor", "audit", name]), "audit")
+    about = "" if chosen in files else "With the claims as the last button saves them."
+    parts.equal_command(shell(["advisor", "audit", name]), about)
     # last: there are as many as one asks for
     for found in shown:
         with st.container(border=True, key=f"claim-card-{report.findings.index(found)}-{found.id}"):

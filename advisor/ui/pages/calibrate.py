@@ -43,6 +43,7 @@ def render() -> None:
     )
     if upload is None:
         _how_to_get_some()
+        _command("results/records.jsonl")
         return
     content = upload.getvalue()
     rows = accuracy.validate_upload(upload.name, content)
@@ -50,12 +51,17 @@ def render() -> None:
     accuracy.of_the_fit(rows)
     accuracy.show_rows(rows, "calibrate")
     _refit(upload.name, content)
-    words = [["advisor", "validate", upload.name], ["advisor", "fit", upload.name, "--out", "."]]
-    parts.equal_command("\n".join(shell(w) for w in words))
-    st.caption(
-        "`advisor fit` is the full fit: all our records and yours together, every engine start left out once, intervals"
-        " from that. It takes some minutes on two cores and writes vllm.json, accuracy.json and accuracy_cells.json."
+    _command(upload.name)
+
+
+def _command(records: str) -> None:
+    words = [["advisor", "validate", records], ["advisor", "fit", records, "--out", "."]]
+    about = (
+        "The second line is the full fit: all our records and yours together, every engine start left out once,"
+        " intervals from that. It takes some minutes on two cores and writes vllm.json, accuracy.json"
+        " and accuracy_cells.json."
     )
+    parts.equal_command("\n".join(shell(w) for w in words), about)
 
 
 def _shipped() -> None:

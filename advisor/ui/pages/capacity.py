@@ -16,7 +16,7 @@ from advisor.schema import Request
 from advisor.schema.mixed import HOURS, MixedPlan
 from advisor.ui import bills, call, charts, inputs, later, parts, shifts, state
 from advisor.ui.command import mixed_words, power_words, shell
-from advisor.ui.text import plain, show
+from advisor.ui.text import plain, sentence, show
 from advisor.units import J_PER_KWH
 
 NONE, BATCH, TRAINING, BOTH = "none", "batch", "training", "both"
@@ -32,6 +32,12 @@ def render() -> None:
     request = inputs.scenario(has_load=False, is_money_open=view != DAY)
     day, wanted = _inputs()
     request = request.model_copy(update={"rate": day.peak_requests_per_s})
+    # a place of its own for each view: none moves what another one had there
+    with st.container(key=f"view-{view.split()[-1].lower()}"):
+        _view(view, request, day, wanted)
+
+
+def _view(view: str, request: Request, day: Day, wanted: Offline) -> None:
     terms = _terms(view)
     found, key = call.day_plan(request, day, wanted)
     if found is None:
@@ -54,9 +60,9 @@ def render() -> None:
             mode = found.answer.plan(found.answer.best)
             bills.power(call.month(request, found, mode.mode, terms), mode, report, request)
         commands.append(shell(power_words(request, chosen, terms)))
-    parts.equal_command("\n".join(commands))
     words = ("ttft", "tpot", "tp", "dp", "slo", "way", "zero_inference", "pue", "grid", "power_limit", "price_kind")
     parts.glossary(*words, "interval")
+    parts.equal_command("\n".join(commands))
 
 
 def _load_alone(day: Day, key: str) -> None:
@@ -199,8 +205,13 @@ def _day(found: DayPlan, request: Request) -> None:
     }
     parts.chart(charts.over_hours(hours, load, "requests/s"), "day", "Requests per second by hour, and the capacity")
     shifts.work(plan, found.jobs, found.restart_s)
-    parts.notes(plan.notes)
-    parts.sentences("The two ways to divide the GPUs", shifts.around(found.answer, found.jobs, found.restart_s))
+    left, right = st.columns(2)
+    with left:
+        around = shifts.around(found.answer, found.jobs, found.restart_s)
+        parts.listed("The two ways to divide the GPUs", map(sentence, around), height=shifts.LIST_PX)
+    with right:
+        st.subheader("Remarks")
+        parts.notes(plan.notes, shifts.LIST_PX)
     left_out = {"job_gpus", "job_groups", "job_starts", "job_tokens"}
     rows = [h.model_dump(exclude=left_out) | {name: ways[name][i] for name in ways} for i, h in enumerate(plan.hours)]
     parts.downloads(
@@ -221,11 +232,13 @@ def _headline(plan: MixedPlan, found: DayPlan) -> None:
     columns = st.columns(4)
     fewest = "none up to 4,096" if plan.min_gpus is None else f"{plan.min_gpus}"
     text = "The smallest pool with which serving keeps its targets and the offline work its deadline."
-    parts.metric(columns[0], "Fewest GPUs", fewest, None, text)
+    parts.metric(columns[0], "Fewest GPUs", fewest, f"of {plan.n_gpus} given", text)
     rent = show("usd", plan.usd) if found.usd_per_gpu_h else "no price known"
     text = f"All {plan.n_gpus} GPUs for these hours, at the price of the side bar."
-    parts.metric(columns[1], f"Rent of these {len(plan.hours)} h", rent, None, text)
-    text = f"Of all GPUs over these hours. {show('energy_j', J_PER_KWH)} are one kWh."
-    parts.metric(columns[2], "Energy at the boards", show("energy_j", plan.energy_j), None, text)
+    each = show("usd_per_gpu_h", found.usd_per_gpu_h) if found.usd_per_gpu_h else "give one in the side bar"
+    parts.metric(columns[1], f"Rent of these {len(plan.hours)} h", rent, each, text)
+    kwh, text = f"{plan.energy_j / J_PER_KWH:,.3g} kWh", "Of all GPUs over these hours."
+    parts.metric(columns[2], "Energy at the boards", kwh, show("energy_j", plan.energy_j), text)
     text = "Hours of single GPUs in which they have nothing to do."
-    parts.metric(columns[3], "Idle", f"{plan.idle_gpu_hours:,.0f} GPU hours", None, text)
+    every = f"of {plan.n_gpus * len(plan.hours):,}"
+    parts.metric(columns[3], "Idle", f"{plan.idle_gpu_hours:,.0f} GPU hours", every, text)

@@ -10,11 +10,12 @@ from typing import Any
 
 import streamlit as st
 
+from advisor.recommend.duel import duel
 from advisor.recommend.form import settled
-from advisor.schema import Plan, Recommendation
+from advisor.schema import Plan, Recommendation, Request
 from advisor.ui import call, charts, inputs, parts, state
 from advisor.ui.command import compare_words, recommend_words, shell
-from advisor.ui.text import BACKENDS, label, part_name, plain, show, show_range
+from advisor.ui.text import BACKENDS, clause, label, part_name, plain, show, show_range
 
 NUMBERS = (
     "ttft_p50_s",
@@ -33,6 +34,11 @@ NUMBERS = (
     "kv_cache_tokens",
 )
 TITLES = {"usd_per_million_output_tokens": "$ per 1M output"}
+ENGINES = {"vllm": "vLLM", "deepspeed": "DeepSpeed"}
+"""How the names of backends begin, with whose they are."""
+BETTER = ":green-badge[:material/check: better here]"
+NO_WINNER = ":gray-badge[:material/drag_handle: ranked first, but the intervals leave no winner]"
+MAX_REASONS = 5
 HEADLINE = ("usd_per_million_output_tokens", "tpot_p99_s", "ttft_p99_s", "output_tokens_per_s")
 
 
@@ -40,22 +46,16 @@ def render() -> None:
     """Show the page."""
     st.title("vLLM or DeepSpeed")
     request = inputs.scenario()
-    if request.backends:
-        st.info("Only the engines chosen in the side bar are compared.")
     answer, rest = call.recommend(request)
     found = sides(answer)
     if not found:
         st.error(f"Neither engine runs {plain(answer.model)} on {plain(answer.gpus)}.")
-        _reasons(answer, ("vllm", "deepspeed"))
-    else:
-        _side_by_side(found, answer)
-        missing = [name for name in ("vllm", "deepspeed") if not any(p.backend.startswith(name) for p in found)]
-        _reasons(answer, missing)
+    _side_by_side(found, answer, request)
+    if found:
         _numbers(found)
         _memory(found)
+        parts.reasons(answer.why, answer.flips, rest)
         _diff(answer, found)
-        parts.sentences("Why", answer.why)
-        parts.what_would_change(answer.flips, rest)
     parts.downloads(
         {
             "Answer (JSON)": ("comparison.json", "application/json", partial(call.answer_json, request)),
@@ -64,8 +64,8 @@ def render() -> None:
         "compare",
     )
     is_narrowed = request.backends or request.weight_dtypes
-    parts.equal_command(shell(recommend_words(request) if is_narrowed else compare_words(request)))
     parts.glossary("ttft", "tpot", "tp", "dp", "kv", *parts.OFF_GPU_TERMS, "interval", *parts.OF_A_STEP)
+    parts.equal_command(shell(recommend_words(request) if is_narrowed else compare_words(request)))
 
 
 def sides(answer: Recommendation) -> list[Plan]:
@@ -75,25 +75,40 @@ def sides(answer: Recommendation) -> list[Plan]:
     return sorted((p for p in best if p is not None), key=lambda p: p.rank)
 
 
-def _side_by_side(found: list[Plan], answer: Recommendation) -> None:
-    for column, plan in zip(st.columns(len(found)), found, strict=True):
+def _side_by_side(found: list[Plan], answer: Recommendation, request: Request) -> None:
+    """Show a card an engine, the better one first; one without a plan says why it has none."""
+    names = [next(name for name in ENGINES if p.backend.startswith(name)) for p in found]
+    columns = st.columns(len(ENGINES))
+    for column, plan in zip(columns, found, strict=False):
         with column, st.container(border=True):
-            is_best = answer.best is not None and plan.rank == answer.best.rank
-            mark = ":green-badge[:material/check: better here]" if is_best and len(found) > 1 else ""
+            mark = _mark(plan, found, answer)
             st.subheader(BACKENDS.get(plan.backend, plan.backend), anchor=False)
             kept = "keeps the targets" if plan.meets_slo else "misses a target"
             kept = "overload: more arrives than it can serve" if plan.prediction.is_saturated else kept
-            st.markdown(f"{mark} {plain(charts.layout(plan.deployment))}; {kept}".strip())
+            with st.container(key=f"state-{names[found.index(plan)]}"):
+                st.markdown(f"{mark}{plain(charts.layout(plan.deployment))}; {kept}")
             parts.serving_headline(plan.prediction, HEADLINE, n_columns=2, titles=TITLES)
-            parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))
             parts.command(plan.command, plan.backend)
+            parts.notes((*plan.notes, *(n for n in plan.prediction.notes if n.level != "info")))
+    for column, name in zip(columns[len(found) :], (n for n in ENGINES if n not in names), strict=True):
+        with column, st.container(border=True):
+            st.subheader(ENGINES[name], anchor=False)
+            is_asked = not request.backends or any(backend.startswith(name) for backend in request.backends)
+            if not is_asked:
+                st.markdown("Only the engines chosen in the side bar are compared.")
+                continue
+            st.markdown("No plan of it runs this:")
+            why = [r for r in answer.rejected if r.backend.startswith(name)][:MAX_REASONS]
+            lines = [f"- {plain(BACKENDS.get(r.backend, r.backend))}: {clause(r.reason)}" for r in why]
+            st.markdown("\n".join(lines))
 
 
-def _reasons(answer: Recommendation, missing: tuple[str, ...] | list[str]) -> None:
-    for name in missing:
-        why = [r for r in answer.rejected if r.backend.startswith(name)]
-        lines = [f"{BACKENDS.get(r.backend, r.backend)}: {r.reason}" for r in why[:5]]
-        parts.sentences(f"Why nothing from {'vLLM' if name == 'vllm' else 'DeepSpeed'}", lines)
+def _mark(plan: Plan, found: list[Plan], answer: Recommendation) -> str:
+    """Return the badge of the better side, or of the one ranked first where the intervals leave no winner."""
+    if len(found) < 2 or answer.best is None or plan.rank != answer.best.rank:
+        return ""
+    is_tie = found[0].meets_slo == found[1].meets_slo and duel(found[0].prediction, found[1].prediction).is_tie
+    return f"{NO_WINNER if is_tie else BETTER} "
 
 
 def _numbers(found: list[Plan]) -> None:
@@ -102,11 +117,11 @@ def _numbers(found: list[Plan]) -> None:
     for name in NUMBERS:
         # nothing in host memory is no row; what is not known is none either
         if any(q.value for p in found if (q := p.prediction.quantities.get(name)) is not None):
-            row: dict[str, Any] = {"quantity": label(name)}
+            row = {"quantity": label(name)}
             for plan in found:
                 row[BACKENDS[plan.backend]] = _cell(name, plan)
             rows.append(row)
-    parts.table(rows, {}, "numbers")
+    parts.text_table(rows, "numbers")
 
 
 def _cell(name: str, plan: Plan) -> str:
@@ -149,6 +164,11 @@ def _diff(answer: Recommendation, found: list[Plan]) -> None:
         a = plans[state.choice("a", "Plan A", names, default=first, help="Any plan of the answer.")]
     with right:
         b = plans[state.choice("b", "Plan B", names, default=second, help="Any plan of the answer.")]
+    with st.container(key="two-plans"):
+        _two_plans(a, b)
+
+
+def _two_plans(a: Plan, b: Plan) -> None:
     if a.rank == b.rank:
         st.info("Plans A and B are the same; choose another one.")
         return
@@ -158,9 +178,9 @@ def _diff(answer: Recommendation, found: list[Plan]) -> None:
         for key in fields[0]
         if fields[0][key] != fields[1][key]
     ]
-    parts.table(rows, {}, "settings")
+    parts.text_table(rows, "settings", parts.FILE_PX)
     diff = config_diff(a, b)
-    st.code(diff, language="diff", wrap_lines=True)
+    st.code(diff, language="diff", wrap_lines=True, height=parts.FILE_PX)
     parts.downloads({"Difference": ("plans.diff", "text/x-diff", diff)}, "diff")
 
 

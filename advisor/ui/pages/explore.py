@@ -59,12 +59,13 @@ def render() -> None:
         },
         "explore",
     )
-    parts.equal_command("\n".join(shell(w) for w in (predict_words(request, chosen), simulate_words(request, chosen))))
-    st.caption("The first line gives the numbers, the second the timeline and the roofline.")
     parts.glossary(
         *("ttft", "tpot", "saturation", "kv", "prefill", "decode", "roofline", "intensity", "mfu", "mbu"),
         *("tp", "pp", "dp", "interval", *parts.OF_A_STEP),
     )
+    both = (predict_words(request, chosen), simulate_words(request, chosen))
+    about = "The first line gives the numbers, the second the timeline and the roofline."
+    parts.equal_command("\n".join(shell(words) for words in both), about)
 
 
 def _deployment() -> dict[str, Any]:

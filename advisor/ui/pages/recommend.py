@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor.errors import AdvisorError
 from advisor.recommend.form import settled
-from advisor.schema import Plan, Recommendation, Rejected, Request
+from advisor.schema import Note, Plan, Recommendation, Rejected, Request
 from advisor.ui import accuracy, call, charts, charts_plans, inputs, parts, state
 from advisor.ui.artefacts import artefacts
 from advisor.ui.command import predict_words, recommend_words, shell
@@ -23,6 +23,7 @@ HEADLINE = (
     "saturation_requests_per_s",
 )
 MAX_REASONS = 12
+NONE_KEEPS = "No plan keeps every target; this one comes nearest."
 COSTS = ("usd_per_million_output_tokens", "usd_per_h", "energy_j_per_output_token", "board_power_w")
 THIRDS, ENGINE = ("energy_j_per_output_token", "board_power_w", "output_tokens_per_s"), "engine"
 ZERO_INFERENCE, ON_GPU, IN_HOST = "deepspeed-zero-inference", "on the GPU", "in host memory"
@@ -51,11 +52,11 @@ def render() -> None:
         },
         "recommend",
     )
-    parts.equal_command("\n".join(commands))
     parts.glossary(
         *("ttft", "tpot", "e2e", "slo", "pareto", "tp", "pp", "dp", "kv", *parts.OFF_GPU_TERMS, "method", "interval"),
         *parts.OF_A_STEP,
     )
+    parts.equal_command("\n".join(commands))
 
 
 def _nothing_fits(answer: Recommendation) -> None:
@@ -83,14 +84,12 @@ def _best(answer: Recommendation, best: Plan, request: Request) -> None:
     )
     parts.serving_headline(best.prediction, HEADLINE)
     parts.command(best.command, "best")
-    if not best.meets_slo:
-        st.warning("No plan keeps every target; this one comes nearest.")
     targets = ", ".join(f"{label(f'{t.name}_s')} at most {show('s', t.max_s)}" for t in call.targets(request).targets)
     assumed = "" if request.slo.targets else " (assumed, as none is set)"
     st.caption(f"Latency targets: {targets or 'none'}{assumed}.")
-    if answer.model_note:
-        st.caption(plain(answer.model_note))
-    parts.notes((*answer.notes, *best.notes, *best.prediction.notes))
+    missed = () if best.meets_slo else (Note(level="warning", text=NONE_KEEPS),)
+    named = (Note(text=answer.model_note),) if answer.model_note else ()
+    parts.notes((*missed, *answer.notes, *best.notes, *best.prediction.notes, *named))
 
 
 def _cloud(answer: Recommendation, request: Request) -> None:
@@ -124,9 +123,8 @@ def _ranked(answer: Recommendation, missing: str, request: Request) -> list[str]
     """Show all plans and one of them in full; return the command of that one where the search's is not its."""
     st.subheader("Ranked plans")
     rows, formats = parts.plan_rows(answer.plans)
-    parts.table(rows, formats, "ranked")
-    parts.sentences("Why this plan", answer.why)
-    parts.what_would_change(answer.flips, missing)
+    parts.table(rows, formats, "ranked", parts.PLANS_PX)
+    parts.reasons(answer.why, answer.flips, missing, "Why this plan")
     accuracy.beside(answer.accuracy)
     ranks = [str(p.rank) for p in answer.plans]
     st.subheader("A plan taken apart")
@@ -164,15 +162,12 @@ def _cache_moved(plan: Plan, request: Request) -> tuple[Plan, list[str]]:
 
 
 def _rejected(rejected: tuple[Rejected, ...]) -> None:
-    if not rejected:
-        return
-    st.subheader("Why not the others")
     lines = []
     for r in rejected[:MAX_REASONS]:
         where = plain(f"{BACKENDS.get(r.backend, r.backend)} · {charts.layout(r.deployment)}")
         others = f" and {r.count - 1:,} more" if r.count > 1 else ""
         nearest = f" What would fit: {clause(r.nearest)}." if r.nearest else ""
-        lines.append(f"- **{where}**{others}: {clause(r.reason)}.{nearest}")
-    st.markdown("\n".join(lines))
+        lines.append(f"**{where}**{others}: {clause(r.reason)}.{nearest}")
     if len(rejected) > MAX_REASONS:
-        st.caption(f"{len(rejected) - MAX_REASONS} further reasons are in the JSON file.")
+        lines.append(f"{len(rejected) - MAX_REASONS} further reasons are in the JSON file.")
+    parts.listed("Why not the others", lines)

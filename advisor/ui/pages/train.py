@@ -16,9 +16,12 @@ from advisor.schema import Breakdown, Cluster, Model, Note, first_error
 from advisor.schema.training import TrainJob, TrainPlan, TrainPrediction
 from advisor.ui import call, charts, charts_plans, inputs, later, parts, state
 from advisor.ui.command import shell, train_job_words, train_words
-from advisor.ui.text import HELP, label, part_name, plain, show
+from advisor.ui.text import HELP, label, part_name, plain, sentence, show
 
-HEADLINE = ("step_s", "tokens_per_s", "memory_bytes_per_gpu", "mfu_frac", "bubble_frac", "duration_s", "board_power_w")
+HEADLINE = (
+    *("step_s", "tokens_per_s", "allocated_bytes_per_gpu", "memory_bytes_per_gpu"),
+    *("mfu_frac", "board_power_w", "bubble_frac", "duration_s"),
+)
 MAX_DRAWN = 16
 """Microbatches of a pipeline that are drawn; more are too thin to see."""
 Stages = dict[int, tuple[TrainPrediction, tuple[str, str] | None]]
@@ -52,19 +55,31 @@ def render() -> None:
     if len(parsed.clusters) > 1:
         raise DomainError(f"a training job runs on one pool, got {len(parsed.clusters)}; give a single GPU spec")
     cluster = parsed.clusters[0]
-    job = _job(model, cluster)
+    wanted = _job(model, cluster)
+    with st.container(key="job"):
+        _wanted(wanted, model, cluster, spec, (*model_notes, *parsed.notes))
+    # last, in a place of its own: what takes longest comes and goes without moving anything
+    with st.container(key="best-jobs-place"):
+        _best(model, cluster, wanted)
+
+
+def _wanted(wanted: TrainJob, model: Model, cluster: Cluster, spec: str, remarks: Sequence[Note]) -> None:
+    """Show the job of the side bar, or the same under a stage that runs where DeepSpeed refuses its own."""
+    job = wanted
     stages, refused = _stages(model, cluster, job)
+    if stages and wanted.zero_stage not in stages:
+        job = at_stage(job, max(stages))
     chosen, misfit = stages.get(job.zero_stage, (None, None))
-    mark = (
-        ":green-badge[:material/check: runs]" if chosen and not misfit else ":red-badge[:material/block: does not run]"
-    )
-    st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{job.zero_stage} {mark}")
+    is_running = chosen is not None and misfit is None and job is wanted
+    mark = ":green-badge[:material/check: runs]" if is_running else ":red-badge[:material/block: does not run]"
+    st.markdown(f"**{plain(model.name)}** on **{plain(spec)}**, ZeRO-{wanted.zero_stage} {mark}")
     if chosen:
         # four beside each other: with bubbles and a duration or without, they take two rows
         parts.headline(chosen.quantities, [n for n in HEADLINE if job.pp > 1 or n != "bubble_frac"], n_columns=4)
     # below the numbers, which so keep their place
-    if chosen is None:
-        st.error(plain(f"DeepSpeed refuses this job: {refused[job.zero_stage]}. The stages below run."))
+    if job is not wanted or chosen is None:
+        instead = f" All on this page is the same job under ZeRO-{job.zero_stage}." if chosen else ""
+        st.error(plain(f"DeepSpeed refuses this job: {refused[wanted.zero_stage]}.{instead}"))
     if misfit:
         st.error(
             plain(
@@ -76,17 +91,14 @@ def render() -> None:
     if chosen:
         _step(chosen)
         _pipeline(model, cluster, job)
-    remarks = [Note(text=f"Stage {stage}: {why}") for stage, why in refused.items()]
-    parts.notes((*remarks, *model_notes, *parsed.notes, *(chosen.notes if chosen else ())))
+    told = [Note(text=f"Stage {stage}: {why}") for stage, why in refused.items()]
+    parts.notes((*told, *remarks, *(chosen.notes if chosen else ())))
     if chosen:
         _files(chosen, job, model, cluster)
     commands = (train_job_words(job, spec), train_words(job, spec))
-    parts.equal_command("\n".join(shell(words) for words in commands))
-    st.caption("The first line is this job, the second the search for the best ones.")
     parts.glossary("zero", "checkpointing", "bubble", "mfu", "tp", "pp", "dp", "interval")
-    # last, in a place of its own: what takes longest comes and goes without moving anything
-    with st.container(key="best-jobs-place"):
-        _best(model, cluster, job)
+    about = "The first line is this job, the second the search for the best ones."
+    parts.equal_command("\n".join(shell(words) for words in commands), about)
 
 
 def _job(model: Model, cluster: Cluster) -> TrainJob:
@@ -224,7 +236,7 @@ def _files(prediction: TrainPrediction, job: TrainJob, model: Model, cluster: Cl
         "train",
     )
     with st.expander("Read ds_config.json"):
-        st.code(json.dumps(config, indent=2), language="json")
+        st.code(json.dumps(config, indent=2), language="json", height=parts.FILE_PX)
 
 
 def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
@@ -249,9 +261,8 @@ def _best(model: Model, cluster: Cluster, job: TrainJob) -> None:
         },
         "jobs",
     )
-    parts.sentences("Why", answer.why)
-    parts.sentences("What would change the answer", answer.flips)
-    parts.sentences("How far the others are behind", answer.alternatives)
+    parts.reasons(answer.why, answer.flips)
+    parts.listed("How far the others are behind", map(sentence, answer.alternatives))
     if answer.rejected:
         with st.expander("Why not the others"):
             rejected = [{"reason": r.reason, "what would fit": r.nearest, "jobs": r.count} for r in answer.rejected]

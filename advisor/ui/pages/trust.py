@@ -201,11 +201,14 @@ def _report(fitted: CoefficientSet) -> None:
         return
     left, middle, right = st.columns(3)
     text = "A cell is one load on one started engine: so many requests of some lengths."
-    parts.metric(left, "Measured cells in the fit", f"{report.n_cells:,}", None, text)
+    parts.metric(
+        left, "Measured cells in the fit", f"{report.n_cells:,}", f"of {len(report.run_ids)} engine starts", text
+    )
     text = "Numbers of the model that the cells decide; each has a meaning, a bound and an interval."
-    parts.metric(middle, "Coefficients", f"{report.n_coefficients:,}", None, text)
+    parts.metric(middle, "Coefficients", f"{report.n_coefficients:,}", "of all listed below", text)
     text = "How well the data tell the coefficients apart; above 1e6 some of them can trade places."
-    parts.metric(right, "Condition number", f"{report.condition_number:,.3g}", None, text)
+    apart = "the data tell them apart" if report.condition_number < TOLD_APART else "some can trade places"
+    parts.metric(right, "Condition number", f"{report.condition_number:,.3g}", apart, text)
     errors = {k: v for k, v in report.median_abs_error.items() if k != RESIDUAL}
     if RESIDUAL in report.median_abs_error:
         value = report.median_abs_error[RESIDUAL]
@@ -219,6 +222,8 @@ def _report(fitted: CoefficientSet) -> None:
 
 
 RESIDUAL = "residual_in_widths"
+TOLD_APART = 1e6
+"""Condition number below which the data tell the coefficients apart."""
 
 
 def origin(source: str, run_ids: tuple[str, ...]) -> str:
