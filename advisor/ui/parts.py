@@ -92,7 +92,7 @@ def headline(
             interval = quantities[name]
             is_exact = interval.low == interval.high
             value = show_short(name, interval.value)
-            below = "follows from the load" if is_exact and name in OF_THE_LOAD else None
+            below = "from the load" if is_exact and name in OF_THE_LOAD else None
             if name in endless:
                 value, below = "no bound", "overload"
             elif not is_exact:
