@@ -33,7 +33,10 @@ class LaunchProbe(MemoryProbe):
     """Worker extension that also writes a line a launch, from the call of `calibration_time_launches` on."""
 
     def calibration_time_launches(self, path: str) -> None:
-        """Time every launch of this worker's model runner and append it to a file of JSON lines."""
+        """Time every launch of this worker's model runner and append it to a file of JSON lines.
+
+        Lines are written `EVERY` at a time: what is left when the engine is stopped is lost.
+        """
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         execute, sample = runner.execute_model, runner.sample_tokens
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the engine lives

@@ -277,12 +277,13 @@ host and deploys on another, and no prediction that does not know the host can b
 
 What lies behind it is the CPU: a step with more tokens than the largest CUDA graph is launched kernel by kernel, 0.5
 to 1.3 ms a layer from host to host, from process to process and from one second to the next. In three engines whose
-every launch was timed (28,200 of them) a fixed loop of Python just before took 24 or 44 us and seldom anything between:
-a core runs two hardware threads, and while the second has work the first is slower. Launches of more than 512 tokens of
-an 8B model took 16 ms (median) after the fast loops and 25 ms after the slow ones; 31 to 62 % were slow. The replay has
-these two paces ([methodology](methodology.md#launching-it-the-host)), but which of them a short measurement meets is
-chance. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as that; longer ones hide
-it. To have less of it, keep the second thread of the engine's core free.
+every launch was timed (28,200 of them) a fixed loop of Python just before took 24 or 44 us and seldom anything
+between, as on a core whose second hardware thread has work or not (we take that for the cause). Launches of more than
+512 tokens of an 8B model took 16 ms (median) after the fast loops and 25 ms after the slow ones; 31 to 62 % were slow.
+The replay has these two paces ([methodology](methodology.md#launching-it-the-host)), but which of them a short
+measurement meets is chance. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as
+that; longer ones hide it. To have less of it, one may try to keep the second thread of the engine's core free; we have
+not measured that.
 
 **First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it
 is first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`)

@@ -68,7 +68,9 @@ def read_toml(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
     try:
         return _compiled(text) if path.is_relative_to(data_root()) else _parsed(text)
     except (RecursionError, ValueError) as error:
-        if type(error).__name__ == "TOMLDecodeError":
+        import tomllib
+
+        if isinstance(error, tomllib.TOMLDecodeError):
             raise BadData(shown, f"is no TOML: {printable(error)}") from None
         raise BadData(shown, "is nested too deeply or holds a number out of range") from None
 

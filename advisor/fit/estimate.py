@@ -23,7 +23,6 @@ from advisor.fit.parameters import (
     bounds_of,
 )
 from advisor.fit.records import Cell
-from advisor.laws.decode_attention import WIDE_HEAD
 from advisor.predict.shapes import shapes_of
 from advisor.predict.transfer import HOST_TIMES
 from advisor.schema import Coefficient, CoefficientSet, FitReport
@@ -143,7 +142,6 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "eager": lambda c: c.deployment.enforce_eager,
     "mla": lambda c: c.model.mla is not None,
     "tables": lambda c: shapes_of(c.model).kv_groups.n_tables > 1,
-    "small_heads": lambda c: shapes_of(c.model).d_head <= WIDE_HEAD and c.model.mla is None,
 }
 OF_KIND = {
     "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
@@ -152,7 +150,6 @@ OF_KIND = {
     "all_reduce_s": "group", "host_tp_factor": "group", "core_s": "processes", "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
     "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
-    "decode_tile_eff": "small_heads",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""
 

@@ -30,7 +30,8 @@ def cache_reads(
     """Return what decodes of a stage of `n_layers` pay; `half_peak` is the GPU's dense 16-bit peak [1/s].
 
     The cache streams at a share of the bandwidth, unless the rows that decode attention pads on a Hopper GPU take
-    longer (small heads that few query heads share: Phi-3 mini); then a sequence also pays for a tile more.
+    longer: small heads, most of all with a KV head each (Phi-3 mini), and on an H200, with its faster memory, heads of
+    128 too. Then a sequence also pays for a tile more.
     """
     tp = deployment.tp
     rank_heads = shapes.n_kv_heads if shapes.is_mla else int(kv_heads_per_rank(shapes.n_kv_heads, tp))

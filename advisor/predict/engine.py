@@ -222,7 +222,8 @@ class Engine:
             pace = self.paces[int((launch_s - self.first_turn_s) / self.pace_s) % len(self.paces)]
         for part in self.parts:
             full_s, ratio, host_s, prepare_s = part.clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
-            host_s = prepare_s + (host_s - prepare_s) * pace
+            if pace != 1.0:
+                host_s = prepare_s + (host_s - prepare_s) * pace
             if not weights:
                 self.launch_free_s = launched_s = launch_s + host_s
                 if launch_s + prepare_s > ready_s:

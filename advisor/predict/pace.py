@@ -14,9 +14,9 @@ GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 def paces(slow_factor: float, slow_frac: float, phase: float = 0.0) -> tuple[float, ...]:
     """Return the time of a launch over its mean in turn after turn; the mean over the turns is 1.
 
-    A core runs two hardware threads. While the second has work, the first launches `slow_factor` times as long; the
-    share of such turns is `slow_frac`. Which turns they are follows the golden ratio, so that any few in a row have
-    nearly their share, and one question has one answer. `phase` (0 to 1) begins elsewhere in the pattern.
+    A launch takes `slow_factor` times as long in a share `slow_frac` of the turns: while the second hardware thread of
+    its core has work, we take it. Which turns they are follows the golden ratio, so that any few in a row have nearly
+    their share, and one question has one answer. `phase` (0 to 1) begins elsewhere in the pattern.
 
     Measured: a fixed loop of Python before each of 28,200 launches of three engines takes 24 or 44 us, seldom between;
     launches of more than 512 tokens of an 8B model take 15.6 and 16.9 ms (medians) after the first, 24.3 and 25.0 ms
