@@ -45,8 +45,7 @@ class Engine:
         self.has_stood = False
         """whether the last launch waited for the GPU, which is therefore idle"""
         self.now_s = 0.0
-        self.paces, self.pace_s = limits.launch_paces, limits.pace_s
-        self.first_turn_s = -1.0
+        self.paces, self.pace_s, self.first_turn_s = limits.launch_paces, limits.pace_s, -1.0
         self.ledger = Ledger([part.clock for part in self.parts], limits)
         self.waiting: deque[Sequence_] = deque()
         self.running: list[Sequence_] = []
