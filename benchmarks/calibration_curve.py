@@ -31,23 +31,23 @@ def main() -> None:
     transfer = fitted.transfer
     data = load_data(catalog.root / "runs", catalog)
     start = {name: c.value for name, c in fitted.coefficients.items()}
-    full = estimate(data.fitted, transfer=transfer, start=start, max_steps=1)
-    for host in sorted({c.host for c in data.fitted}):
-        theta = full.without({i for i, c in enumerate(data.fitted) if c.host == host})
+    full = estimate(data.cells, transfer=transfer, start=start, max_steps=1)
+    for host in sorted({c.host for c in data.cells}):
+        theta = full.without({i for i, c in enumerate(data.cells) if c.host == host})
         theta |= {f"host@{host}": 1.0, f"power@{host}": 1.0}
-        runs = sorted({c.run_id for c in data.fitted if c.host == host})
+        runs = sorted({c.run_id for c in data.cells if c.host == host})
         for minutes in MINUTES:
             rows: dict[str, list[Row]] = {"same model, later cells": [], "other models": []}
             for run in runs:
-                cells = first_minutes([c for c in data.fitted if c.run_id == run], minutes)
-                most = len(first_minutes([c for c in data.fitted if c.run_id == run], MINUTES[-1] / 2))
+                cells = first_minutes([c for c in data.cells if c.run_id == run], minutes)
+                most = len(first_minutes([c for c in data.cells if c.run_id == run], MINUTES[-1] / 2))
                 known = adapted(theta, host, cells[:most], transfer)
 
                 def predict(cell: Cell, known: dict[str, float] = known) -> Mapping[str, float]:
                     return predict_cell(cell, values_for(cell, known, transfer), None)
 
-                rows["same model, later cells"] += rows_of([c for c in data.judged if c.run_id == run][most:], predict)
-                others = [c for c in data.judged if c.host == host and c.run_id != run]
+                rows["same model, later cells"] += rows_of([c for c in data.cells if c.run_id == run][most:], predict)
+                others = [c for c in data.cells if c.host == host and c.run_id != run]
                 rows["other models"] += rows_of(others, predict)
             for what, found in rows.items():
                 errors = table(found)

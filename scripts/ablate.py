@@ -64,7 +64,7 @@ def main() -> int:
         def changed(stages: Any, at: EngineLimits, *rest: Any, **named: Any) -> Any:
             return simulate(stages, replace(at, **limits(at)) if limits else at, *rest, **named)
 
-        cells = [cell for cell in data.fitted if GROUPS[group](cell)]
+        cells = [cell for cell in data.cells if GROUPS[group](cell)]
         objective.simulate = changed
         rows = rows_of(cells, lambda cell: predict_cell(cell, objective.values_for(cell, values, transfer), None))
         objective.simulate = simulate

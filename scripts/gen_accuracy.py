@@ -214,6 +214,29 @@ def starts_of_kinds(fitted: Collection[str]) -> str:
     return ", ".join(f"{kind} {len(found)}" for kind, found in sorted(runs.items(), key=lambda item: len(item[1])))
 
 
+def paces(accuracy: Mapping[str, Any]) -> str:
+    """Return the errors apart by who paces a figure, with the share of values inside their intervals."""
+    lines = []
+    for metric, name in METRICS.items():
+        for pace, errors in accuracy["by_pace"].items():
+            if e := errors.get(metric):
+                inside = percent(accuracy["coverage_by_pace"][pace].get(metric), 0)
+                lines.append([name, pace, f"{e['n']:.0f}", percent(e["median"]), percent(e["p90"]), inside])
+    return table(["quantity", "paced by", "values", "median error", "P90", "inside their interval"], lines)
+
+
+def open_loops(accuracy: Mapping[str, Any]) -> str:
+    """Return the errors of open loops whose requests are drawn anew, as text."""
+    mine, drawn = accuracy["by_regime"]["load"]["open loop"], accuracy["open_loops_drawn_anew"]
+    said = [
+        f"{METRICS[m]} is {percent(drawn[m]['median'])} / {percent(drawn[m]['p90'])} off instead of"
+        f" {percent(mine[m]['median'])} / {percent(mine[m]['p90'])}"
+        for m in ("ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "requests_per_s")
+        if m in mine and m in drawn
+    ]
+    return ", ".join(said)
+
+
 def noise_floor(accuracy: Mapping[str, Any]) -> str:
     """Return how far two starts of the same engine are apart, beside the error of the law."""
     lines = []
@@ -247,10 +270,12 @@ Written by `scripts/gen_accuracy.py` from `data/fitted/accuracy.json`; a test co
 **How it is measured.** {report["n_cells"]} cells of {len(report["run_ids"])} engine starts of vLLM {versions}
 (`data/runs/`). Each start is left out in turn: the coefficients take one Gauss-Newton step from the full fit on the
 cells of the others (`Estimate.without`), and the start is predicted from its configuration alone, as a stranger's would
-be: no factor for its host, its random arrivals and lengths drawn anew (mean of five draws). The size of the KV cache
-that its start-up printed is used for the latencies and judged apart in the line "KV blocks". What a Poisson client
-happened to send (how many requests, their mean lengths) is taken from the record: it is the client's draw, not the
-engine's answer.
+be: no factor for its host. The size of the KV cache that its start-up printed is used for the latencies and judged
+apart in the line "KV blocks". Open loops are replayed with the requests that their client sent: which they were is its
+draw, not the engine's answer. Drawn anew from the same distributions (mean of five draws), {open_loops(accuracy)};
+what a draw adds is in the intervals of a forecast, beside the widths below. Throughput is compared in cells of a
+second or more: a prompt or two in less are their latency over again (until the fit of 88 starts they counted, and
+random loads were drawn anew: its figures are not comparable with these to the last digit).
 
 **Few in their kind.** Engine starts of each kind that has coefficients of its own:
 {starts_of_kinds(accuracy["by_run"])}.
@@ -267,6 +292,15 @@ Error = predicted / measured - 1. Median and P90 are of its absolute value, bias
 
 ![median and 90th percentile of the error of each engine start](images/accuracy-by-start.svg)
 {points}
+## Who sets the pace
+
+A GPU that is never kept waiting does the same on every host; where the CPU launches kernels more slowly than they
+run, or a prompt is shorter than its launch, the host decides, and which host one gets is not known. The closed form
+says which it is: a figure is paced by the host's CPU where a host that takes 30 % less CPU time would change it by 3 %
+or more (`predict/host_pace.py`).
+
+{paces(accuracy)}
+
 ## How far two starts of one engine are apart
 
 The same model, plan, lengths and clients, started on two hosts ({n_repeated} starts, all pairs of different hosts;
@@ -276,10 +310,11 @@ host and deploys on another, and no prediction that does not know the host can b
 {noise_floor(accuracy)}
 
 What lies behind it is the CPU: a step with more tokens than the largest CUDA graph is launched kernel by kernel, 0.5
-to 1.3 ms a layer from host to host, from process to process and from one second to the next. In three engines whose
-every launch was timed (28,200 of them) a fixed loop of Python just before took 24 or 44 us and seldom anything
+to 1.3 ms a layer from host to host, from process to process and from one second to the next. In six engines whose
+every launch was timed (53,000 of them) a fixed loop of Python just before took 24 or 44 us and seldom anything
 between, as on a core whose second hardware thread has work or not (we take that for the cause). Launches of more than
-512 tokens of an 8B model took 16 ms (median) after the fast loops and 25 ms after the slow ones; 31 to 62 % were slow.
+512 tokens of an 8B model took 15 to 17 ms (medians) after the fast loops and 22 to 25 ms after the slow ones, on H100
+and on H200 hosts; 31 to 69 % were slow.
 The replay has these two paces ([methodology](methodology.md#launching-it-the-host)), but which of them a short
 measurement meets is chance. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as
 that; longer ones hide it. To have less of it, one may try to keep the second thread of the engine's core free; we have
@@ -295,7 +330,11 @@ has run a while has loaded its kernels. Load a fresh one with a burst of 200 sho
 ## Intervals
 
 A 90 % interval is the prediction times and over a factor: the 90th percentile of |ln(predicted / measured)| over
-left-out starts (split conformal prediction; Vovk, Gammerman, Shafer 2005). The last column checks it: how many values
+left-out starts (split conformal prediction; Vovk, Gammerman, Shafer 2005), each error divided by how much its cell
+hangs on its host: the root of 1 + (g / 0.1)^2 for a figure that a host with 30 % less CPU time would change by g
+(normalised scores; Papadopoulos, Gammerman, Vovk 2008). A forecast multiplies the factor's logarithm by the same root,
+so a figure that the GPU paces has a narrow interval, and one that the host paces a wide one; the factors below are for
+a figure that no host changes. The last column checks it: how many values
 of a start lie inside when the factor comes from the *other* starts. Plans of a kind that two or three starts stand for
 (fp8 cache, no CUDA graphs, shared prefixes, HTTP) take the factor of those starts. E2E takes the factor of TPOT;
 P95 and P99 of both, and all of ITL, take its square. On a GPU without runs the logarithm of the factor is joined with

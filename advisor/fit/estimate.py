@@ -141,13 +141,14 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "http": is_http,
     "eager": lambda c: c.deployment.enforce_eager,
     "mla": lambda c: c.model.mla is not None,
+    "norms": lambda c: shapes_of(c.model).n_further_norms > 0,
     "tables": lambda c: shapes_of(c.model).kv_groups.n_tables > 1,
 }
 OF_KIND = {
     "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
-    "int4_layer_s": "int4", "stream_eff_int4": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
-    "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "kv_fp8_factor": "kv_fp8", "link_eff": "group",
-    "all_reduce_s": "group", "host_tp_factor": "group", "core_s": "processes", "send_s": "pp",
+    "int4_layer_s": "int4", "int4_sm_bytes_per_s": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
+    "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "decode_fp8_eff": "kv_fp8", "norm_s": "norms",
+    "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group", "core_s": "processes", "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
     "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which power readings of run records can be used."""
+"""Which readings of run records can be used: of power, and of a rate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ MIN_DURATION_S = 1.0
 
 MIN_AVERAGED_DURATION_S = 2.0
 """Cells whose meter averages over a second (no `is_instant`) must be longer, or the cell before is in the mean."""
+
+MIN_RATE_DURATION_S = 1.0
+"""A cell shorter than this has no throughput of its own: a prompt or two, whose rate is their latency over again."""
+
+
+def has_rate(record: RunRecord) -> bool:
+    """Return whether a record's requests a second say more than their latencies: it lasted long enough."""
+    return (record.measured.duration_s or 0.0) >= MIN_RATE_DURATION_S
 
 
 def has_power(record: RunRecord) -> bool:

@@ -26,12 +26,12 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("gemm_eff_int4", 0.80, 0.1, 1.0, "1", "share of the bf16 peak with 4-bit weights (dequantised on the fly)"),
     _P("stream_eff_bf16", 0.84, 0.5, 1.0, "1", "share of the memory bandwidth when bf16 weights are streamed"),
     _P("stream_eff_fp8", 0.78, 0.4, 1.0, "1", "share of the memory bandwidth when fp8 weights are streamed"),
-    _P("stream_eff_int4", 0.44, 0.2, 1.0, "1", "share of the memory bandwidth when 4-bit weights are streamed"),
+    _P("int4_sm_bytes_per_s", 1.9e10, 5e9, 4e10, "bytes/s", "4-bit weights that a multiprocessor gets through"),
     _P("moe_gemm_factor", 0.65, 0.2, 1.2, "1", "expert matrices' compute efficiency over that of dense ones"),
     _P("moe_stream_factor", 1.0, 0.5, 1.3, "1", "expert matrices' streaming efficiency over dense ones", prior_rel=0.1),
     _P("attention_eff", 0.65, 0.2, 0.9, "1", "share of the bf16 peak that causal attention reaches", prior_rel=0.15),
-    _P("kv_eff", 0.82, 0.3, 1.0, "1", "share of the memory bandwidth when decodes read the paged cache"),
-    _P("kv_fp8_factor", 0.97, 0.3, 1.3, "1", "the same with an fp8 cache, over bf16"),
+    _P("kv_eff", 0.9, 0.3, 0.95, "1", "share of the memory bandwidth when decodes read the paged cache"),
+    _P("decode_wave_s", 7.8e-6, 1e-6, 3e-5, "s", "decode attention's time a layer and wave of tiles beyond its reads"),
     _P(
         "shared_kv_frac",
         0.4,
@@ -50,6 +50,15 @@ PARAMETERS: tuple[Parameter, ...] = (
         "share of the bf16 peak of decode attention, rows without a query counted",
         prior_rel=0.5,
     ),
+    _P(
+        "decode_fp8_eff",
+        0.42,
+        0.1,
+        1.0,
+        "1",
+        "share of the fp8 peak of decode attention with an fp8 cache, rows without a query counted",
+        prior_rel=0.1,
+    ),
     _P("elementwise_eff", 0.50, 0.1, 1.0, "1", "share of the bandwidth of norms, rotary embedding, activation"),
     _P("link_eff", 0.70, 0.1, 1.0, "1", "share of one link direction that all-reduces reach", prior_rel=0.1),
     _P("all_reduce_s", 8.7e-6, 2e-6, 4e-5, "s", "latency of one all-reduce inside a CUDA graph"),
@@ -58,6 +67,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     _P("all_reduce_switch_bytes", 1e15, 1e5, 1e16, "bytes", "bus bytes at which NCCL takes over", is_fitted=False),
     _P("layer_s", 2.4e-5, 1e-6, 1e-4, "s", "time of a layer that neither arithmetic nor bandwidth explains"),
+    _P("norm_s", 2e-6, 1e-7, 2e-5, "s", "time of each norm of a layer beyond two"),
     _P("fp8_layer_s", 2.3e-6, 1e-7, 1e-4, "s", "further time of a layer for quantising activations"),
     _P("int4_layer_s", 1.5e-5, 1e-7, 1e-4, "s", "further time of a layer of 4-bit matrices of any size"),
     _P("mla_layer_s", 1e-5, 1e-7, 1e-4, "s", "further time of a layer of latent attention"),
@@ -68,7 +78,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("sharpness_int4", 2.5, 1.0, 12.0, "1", "the same for 4-bit kernels", prior_rel=0.5),
     _P("pair_ramp_tokens", 900.0, 10, 4000, "tokens", "keys that a prompt's query pays for before the first", False),
     _P("wave_frac", 0.38, 1e-3, 1.0, "1", "how much of tile and wave quantisation shows", prior_rel=0.5),
-    _P("joules_per_flop", 9.3e-13, 3e-13, 1.5e-12, "J", "energy of a bf16 operation at full clock", prior_rel=0.15),
+    _P("joules_per_flop", 1.2e-12, 3e-13, 2e-12, "J", "energy of a bf16 operation at full clock", prior_rel=0.3),
     _P(
         "fp8_energy_exponent", 1.0, 0.3, 2.0, "1", "how energy an operation follows its peak's inverse", is_fitted=False
     ),
@@ -131,7 +141,9 @@ FALLBACKS: dict[str, float | str] = {
     "gemm_eff_fp8": 0.55,
     "gemm_eff_int4": "gemm_eff_bf16",
     "stream_eff_fp8": "stream_eff_bf16",
-    "stream_eff_int4": "stream_eff_bf16",
+    "int4_sm_bytes_per_s": 1.9e10,
+    "norm_s": 1e-6,
+    "decode_fp8_eff": 0.42,
     "fp8_layer_s": 1e-6,
     "int4_layer_s": 1e-6,
     "sharpness_int4": "sharpness",
@@ -144,7 +156,6 @@ FALLBACKS: dict[str, float | str] = {
     "host_eager_layer_s": "host_large_layer_s",
     "shared_kv_frac": 1.0,
     "decode_tile_eff": 0.45,
-    "kv_fp8_factor": 0.92,
     "link_eff": 0.7,
     "all_reduce_s": 1.0e-5,
     "host_tp_factor": 1.0,
@@ -154,7 +165,7 @@ FALLBACKS: dict[str, float | str] = {
     "http_token_s": 2e-6,
 }
 """What a coefficient is where no run tells: another one, nothing special (1), or a kernel figure of the H100 in the
-aiconfigurator database (fp8 GEMM 0.55 of peak, fp8 cache 0.92 of bf16's rate, all-reduce, link)."""
+aiconfigurator database (fp8 GEMM 0.55 of peak, attention of an fp8 cache, all-reduce, link)."""
 
 HOST_BOUNDS = (0.4, 2.5)
 """Bounds of a host's factors."""

@@ -18,7 +18,8 @@ from advisor.fit.estimate import Estimate, as_coefficients, estimate
 from advisor.fit.objective import exact_traffic, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.repeats import noise_floor
-from advisor.fit.validate import METRICS, PLAIN, Row, by_regime, predict_cell, rows_of, table
+from advisor.fit.validate import METRICS, PLAIN, Row, by_pace, by_regime, predict_cell, rows_of, table
+from advisor.predict.host_pace import COLUMNS, HOST_PACED, host_gains, spread_factor
 from advisor.schema import CoefficientSet, EngineFacts
 
 Transfer = Mapping[str, Mapping[str, float]]
@@ -27,10 +28,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Data:
-    """The cells to fit and the same cells as a validator sees them (no rows, random draws)."""
+    """The cells, open loops with the very requests that were sent where they were kept; and those drawn anew."""
 
-    fitted: list[Cell]
-    judged: list[Cell]
+    cells: list[Cell]
+    drawn: list[Cell]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def read_transfer(path: Path) -> dict[str, dict[str, float]]:
 def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) -> Data:
     """Return the vLLM cells of a folder with its manifest, and of further files (each a host of its own)."""
     manifest = read_manifest(folder / "manifest.toml")
-    fitted: list[Cell] = []
-    judged: list[Cell] = []
+    found: list[Cell] = []
+    drawn: list[Cell] = []
     for name, entry in manifest.items():
         if not isinstance(entry, dict):
             continue
@@ -65,37 +66,45 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
             if f"{cell.run_id.rpartition('__')[2]}/{(cell.record.model_extra or {}).get('cell_id')}" not in left_out
         ]
         rows = read_rows(folder / str(entry["rows"])) if "rows" in entry else {}
-        judged += cells
-        fitted += [exact_traffic(cell, rows) for cell in cells]
+        exact = [exact_traffic(cell, rows) for cell in cells]
+        drawn += [cell for cell, sent in zip(cells, exact, strict=True) if sent is not cell]
+        found += exact
     for source in extra:
-        cells = cells_of(read_records(source), catalog, f"file-{Path(source).stem}")
-        judged += cells
-        fitted += cells
-    return Data(fitted, judged)
+        found += cells_of(read_records(source), catalog, f"file-{Path(source).stem}")
+    return Data(found, drawn)
 
 
-def cross_validate(data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, say: Say) -> list[Row]:
-    """Return the errors of every engine start under coefficients that never saw it.
+def cross_validate(
+    data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, say: Say
+) -> tuple[list[Row], list[Row]]:
+    """Return the errors of every engine start under coefficients that never saw it, and those of drawn open loops.
 
-    A left-out start is predicted as a stranger's would be: its host's nuisance factors are 1, its requests drawn anew.
+    A left-out start is predicted as a stranger's would be: its host's nuisance factors are 1. Open loops are replayed
+    with the requests that were sent, and once more, for the second list, with others of the same distribution.
     """
     power = catalog.coefficients("power")
     facts = EngineFacts.from_table(catalog.engine("vllm"), "0.26.0")
     rows: list[Row] = []
-    runs = sorted({c.run_id for c in data.fitted})
+    drawn: list[Row] = []
+    runs = sorted({c.run_id for c in data.cells})
     for number, run in enumerate(runs, 1):
-        theta = full.without({i for i, c in enumerate(data.fitted) if c.run_id == run})
+        theta = full.without({i for i, c in enumerate(data.cells) if c.run_id == run})
         theta = {name: value for name, value in theta.items() if "@" not in name}
 
         def predict(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
             return predict_cell(cell, values_for(cell, theta, transfer), power, facts)
 
-        found = rows_of([c for c in data.judged if c.run_id == run], predict, facts)
+        def gains(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
+            values = values_for(cell, theta, transfer)
+            return host_gains(cell.model, cell.gpu, cell.deployment, cell.workload, values, facts)
+
+        found = rows_of([c for c in data.cells if c.run_id == run], predict, facts, gains=gains)
         rows += found
+        drawn += rows_of([c for c in data.drawn if c.run_id == run], predict, facts)
         errors = table(found)
         shown = ", ".join(f"{m} {100 * errors[m]['median']:.1f} %" for m in METRICS if m in errors)
         say(f"left out {number}/{len(runs)} {run}: {shown}")
-    return rows
+    return rows, drawn
 
 
 def is_sparse(row: Row) -> bool:
@@ -106,14 +115,21 @@ def is_sparse(row: Row) -> bool:
 def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, float]:
     """Return the quantile of |ln(predicted / measured)| by metric: half-widths of conformal intervals.
 
+    Each error is first divided by what its cell hangs on its host (`host_pace.spread_factor`): the widths are those of
+    figures that no host changes.
+
     Kinds that two or three starts stand for (fp8 cache, no CUDA graphs, shared prefixes, an HTTP server) have keys of
     their own with the suffix '@sparse': left out, they are predicted from little.
     """
     found: dict[str, list[float]] = {}
     for row in rows:
         key = f"{row.metric}@sparse" if is_sparse(row) else row.metric
-        found.setdefault(key, []).append(abs(math.log(row.predicted / row.measured)))
+        found.setdefault(key, []).append(_score(row))
     return {metric: float(np.quantile(errors, quantile)) for metric, errors in sorted(found.items())}
+
+
+def _score(row: Row) -> float:
+    return abs(math.log(row.predicted / row.measured)) / spread_factor(row.host_gain)
 
 
 def coverage(rows: Sequence[Row]) -> dict[str, float]:
@@ -128,7 +144,7 @@ def coverage(rows: Sequence[Row]) -> dict[str, float]:
                 widths = error_quantiles(others)
                 for r in (r for r in mine if r.run_id == run):
                     width = widths.get(f"{metric}@sparse" if is_sparse(r) else metric, widths[metric])
-                    hits.append(abs(math.log(r.predicted / r.measured)) <= width)
+                    hits.append(_score(r) <= width)
         if hits:
             out[metric] = float(np.mean(hits))
     return out
@@ -159,16 +175,16 @@ def fit_all(
     data = load_data(folder, catalog, extra)
     transfer = read_transfer(transfer_path)
     full = estimate(
-        data.fitted,
+        data.cells,
         transfer=transfer,
         start=start,
         max_steps=max_steps,
         n_workers=n_workers,
         progress=lambda n, cost: say(f"evaluation {n}: cost {cost:.1f}"),
     )
-    rows = cross_validate(data, catalog, full, transfer, say)
+    rows, drawn = cross_validate(data, catalog, full, transfer, say)
     quantiles = error_quantiles(rows)
-    coefficients = as_coefficients(full, data.fitted, transfer, quantiles)
+    coefficients = as_coefficients(full, data.cells, transfer, quantiles)
     accuracy = {
         "schema_version": "1",
         "law_version": coefficients.version,
@@ -178,7 +194,13 @@ def fit_all(
         "by_regime": by_regime(rows),
         "error_q90": quantiles,
         "coverage_of_90_percent_intervals": coverage(rows),
-        "noise_floor": noise_floor(data.judged),
+        "by_pace": by_pace(rows),
+        "coverage_by_pace": {
+            "the GPU": coverage([r for r in rows if r.host_gain < HOST_PACED and r.metric in COLUMNS]),
+            "the host's CPU": coverage([r for r in rows if r.host_gain >= HOST_PACED]),
+        },
+        "open_loops_drawn_anew": table(drawn),
+        "noise_floor": noise_floor(data.cells),
         "cells": cell_table(rows),
     }
     return coefficients, accuracy

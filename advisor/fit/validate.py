@@ -12,10 +12,11 @@ import numpy as np
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError
-from advisor.fit.meter import has_power
+from advisor.fit.meter import has_power, has_rate
 from advisor.fit.objective import is_http, measured, predicted, run_cell
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.predict.footprint import footprint
+from advisor.predict.host_pace import COLUMNS, HOST_PACED
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Simulation
 from advisor.predict.spend import activity_of, board_power
@@ -39,6 +40,8 @@ class Row:
     load: str
     lengths: str
     regime: dict[str, str]
+    host_gain: float = 0.0
+    """by how much a faster host would change the figure (`predict.host_pace`)"""
 
     @property
     def error(self) -> float:
@@ -128,10 +131,13 @@ def rows_of(
     predict: Callable[[Cell], Mapping[str, float]],
     facts: EngineFacts | None = None,
     progress: Callable[[int, int], None] | None = None,
+    gains: Callable[[Cell], Mapping[str, float]] = lambda _: {},
 ) -> list[Row]:
     """Return a row for each metric that a cell measured; KV blocks once an engine start.
 
-    Board power counts where the meter could see it (`meter.has_power`): a prompt of 50 ms is over too soon.
+    gains : how much each metric of a cell hangs on its host, for the rows' `host_gain`
+
+    Board power and throughput count where a cell is long enough (`meter`): a prompt of 50 ms is over too soon.
     """
     rows: list[Row] = []
     seen: set[str] = set()
@@ -142,10 +148,13 @@ def rows_of(
         lengths = " ".join(f"{k}={v}" for k, v in (record.lengths or {}).items())
 
         def add(metric: str, value: float, guess: float, where: tuple[str, str] = (load, lengths)) -> None:
-            rows.append(Row(record.run_id, number, metric, value, guess, *where, regime))  # noqa: B023
+            gain = hangs.get(metric, 0.0)  # noqa: B023
+            rows.append(Row(record.run_id, number, metric, value, guess, *where, regime, gain))  # noqa: B023
 
-        found = predict(cell)
+        found, hangs = predict(cell), gains(cell)
         for metric, value in measured(cell).items():
+            if metric == "requests_per_s" and not has_rate(record):
+                continue
             if metric in found and metric in METRICS:
                 add(metric, value, found[metric])
         watts = record.measured.board_power_w
@@ -188,6 +197,14 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "schema_version": "1",
         "overall": table(rows),
         "runs": {run: table(r for r in rows if r.run_id == run) for run in runs},
+    }
+
+
+def by_pace(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the error table of figures that the GPU paces, and of those that the host's CPU does."""
+    return {
+        "the GPU": table(r for r in rows if r.host_gain < HOST_PACED and r.metric in COLUMNS),
+        "the host's CPU": table(r for r in rows if r.host_gain >= HOST_PACED),
     }
 
 
@@ -244,4 +261,4 @@ def _own_memory(cell: Cell, facts: EngineFacts) -> Cell:
     return Cell(record, cell.model, cell.gpu, cell.deployment, cell.workload, cell.traffics, cell.host)
 
 
-__all__ = ["METRICS", "Row", "by_regime", "predict_cell", "rows_of", "summary", "table", "validate"]
+__all__ = ["METRICS", "Row", "by_pace", "by_regime", "predict_cell", "rows_of", "summary", "table", "validate"]

@@ -155,9 +155,9 @@ class Clock:
         Arguments as of `step`, one element a step that was asked for before.
         """
         linear, experts, elementwise, all_reduce = self._tokens.summed(n_prefill + n_padded, weights)
-        head, overhead = self._sampled.summed(n_sampled, weights)
+        head, overhead, tiles_s = self._sampled.summed(n_sampled, weights)
         pairs_s, context_s = self._cost.attention_terms(n_prefill, n_pairs, n_padded, n_context)
-        attention = (float(np.sum(pairs_s * weights)), float(np.sum(context_s * weights)))
+        attention = (float(np.sum(pairs_s * weights)), float(np.sum(context_s * weights)) + tiles_s)
         return [linear, experts, head, *attention, elementwise, all_reduce, overhead]
 
     def expert_reads(self, n_tokens: Floats, weights: Floats) -> float:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from advisor.laws.kv import blocks_for, kv_heads_per_rank, n_kv_blocks
 from advisor.laws.memory import expert_peak_bytes, forward_peak_bytes, graph_bytes, head_peak_bytes
 from advisor.laws.roofline import larger_of
-from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes, shapes_of
-from advisor.predict.step import stage_layers
+from advisor.predict.shapes import BYTES_PER_KV, BYTES_PER_WEIGHT, Shapes, shapes_of, stage_layers
 from advisor.schema import Breakdown, Deployment, EngineFacts, Gpu, Model, Part
 from advisor.units import MIB, format_bytes
 

@@ -32,7 +32,7 @@ class ReleaseFactor:
     """Host time of the releases from `first` to before `until` that the GPU waits for [s], and what it rests on.
 
     step_s : a step; tp_doubling_s : more for each doubling of the tensor-parallel degree; seq_s : a running sequence;
-    context_s : of the GPU, a layer and a cached token that decoding attends to, beyond what the fitted release takes.
+    context_s : of an H100, a layer and a cached token that decoding attends to, beyond the reads of the fitted release.
     error_frac : error of predictions with it on rows that it was not fitted on, 90th percentile.
     """
 
@@ -62,10 +62,10 @@ FACTORS = (
         era="V0 engine",
         first="0.4.0",
         until="0.8.0",
-        step_s=Range(1.15e-3, 0.95e-3, 1.35e-3),
-        tp_doubling_s=Range(0.65e-3, 0.52e-3, 0.78e-3),
-        seq_s=Range(27e-6, 20e-6, 34e-6),
-        context_s=Range(0.73e-9, 0.52e-9, 0.93e-9),
+        step_s=Range(1.36e-3, 1.17e-3, 1.56e-3),
+        tp_doubling_s=Range(0.543e-3, 0.415e-3, 0.671e-3),
+        seq_s=Range(25.5e-6, 18.8e-6, 32.2e-6),
+        context_s=Range(0.85e-9, 0.656e-9, 1.04e-9),
         error_frac=0.10,
         source="argonne-lcf/LLM-Inference-Bench @4211f5d4, H100: Llama-2-7B and Llama-3-8B (vLLM 0.5.4 to 0.6.2)",
     ),
@@ -73,9 +73,9 @@ FACTORS = (
         era="V1 engine without asynchronous scheduling",
         first="0.8.0",
         until="0.14.0",
-        step_s=Range(0.55e-3, 0.0, 1.11e-3),
+        step_s=Range(0.524e-3, 0.018e-3, 1.03e-3),
         tp_doubling_s=Range(0.0, 0.0, 0.0),
-        seq_s=Range(45e-6, 14e-6, 76e-6),
+        seq_s=Range(33.5e-6, 5.5e-6, 61.5e-6),
         context_s=Range(0.0, 0.0, 0.0),
         error_frac=0.05,
         source="ml-energy/leaderboard-v2 @c3af7f31, H100 rows of Qwen3-8B, Qwen3-14B and Llama-3.1-8B (vLLM 0.11.1)",

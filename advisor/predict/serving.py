@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.draw_error import draw_errors
 from advisor.predict.footprint import Footprint
+from advisor.predict.host_pace import host_gains, host_text
 from advisor.predict.release import at_release, release_rel, release_text
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
@@ -176,7 +177,9 @@ def forecast_vllm(
         model, cluster, deployment, workload, coefficients, seed=seed, facts=facts, progress=progress, e2e_s=e2e_s
     )
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
-    q = Widths(coefficients.error_q90, rel, is_sparse(deployment, workload))
+    values = transferred(coefficients, cluster.gpu)
+    gains = host_gains(model, cluster.gpu, deployment, run.workload, values, facts)
+    q = Widths(coefficients.error_q90, rel, is_sparse(deployment, workload), gains)
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     most = steady["saturation_requests_per_s"]
@@ -223,7 +226,7 @@ def forecast_vllm(
         breakdowns=tuple(breakdowns),
         is_saturated=is_saturated,
         method="simulated",
-        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated)),
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, gains)),
     )
     return Forecast(prediction, sim, rate, q)
 
@@ -319,13 +322,21 @@ def _activity(run: Run, span_s: float, cluster: Cluster, deployment: Deployment,
     }
 
 
-def _notes(cluster: Cluster, deployment: Deployment, coefficients: CoefficientSet, is_saturated: bool) -> list[Note]:
+def _notes(
+    cluster: Cluster,
+    deployment: Deployment,
+    coefficients: CoefficientSet,
+    is_saturated: bool,
+    gains: Mapping[str, float],
+) -> list[Note]:
     notes = []
     rel = transfer_rel(coefficients, cluster.gpu)
     if is_saturated:
         notes.append(
             Note(level="warning", text="the offered load exceeds what this plan can serve: queues grow without end")
         )
+    if text := host_text(gains):
+        notes.append(Note(text=text))
     if rel > 0:
         notes.append(
             Note(
@@ -355,8 +366,10 @@ def _steady(
     steady: Mapping[str, float],
 ) -> Prediction:
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
-    q = Widths({k: 2.0 * v for k, v in coefficients.error_q90.items()}, rel, is_sparse(deployment, workload))
     values = transferred(coefficients, cluster.gpu)
+    gains = host_gains(model, cluster.gpu, deployment, workload, values, facts)
+    wide = {k: 2.0 * v for k, v in coefficients.error_q90.items()}
+    q = Widths(wide, rel, is_sparse(deployment, workload), gains)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
     found = _memory(memory, q)
     for name in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s"):
@@ -370,5 +383,5 @@ def _steady(
         breakdowns=(memory.breakdown(),),
         is_saturated=is_saturated,
         method="steady",
-        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated)),
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, gains)),
     )

@@ -67,6 +67,8 @@ class Shapes:
     sliding_window_tokens: int
     rotary_bytes: int
     native_weight_dtype: str
+    n_further_norms: int
+    """Norms a layer beyond one before attention and one before the MLP: of their outputs, of q and of k."""
 
     @property
     def matrix_params(self) -> int:
@@ -111,6 +113,20 @@ class Shapes:
         """Return the vocabulary rounded up so that every tensor-parallel rank holds whole rows."""
         unit = VOCAB_PAD if VOCAB_PAD % tp == 0 else VOCAB_PAD * tp
         return -(-self.vocab_size // unit) * unit
+
+
+def stage_layers(n_layers: int, pp: int) -> list[int]:
+    """Return how vLLM spreads layers over stages: evenly, the rest from the last but one stage backwards.
+
+    Reference: vLLM 0.26.0, distributed/utils.py ``get_pp_indices``.
+
+    >>> stage_layers(10, 4)
+    [2, 3, 3, 2]
+    """
+    layers = [n_layers // pp] * pp
+    for i in range(2, n_layers % pp + 2):
+        layers[-i] += 1
+    return layers
 
 
 def weight_dtype_of(model: Model) -> str:
@@ -215,4 +231,5 @@ def shapes_of(model: Model) -> Shapes:
         sliding_window_tokens=model.sliding_window_tokens,
         rotary_bytes=0 if model.n_learned_positions else model.max_context_tokens * model.d_head * 2 * n_rotary,
         native_weight_dtype=weight_dtype_of(model),
+        n_further_norms=max(0, model.n_norms_per_layer - 2) + 2 * model.has_qk_norm,
     )

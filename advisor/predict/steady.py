@@ -61,13 +61,28 @@ def sweep(
     coefficients: CoefficientSet,
     facts: EngineFacts | None = None,
 ) -> dict[str, Floats]:
-    """Return the steady state of every deployment, one array element each.
+    """Return the steady state of every deployment, one array element each; keys as of `swept`."""
+    return swept(model, gpu, deployments, workload, transferred(coefficients, gpu), facts)
+
+
+def swept(
+    model: Model,
+    gpu: Gpu,
+    deployments: Sequence[Deployment],
+    workload: Workload,
+    values: Mapping[str, float],
+    facts: EngineFacts | None = None,
+    *,
+    has_releases: bool = True,
+) -> dict[str, Floats]:
+    """Return the steady state of every deployment from coefficient values for this GPU.
+
+    has_releases : whether older releases have host times of their own (predict/release.py)
 
     Keys: ttft_p50_s ttft_p99_s tpot_p50_s tpot_p99_s e2e_p50_s requests_per_s output_tokens_per_s
     saturation_requests_per_s n_running mfu_frac mbu_frac is_saturated (1 or 0), all replicas together.
     Deployments of one engine shape (tp, pp, formats) share their cost, so that 100,000 settings are a few arrays.
     """
-    values = transferred(coefficients, gpu)
     shapes = shapes_of(model)
     keys = [
         (d.tp, d.pp, d.weight_dtype, d.kv_dtype, d.enforce_eager, d.max_num_seqs, d.ep, d.engine_version)
@@ -76,7 +91,8 @@ def sweep(
     first: dict[tuple[object, ...], Deployment] = {}
     for key, deployment in zip(keys, deployments, strict=True):
         first.setdefault(key, deployment)
-    costs = [step_cost(shapes, gpu, d, at_release(values, d, gpu), d.pp - 1) for d in first.values()]
+    own = [at_release(values, d, gpu) if has_releases else values for d in first.values()]
+    costs = [step_cost(shapes, gpu, d, v, d.pp - 1) for d, v in zip(first.values(), own, strict=True)]
     number = dict(zip(first, range(len(first)), strict=True))
     index = np.array([number[key] for key in keys], dtype=np.int64)
     prompt, output = mean_lengths(workload.lengths)

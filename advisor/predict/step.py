@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from advisor.laws.collective import all_reduce_bus_bytes
+from advisor.laws.decode_attention import WAVE_POWER
 from advisor.laws.expert import expected_experts
 from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.cache_reads import cache_reads
 from advisor.predict.clock import Clock, clock_of
-from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes
+from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, stage_layers
 from advisor.schema import Deployment, Gpu
 
 Real = Any  # float or NDArray[np.float64]; numpy's own stubs cannot say "the same as the argument"
@@ -99,6 +100,7 @@ class StepCost:
     all_reduce_large_latency_s: Real
     fixed_s: Real
     seq_s: Real
+    tiles_s: Real
     sharpness: float
     pair_ramp_tokens: float
     n_sms: float
@@ -132,9 +134,9 @@ class StepCost:
         n_sampled : sequences that get a token in this step
         """
         linear, experts, elementwise, all_reduce = self.token_terms(n_prefill + n_decode)
-        head, overhead = self.sampled_terms(n_sampled)
-        prefill_attention, decode_attention = self.attention_terms(n_prefill, n_pairs, n_decode, n_context)
-        return linear, experts, head, prefill_attention, decode_attention, elementwise, all_reduce, overhead
+        head, overhead, tiles = self.sampled_terms(n_sampled)
+        prefill_attention, context = self.attention_terms(n_prefill, n_pairs, n_decode, n_context)
+        return linear, experts, head, prefill_attention, context + tiles, elementwise, all_reduce, overhead
 
     def token_terms(self, n_tokens: Real) -> tuple[Real, Real, Real, Real]:
         """Return the terms that follow from the number of tokens alone [s]: linear, experts, elementwise, all-reduce.
@@ -171,14 +173,17 @@ class StepCost:
         elementwise = n_tokens * (self.elementwise_bytes_per_token / self.elementwise_bytes_per_s)
         return linear, experts, elementwise, self.n_all_reduces * (latency + message / self.link_bytes_per_s)
 
-    def sampled_terms(self, n_sampled: Real) -> tuple[Real, Real]:
-        """Return the terms that follow from the number of sampled sequences alone [s]: vocabulary head, overhead."""
+    def sampled_terms(self, n_sampled: Real) -> tuple[Real, Real, Real]:
+        """Return what follows from the number of sampled sequences alone [s]: vocabulary head, overhead, tiles.
+
+        The tiles are decode attention's work beyond its reads (`laws.decode_attention`).
+        """
         head = smooth_max(
             n_sampled * (self.head_flops_per_seq / self.head_flops_per_s),
             self.head_bytes / self.head_bytes_per_s,
             self.sharpness,
         )
-        return head, self.fixed_s + n_sampled * self.seq_s
+        return head, self.fixed_s + n_sampled * self.seq_s, self.tiles_s * n_sampled**WAVE_POWER
 
     def attention_terms(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
         """Return the attention of prompts and of decodes [s]; arguments as of `terms`."""
@@ -270,20 +275,6 @@ class StepCost:
         return matrix, n_pairs * self.flops_per_pair
 
 
-def stage_layers(n_layers: int, pp: int) -> list[int]:
-    """Return how vLLM spreads layers over stages: evenly, the rest from the last but one stage backwards.
-
-    Reference: vLLM 0.26.0, distributed/utils.py ``get_pp_indices``.
-
-    >>> stage_layers(10, 4)
-    [2, 3, 3, 2]
-    """
-    layers = [n_layers // pp] * pp
-    for i in range(2, n_layers % pp + 2):
-        layers[-i] += 1
-    return layers
-
-
 def gemms_of(shapes: Shapes, tp: int, share: float, weight_byte: float) -> tuple[Gemm, ...]:
     """Return the matrices of a stage that holds `share` of the layers: query-key-value, output, up (and gate), down.
 
@@ -330,12 +321,17 @@ def step_cost(
     else:
         peak, kind = half_peak, "bf16"
     weight_byte = BYTES_PER_WEIGHT[dtype]
-    cache = cache_reads(shapes, gpu, deployment, c, n_layers, half_peak)
+    n_sms = float(gpu.n_sms or DEFAULT_SMS)
+    cache = cache_reads(shapes, gpu, deployment, c, n_layers, n_sms)
     d_attention = shapes.n_heads * (shapes.d_head + shapes.d_attention_value) / tp
     passes = 4 * shapes.d_model + 3 * shapes.d_ff / tp + d_attention
     link = gpu.link_bytes_per_s
     joules_per_flop = c["joules_per_flop"] * (half_peak / peak if kind == "fp8" else 1.0) ** c["fp8_energy_exponent"]
-    layer_s = c["layer_s"] + {"fp8": c["fp8_layer_s"], "int4": c["int4_layer_s"], "bf16": 0.0}[kind]
+    stream_bytes_per_s = bandwidth * c[f"stream_eff_{'bf16' if kind == 'int4' else kind}"]
+    if kind == "int4":
+        stream_bytes_per_s = min(stream_bytes_per_s, n_sms * c["int4_sm_bytes_per_s"])
+    layer_s = c["layer_s"] + shapes.n_further_norms * c["norm_s"]
+    layer_s += {"fp8": c["fp8_layer_s"], "int4": c["int4_layer_s"], "bf16": 0.0}[kind]
     moe_layers = shapes.n_moe_layers * share
     large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
     layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
@@ -360,11 +356,11 @@ def step_cost(
         all_reduce_bytes_per_token=float(all_reduce_bus_bytes(2.0 * shapes.d_model, tp)) if tp > 1 else 0.0,
         n_all_reduces=2 * n_layers if tp > 1 else 0,
         gemm_flops_per_s=peak * c[f"gemm_eff_{kind}"],
-        stream_bytes_per_s=bandwidth * c[f"stream_eff_{kind}"],
+        stream_bytes_per_s=stream_bytes_per_s,
         head_flops_per_s=half_peak * c["gemm_eff_bf16"],
         head_bytes_per_s=bandwidth * c["stream_eff_bf16"],
         expert_flops_per_s=peak * c[f"gemm_eff_{kind}"] * c["moe_gemm_factor"],
-        expert_bytes_per_s=bandwidth * c[f"stream_eff_{kind}"] * c["moe_stream_factor"],
+        expert_bytes_per_s=stream_bytes_per_s * c["moe_stream_factor"],
         attention_flops_per_s=half_peak * c["attention_eff"],
         kv_bytes_per_s=cache.bytes_per_s,
         elementwise_bytes_per_s=bandwidth * c["elementwise_eff"],
@@ -374,10 +370,11 @@ def step_cost(
         all_reduce_large_latency_s=c["all_reduce_large_s"],
         fixed_s=c["step_s"] / pp + n_layers * layer_s,
         seq_s=(c["seq_s"] if is_last else 0.0) + cache.seq_s,
+        tiles_s=cache.tiles_s,
         sharpness=c["sharpness_int4"] if kind == "int4" else c["sharpness"],
         throttle_s=c["throttle_s"],
         pair_ramp_tokens=c["pair_ramp_tokens"],
-        n_sms=float(gpu.n_sms or DEFAULT_SMS),
+        n_sms=n_sms,
         wave_frac=c["wave_frac"],
         cluster_rows=FP8_CLUSTER_ROWS if kind == "fp8" and gpu.compute_capability >= "9" else ROW_QUANTUM,
         joules_per_flop=joules_per_flop,

@@ -22,15 +22,18 @@ HOST_TIMES = (
     "wake_s",
     "http_s",
     "http_token_s",
+    "core_s",
+    "send_s",
 )
 """Coefficients that a slower or faster host scales together."""
 
 SCALED_BY: dict[str, tuple[str, ...]] = {
     "gemm": ("gemm_eff_bf16", "gemm_eff_int4"),
     "gemm_fp8": ("gemm_eff_fp8",),
-    "stream": ("stream_eff_bf16", "stream_eff_int4", "elementwise_eff"),
+    "stream": ("stream_eff_bf16", "elementwise_eff"),
     "stream_fp8": ("stream_eff_fp8",),
     "kv": ("kv_eff",),
+    "decode_wave": ("decode_wave_s",),
     "attention": ("attention_eff",),
     "all_reduce": ("all_reduce_s", "all_reduce_large_s"),
     "link": ("link_eff",),

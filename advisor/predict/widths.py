@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from advisor.predict.host_pace import spread_factor
 from advisor.predict.transfer import joined_rel
 from advisor.schema import Deployment, Interval, Workload
 
@@ -22,28 +23,35 @@ def is_sparse(deployment: Deployment, workload: Workload) -> bool:
 
 
 class Widths:
-    """Half-widths of intervals: the fit's errors on left-out engine starts, joined with the transfer's."""
+    """Half-widths of intervals: the fit's errors on left-out engine starts, joined with the transfer's.
 
-    def __init__(self, error_q90: Mapping[str, float], rel: float, is_sparse: bool) -> None:
+    `gains` say how much each figure hangs on the host (`host_pace.host_gains`): without them, nothing does.
+    """
+
+    def __init__(
+        self, error_q90: Mapping[str, float], rel: float, is_sparse: bool, gains: Mapping[str, float] | None = None
+    ) -> None:
         # kinds of plans that one engine start stands for have wider intervals of their own
         sparse = {k.removesuffix("@sparse"): v for k, v in error_q90.items() if k.endswith("@sparse")}
         self.error_q90 = {**error_q90, **sparse} if is_sparse else error_q90
         self.rel = rel
+        self.gains = gains or {}
 
     def of(self, name: str) -> float:
         """Return the half-width (natural log) of a metric such as 'ttft_p99' or 'requests_per_s'."""
         if name == "requests_per_s":
-            own = self.error_q90.get("requests_per_s", DEFAULT_Q90["requests_per_s"])
+            own = self._own(name, name)
         else:
             metric, statistic = name.split("_")
             is_tail = statistic in ("p95", "p99")
             if metric == "ttft":
-                own = self.error_q90.get(f"ttft_s.{'p99' if is_tail else 'p50'}", DEFAULT_Q90["ttft"])
+                own = self._own(f"ttft_s.{'p99' if is_tail else 'p50'}", metric)
             else:
-                own = self.error_q90.get("tpot_s.p50", DEFAULT_Q90["tpot"]) * (
-                    2.0 if metric == "itl" or is_tail else 1.0
-                )
+                own = self._own("tpot_s.p50", "tpot") * (2.0 if metric == "itl" or is_tail else 1.0)
         return joined_rel(own, math.log1p(self.rel))
+
+    def _own(self, key: str, default: str) -> float:
+        return self.error_q90.get(key, DEFAULT_Q90[default]) * spread_factor(self.gains.get(key, 0.0))
 
     def interval(self, value: float, name: str, drawn: float = 0.0) -> Interval:
         """Return a value with its 90 % interval; `drawn` is its standard error (natural log) from the drawn traffic."""

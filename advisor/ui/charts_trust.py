@@ -76,11 +76,14 @@ def heat_map(
             ygap=2,
         )
     )
-    for i, row in enumerate(errors):
-        for j, e in enumerate(row):
-            if e is not None:
-                font = {"color": text_colour(e), "size": 11}
-                figure.add_annotation(x=j, y=i, text=text[i][j], font=font, showarrow=False)
+    # all at once: added one by one each would check those before it
+    numbers = [
+        {"x": j, "y": i, "text": text[i][j], "font": {"color": text_colour(e), "size": 11}, "showarrow": False}
+        for i, row in enumerate(errors)
+        for j, e in enumerate(row)
+        if e is not None
+    ]
+    figure.update_layout(annotations=numbers)
     cells = [(i, j) for i, row in enumerate(errors) for j, e in enumerate(row) if e is not None]
     of = [f", {counts[i][j]} measured cells" if counts else "" for i, j in cells]
     figure.add_scatter(

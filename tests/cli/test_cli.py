@@ -217,7 +217,7 @@ def test_models_gpus_and_show(cli: Cli) -> None:
 def test_validate_predicts_records_without_refitting(cli: Cli, root: Path, tmp_path: Path) -> None:
     source = sorted((root / "data" / "runs").glob("vllm-*.jsonl"))[0]
     few = tmp_path / "few.jsonl"
-    few.write_text("\n".join(source.read_text().splitlines()[:3]) + "\n")
+    few.write_text("\n".join(source.read_text().splitlines()[:6]) + "\n")
     rows = tmp_path / "rows.csv"
     form = json_of(cli, "validate", str(few), "--rows", str(rows))
     assert set(form) >= {"overall", "runs"}

@@ -199,6 +199,6 @@ def test_cells_that_the_manifest_leaves_out_are_not_fitted() -> None:
     def name(record: RunRecord) -> str:
         return f"{record.run_id.rpartition('__')[2]}/{(record.model_extra or {}).get('cell_id')}"
 
-    assert not out & {name(c.record) for c in load_data(RUNS, CATALOG).fitted}
+    assert not out & {name(c.record) for c in load_data(RUNS, CATALOG).cells}
     files = [RUNS / f for f, entry in manifest.items() if isinstance(entry, dict)]
     assert out <= {name(r) for file in files for r in read_records(file)}, "the records themselves stay"

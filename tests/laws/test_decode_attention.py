@@ -1,9 +1,10 @@
-"""Rows of decode attention's tiles that hold nobody."""
+"""Decode attention: rows of its tiles that hold nobody, and what begins and ends a tile's work."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.laws.decode_attention import padded_flops_per_key
+from advisor.laws.decode_attention import padded_flops_per_key, tiles_s
 
 
 def test_oracle_one_tile_a_kv_head() -> None:
@@ -29,3 +30,25 @@ def test_never_less_than_the_rows_with_a_query_need(d_head: int, n_kv_heads: int
 def test_edge_more_query_heads_than_a_tile_has_rows() -> None:
     assert padded_flops_per_key(128, 128, 1) * 2 == padded_flops_per_key(128, 129, 1)
     assert padded_flops_per_key(64, 71, 1) == 4 * 192 * 64  # Falcon 7B: one KV head, one tile
+
+
+def test_oracle_a_full_wave_takes_the_time_of_a_wave() -> None:
+    assert tiles_s(7e-6, 132, 132) == pytest.approx(7e-6)
+    assert tiles_s(7e-6, 8 * 132, 132) == pytest.approx(4 * 7e-6)
+
+
+def test_published_decode_kernels_take_so_much_longer_for_more_sequences() -> None:
+    # vLLM 0.24 on an H100, 8 KV heads of 128 elements, up to 64 keys: us beyond those of one sequence (11.8)
+    for n, beyond in ((128, 26.3e-6), (256, 54.8e-6)):
+        more = tiles_s(7.2e-6, n * 8, 132) - tiles_s(7.2e-6, 8, 132)
+        assert more == pytest.approx(beyond, rel=0.25)
+
+
+@given(st.floats(1e-7, 1e-4), st.integers(1, 4096), st.integers(16, 256))
+def test_more_tiles_never_take_less_and_each_costs_less(wave_s: float, n: int, n_sms: int) -> None:
+    assert tiles_s(wave_s, n, n_sms) <= tiles_s(wave_s, n + 1, n_sms)
+    assert tiles_s(wave_s, n + 1, n_sms) / (n + 1) <= tiles_s(wave_s, n, n_sms) / n * (1 + 1e-12)
+
+
+def test_edge_no_tiles_take_no_time() -> None:
+    assert tiles_s(7e-6, 0, 132) == 0

@@ -37,15 +37,15 @@ def test_measured_peaks_of_our_engine_starts(root: Path) -> None:
             f = (c.get("moe_intermediate_size") or c["intermediate_size"]) / tp
             ours = expert_peak_bytes(tokens, d, f, experts)
         else:
-            is_gated = c["model_type"] not in ("opt", "falcon")
+            is_gated = c["model_type"] not in ("opt", "falcon", "gpt_neox", "phi")
             d_ff = c.get("intermediate_size") or c.get("ffn_dim") or 4 * d
             ours = forward_peak_bytes(tokens, d, d_ff / tp, is_gated=is_gated)
         if not record["enforce_eager"]:
             ours = max(ours, head_peak_bytes(tokens, d, 2.0 * vocab * d / tp))
         measured = record["startup"]["peak_activation_bytes"]
-        # full multi-head attention (0.06 GB more than the law says), latent attention's own buffers (0.18 GB)
-        if record["model"] in ("llama-2-7b", "phi-3-mini-3.8b", "deepseek-v2-lite"):
-            assert 0.8 * measured < ours < measured, run
+        # full multi-head attention (0.06 to 0.17 GB more than the law says), latent attention's own buffers (0.18 GB)
+        if record["model"] in ("llama-2-7b", "phi-3-mini-3.8b", "deepseek-v2-lite", "gpt-neox-20b", "phi-2-2.7b"):
+            assert measured - 0.2e9 < ours < measured, run
             continue
         assert ours == pytest.approx(measured, rel=0.08), run
         n += 1

@@ -20,9 +20,8 @@ def reads(model: str, gpu: str = "h100-sxm-80gb", **more: object) -> CacheReads:
     card = CATALOG.gpu(gpu)
     shapes = shapes_of(CATALOG.model(model)[0])
     deployment = Deployment.model_validate({"backend": "vllm", "model": model, "gpu": gpu, **more})
-    peak = card.peak_flops_per_s.get("bf16") or card.peak_flops_per_s["fp16"]
     values = transferred(CATALOG.coefficients("vllm"), card)
-    return cache_reads(shapes, card, deployment, values, shapes.n_layers, peak)
+    return cache_reads(shapes, card, deployment, values, shapes.n_layers, float(card.n_sms or 132))
 
 
 def test_oracle_wide_heads_stream_at_a_share_of_the_bandwidth() -> None:
@@ -38,7 +37,25 @@ def test_oracle_small_heads_of_one_query_head_each_compute_empty_rows() -> None:
     found = reads("phi-3-mini-3.8b")
     key_s = 32 * 4 * 192 * 96 * 32 / (989.4e12 * share)
     assert found.bytes_per_token / found.bytes_per_s == pytest.approx(key_s, rel=0.01)
-    assert found.seq_s == pytest.approx(128 * key_s, rel=0.01)
+    assert found.seq_s == pytest.approx(64 * key_s, rel=0.01)
+
+
+def test_oracle_an_fp8_cache_is_read_at_the_slower_of_rows_and_memory() -> None:
+    share = CATALOG.coefficients("vllm").coefficients["decode_fp8_eff"].value
+    streamed = CATALOG.coefficients("vllm").coefficients["kv_eff"].value
+    key_s = 32 * 4 * 128 * 128 * 8 / (1978.9e12 * share)
+    for gpu, bandwidth in (("h100-sxm-80gb", 3.35e12), ("h200-sxm-141gb", 4.8e12)):
+        found = reads("llama-3.1-8b", gpu, kv_dtype="fp8")
+        assert found.bytes_per_token == 32 * 2 * 8 * 128
+        slower_s = max(key_s, found.bytes_per_token / (bandwidth * streamed))
+        assert found.bytes_per_token / found.bytes_per_s == pytest.approx(slower_s, rel=0.01)
+
+
+def test_oracle_tiles_cost_a_wave_more() -> None:
+    wave_s = CATALOG.coefficients("vllm").coefficients["decode_wave_s"].value
+    assert reads("llama-3.1-8b").tiles_s == pytest.approx(32 * wave_s * (8 / 132) ** (2 / 3))
+    assert reads("llama-3.1-8b", tp=4).tiles_s == pytest.approx(32 * wave_s * (2 / 132) ** (2 / 3))
+    assert reads("deepseek-v2-lite").tiles_s == pytest.approx(27 * wave_s * (1 / 132) ** (2 / 3))
 
 
 def test_invariant_no_format_or_card_reads_faster_than_its_memory() -> None:
@@ -50,9 +67,11 @@ def test_invariant_no_format_or_card_reads_faster_than_its_memory() -> None:
                 assert 0 < rate <= card.memory_bandwidth_bytes_per_s
 
 
-def test_edge_the_padding_is_hoppers_and_the_16_bit_caches() -> None:
+def test_edge_the_padding_is_hoppers_and_small_heads_or_fp8() -> None:
     assert reads("phi-3-mini-3.8b", "a100-sxm-80gb").seq_s == 0
-    assert reads("phi-3-mini-3.8b", kv_dtype="fp8").seq_s == 0
+    assert reads("llama-3.1-8b", "a100-sxm-80gb", kv_dtype="fp8").seq_s == 0
+    assert reads("llama-3.1-8b", "h200-sxm-141gb").seq_s == 0
+    assert reads("llama-3.2-1b").seq_s == 0
     assert reads("deepseek-v2-lite").seq_s == 0
 
 

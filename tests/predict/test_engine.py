@@ -44,7 +44,7 @@ class Cost:
         return (0.0,) * 4
 
     def sampled_terms(self, _: float) -> tuple[float, ...]:
-        return (0.0,) * 2
+        return (0.0,) * 3
 
     def attention_terms(self, *step: float) -> tuple[float, float]:
         return self.gpu_s(*step, 0.0), 0.0

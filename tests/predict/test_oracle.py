@@ -65,8 +65,8 @@ class LinearCost:
     def token_terms(self, _: Any) -> tuple[float, ...]:
         return (5.0013719e-3, 0.0, 0.0, 0.0)
 
-    def sampled_terms(self, n_sampled: Any) -> tuple[float, float]:
-        return 1e-5 * n_sampled, 0.0
+    def sampled_terms(self, n_sampled: Any) -> tuple[float, float, float]:
+        return 1e-5 * n_sampled, 0.0, 0.0
 
     def attention_terms(self, n_prefill: Any, n_pairs: Any, n_decode: Any, n_context: Any) -> tuple[float, float]:
         return 1.0000377e-4 * n_prefill + 1e-6 * n_pairs, 3e-4 * n_decode + 7e-6 * n_context

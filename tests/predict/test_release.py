@@ -66,7 +66,8 @@ def test_every_decided_pair_has_the_measured_direction(pairs: list[Judged]) -> N
 
 
 def test_the_measured_ratio_lies_in_nine_of_ten_intervals(pairs: list[Judged]) -> None:
-    assert np.mean([j.is_covered for j in pairs]) == pytest.approx(0.9, abs=0.03)
+    # the errors on the H100 that the width comes from are larger than those on the pairs' card
+    assert 0.87 <= np.mean([j.is_covered for j in pairs]) <= 0.97
 
 
 def test_the_first_call_is_what_the_shortest_cells_of_one_model_say() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from advisor.catalog import Catalog, load_catalog
 from advisor.laws.expert import expected_experts
 from advisor.predict.replica import graph_batch
-from advisor.predict.shapes import Shapes, shapes_of
-from advisor.predict.step import TERMS, StepCost, stage_layers, step_cost
+from advisor.predict.shapes import Shapes, shapes_of, stage_layers
+from advisor.predict.step import TERMS, StepCost, step_cost
 from advisor.predict.transfer import transferred
 from advisor.schema import Deployment, EngineFacts
 

@@ -282,7 +282,7 @@ def test_calibrate_refits_an_upload_and_shows_what_changed(
     test.run()
     assert not test.exception
     frame: Any = next(d.value for d in test.dataframe if "as shipped" in d.value.columns)
-    assert len(frame) >= 4
+    assert len(frame) >= 3  # four short cells have no throughput of their own
     assert f"on {found.n_cells} cells" in words(test)
     changes: Any = next(d.value for d in test.dataframe if "after low" in d.value.columns)
     assert list(changes["after"]) == [c.after for c in found.changes]

@@ -40,6 +40,7 @@ def render() -> None:
         if report:
             _held_out(report)
             _coverage(report)
+            _paces(report)
         _peers()
         _runs(chosen)
         commands.append(shell(["advisor", "validate", f"data/runs/{chosen}.jsonl"]))
@@ -116,7 +117,9 @@ def _group(row: Row, by: str) -> str:
 
 def _start(run_id: str, metric: str) -> None:
     """Show the cells of one engine start as the shipped coefficients predict them, where its records are there."""
-    for name in accuracy.run_files():
+    for name, path in accuracy.run_files().items():
+        if json.dumps(run_id) not in path.read_text(encoding="utf-8"):
+            continue
         rows = [r for r in accuracy.validate_file(name) if r.run_id == run_id]
         if rows:
             accuracy.scatter(rows, "load", metric, "held-scatter")
@@ -147,6 +150,24 @@ def _coverage(report: Mapping[str, Any]) -> None:
         f"{INTERVAL_TEXT} Each start's cells were held against the width that the other starts give. Kinds that one"
         " start stands for (4-bit weights, fp8 cache, experts, pipelines) have a width of their own; cards that were"
         " not measured get a wider one."
+    )
+
+
+def _paces(report: Mapping[str, Any]) -> None:
+    """Show the errors apart by who sets the pace, the GPU or the host's CPU."""
+    st.subheader("Who sets the pace")
+    share = "{:.1%}".format
+    rows = []
+    for m in METRICS:
+        for pace, errors in report.get("by_pace", {}).items():
+            if m in errors:
+                held = report["coverage_by_pace"][pace].get(m)
+                row = {"metric": accuracy.TITLES[m], "paced by": pace, "median error": errors[m]["median"]}
+                rows.append(row | {"P90": errors[m]["p90"], "inside their interval": held, "cells": errors[m]["n"]})
+    parts.table(rows, {"median error": share, "P90": share, "inside their interval": "{:.0%}".format}, "paces")
+    st.caption(
+        "Paced by the host's CPU: a host that takes 30 % less CPU time would change the figure by 3 % or more. Which"
+        " host you get is not known before you measure on it, so these intervals are wider."
     )
 
 
