@@ -10,7 +10,7 @@ from advisor.predict.transfer import HOST_TIMES
 from advisor.schema import Deployment, EngineFacts, Gpu, Model, Workload
 
 FASTER = 0.7
-"""CPU time of the host that a prediction is compared with, over the typical one's: our eleven hosts lie 20 % to either
+"""CPU time of the host that a prediction is compared with, over the typical one's: our twelve hosts lie 20 % to either
 side of their mean, and one host's launches have two paces that differ by half."""
 FULL_GAIN = 0.1
 """Change by that host at which its spread is as wide as the law's own error. One number for all metrics, tuned on the
