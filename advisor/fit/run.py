@@ -19,7 +19,7 @@ from advisor.fit.objective import exact_traffic, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.repeats import noise_floor
 from advisor.fit.validate import METRICS, PLAIN, Row, by_pace, by_regime, predict_cell, rows_of, table
-from advisor.predict.host_pace import COLUMNS, HOST_PACED, host_gains, spread_factor
+from advisor.predict.host_pace import host_gains, spread_factor
 from advisor.schema import CoefficientSet, EngineFacts
 
 Transfer = Mapping[str, Mapping[str, float]]
@@ -183,7 +183,7 @@ def fit_all(
         progress=lambda n, cost: say(f"evaluation {n}: cost {cost:.1f}"),
     )
     rows, drawn = cross_validate(data, catalog, full, transfer, say)
-    quantiles = error_quantiles(rows)
+    quantiles, paced = error_quantiles(rows), by_pace(rows)
     coefficients = as_coefficients(full, data.cells, transfer, quantiles)
     accuracy = {
         "schema_version": "1",
@@ -194,11 +194,8 @@ def fit_all(
         "by_regime": by_regime(rows),
         "error_q90": quantiles,
         "coverage_of_90_percent_intervals": coverage(rows),
-        "by_pace": by_pace(rows),
-        "coverage_by_pace": {
-            "the GPU": coverage([r for r in rows if r.host_gain < HOST_PACED and r.metric in COLUMNS]),
-            "the host's CPU": coverage([r for r in rows if r.host_gain >= HOST_PACED]),
-        },
+        "by_pace": {pace: table(found) for pace, found in paced.items()},
+        "coverage_by_pace": {pace: coverage(found) for pace, found in paced.items()},
         "open_loops_drawn_anew": table(drawn),
         "noise_floor": noise_floor(data.cells),
         "cells": cell_table(rows),

@@ -200,11 +200,11 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def by_pace(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the error table of figures that the GPU paces, and of those that the host's CPU does."""
+def by_pace(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of figures that the GPU paces, and of those that the host's CPU does."""
     return {
-        "the GPU": table(r for r in rows if r.host_gain < HOST_PACED and r.metric in COLUMNS),
-        "the host's CPU": table(r for r in rows if r.host_gain >= HOST_PACED),
+        "the GPU": [r for r in rows if r.host_gain < HOST_PACED and r.metric in COLUMNS],
+        "the host's CPU": [r for r in rows if r.host_gain >= HOST_PACED],
     }
 
 
