@@ -21,7 +21,10 @@ def loop_s() -> float:
 
 
 def describe(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
-    """Return the CPU and its threads, and the 10th, 50th, 90th percentile of `loop_s`; what is unknown is left out."""
+    """Return the CPU, its threads, those this process may use if not all, and percentiles of `loop_s` (10, 50, 90).
+
+    What is unknown is left out.
+    """
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -31,5 +34,7 @@ def describe(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
     found: dict[str, Any] = {"cpu": first.get("model name"), "n_cpu_threads": os.cpu_count()}
     if first.get("siblings", "").isdigit() and first.get("cpu cores", "").isdigit():
         found["cpu_threads_per_core"] = int(first["siblings"]) / max(1, int(first["cpu cores"]))
+    allowed = sorted(os.sched_getaffinity(0))
+    found["cpus_allowed"] = allowed if len(allowed) < (os.cpu_count() or 0) else None
     found["cpu_loop_us"] = [round(1e6 * taken[len(taken) * k // 10], 2) for k in (1, 5, 9)]
     return {k: v for k, v in found.items() if v is not None}

@@ -53,6 +53,7 @@ class Job:
     budget_s: float = 300.0
     limit_s: float = 480.0
     n_gpus: int = 0
+    cpus: list[int] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,6 +102,7 @@ def parse_job(raw: Any) -> Job:
         value = getattr(job, name)
         need(isinstance(value, int) and value >= 1, f"{name} must be a positive whole number")
     need(0 < job.gpu_memory_utilization <= 1, "gpu_memory_utilization must be above 0 and at most 1")
+    need(all(isinstance(c, int) and c >= 0 for c in job.cpus), "cpus must be a list of hardware threads such as [0, 2]")
     need(job.budget_s > 0 and job.limit_s > 0, "budget_s and limit_s must be positive")
     if job.kind == "vllm":
         need(bool(job.cells), "it has no cells")

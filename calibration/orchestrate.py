@@ -24,7 +24,7 @@ from typing import IO, Any
 from calibration.errors import CalibrationError, EngineMissing
 from calibration.gpus import open_nvml, visible
 from calibration.jobs import Job
-from calibration.output import die_with_parent
+from calibration.output import run_on
 from calibration.records import hold_folder
 
 LOG_TAIL_LINES = 150
@@ -182,7 +182,7 @@ class Orchestrator:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=run_on(job.cpus),
         )
         threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
         self.running.append(Running(job, gpus, process, log, end))
@@ -203,6 +203,8 @@ class Orchestrator:
             left = self.deadline - time.time()
             if job.gpus_needed > len(self.gpus):
                 self._give_up(job, waiting, f"needs {job.gpus_needed} GPUs, this host has {len(self.gpus)}")
+            elif away := sorted(set(job.cpus) - os.sched_getaffinity(0)):
+                self._give_up(job, waiting, f"hardware thread {away[0]} is not there, or not ours")
             elif left < self.min_start_s:
                 self._give_up(job, waiting, f"not started: {max(left, 0):.0f} s left")
             elif job.gpus_needed <= len(self.free()):

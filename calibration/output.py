@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,18 @@ ENV_DEFAULTS = {
 def die_with_parent() -> None:
     """Ask the kernel to end this child when its parent dies, kill -9 included (for `preexec_fn`)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def run_on(cpus: Iterable[int]) -> Callable[[], None]:
+    """Return a `preexec_fn`: the child keeps to some hardware threads (none named: to no fewer), and dies with us."""
+    chosen = set(cpus)
+
+    def prepare() -> None:
+        die_with_parent()
+        if chosen:
+            os.sched_setaffinity(0, chosen)
+
+    return prepare
 
 
 def cell_name(what: Any) -> str:

@@ -153,3 +153,18 @@ def test_no_gpu_is_one_line(run, write, tmp_path):
     status, text = run("run-many", "--jobs", write([job("a")]), "--out-dir", tmp_path / "o", FAKE_GPUS="none")
     assert status == 5
     assert text.startswith("error: no NVIDIA driver answers here")
+
+
+def test_a_job_keeps_to_its_hardware_threads(run, write, lines, tmp_path):
+    one = min(os.sched_getaffinity(0))
+    jobs = [job("kept", cpus=[one]), job("free"), job("far", cpus=[9999])]
+    out = tmp_path / "out"
+    status, text = run("run-many", "--jobs", write(jobs), "--out-dir", out, "--deadline-s", 60, "--min-start-s", 1)
+    assert status == 1
+    assert "far: hardware thread 9999 is not there, or not ours" in text
+    allowed = {r["run_id"].rsplit("__")[-1]: r["host"].get("cpus_allowed") for r in lines(out / "records.jsonl")}
+    all_of_it = len(os.sched_getaffinity(0)) == os.cpu_count()
+    assert allowed["kept"] == (None if os.cpu_count() == 1 else [one])
+    assert (allowed["free"] is None) == all_of_it
+    status, text = run("run-many", "--jobs", write([job("bad", cpus=["two"])]), "--out-dir", out)
+    assert (status, "cpus must be a list of hardware threads" in text) == (2, True)
