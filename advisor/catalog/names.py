@@ -54,7 +54,8 @@ def resolve_model(text: str, entries: Mapping[str, ModelEntry]) -> Resolved:
     matches = _matches(wanted, entries)
     if not matches:
         hint = "Run 'advisor models' for the list, or give the path of a config.json."
-        raise UnknownName("model", text, list(entries), hint)
+        sizes = {part for name in entries for part in name.split("-") if re.fullmatch(r"\d+(\.\d+)?b", part)}
+        raise UnknownName("model", text, [*entries, *sorted(sizes)], hint)
     best, *others = matches
     if not others:
         return Resolved(best, entries[best].hf_id)

@@ -73,6 +73,10 @@ class Parser(argparse.ArgumentParser):
 def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
     """Return the error for a word that no option or argument takes, with the nearest option."""
     known = sorted(parser._option_string_actions)
+    target = word.lstrip("-").split("=")[0].replace("-", "_")
+    if "--slo" in known and (found := re.fullmatch(r"(ttft|tpot|itl|e2e)(_(p\d\d|mean))?", target)):
+        wanted = f"{found[1]}{found[2] or '_p99'}={'500ms' if found[1] in ('ttft', 'e2e') else '50ms'}"
+        return UsageError(f"unknown option '{printable(word)}'; targets are one option, such as --slo {wanted}")
     near = nearest(word.split("=")[0], known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see {parser.prog} --help"
     return UsageError(f"unknown option or word '{printable(word)}'; {hint}")

@@ -32,4 +32,6 @@ def first_error(error: ValidationError) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "value"
     if problem["type"] == "value_error":
         return f"'{printable(where)}': {printable(problem['msg'].removeprefix('Value error, '), 300)}"
-    return f"'{printable(where)}' {problem['msg'].lower()} (got {printable(problem.get('input'))!r})"
+    given = problem.get("input")
+    shown = printable(given) if isinstance(given, int | float) else repr(printable(given))
+    return f"'{printable(where)}' {problem['msg'].lower().replace('input should be', 'must be')} (got {shown})"

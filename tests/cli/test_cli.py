@@ -231,11 +231,16 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown option": (["recommend", "--modle", "8b"], "did you mean --model"),
     "no model": (["recommend", "--gpus", "1xH100"], "needs --model"),
     "unknown model": (["recommend", "--model", "lama-3-8", "--gpus", "1xH100"], "unknown model"),
+    "unknown size": (["recommend", "--model", "70c", "--gpus", "1xH100"], "did you mean 70b"),
+    "target as an option": (
+        ["recommend", "--model", "8b", "--gpus", "1xH100", "--ttft", "500ms"],
+        "such as --slo ttft_p99=500ms",
+    ),
     "unknown gpu": (["recommend", "--model", "8b", "--gpus", "8xA1000"], "did you mean"),
     "zero gpus": (["recommend", "--model", "8b", "--gpus", "0xA100"], "at least 1"),
     "negative rate": (
         ["recommend", "--model", "8b", "--gpus", "1xH100", "--rate", "-3"],
-        "--rate input should be greater than 0",
+        "--rate must be greater than 0",
     ),
     "nan": (["recommend", "--model", "8b", "--gpus", "1xH100", "--rate", "nan"], "finite"),
     "huge": (["recommend", "--model", "8b", "--gpus", "1xH100", "--rate", "1e30"], "less than or equal"),

@@ -91,7 +91,7 @@ def test_the_best_and_a_ranked_plan_of_an_answer_are_read_back(
             "plan of rank 4",
         ),
         ('{"request": {"model": "8b", "gpus": "1xH100"}, "plans": [{"rank": 1}]}', [], "'backend' field required"),
-        ('{"request": {"model": "8b", "gpus": "1xH100", "rate": -1}, "deployment": {}}', [], "'rate' input should be"),
+        ('{"request": {"model": "8b", "gpus": "1xH100", "rate": -1}, "deployment": {}}', [], "'rate' must be"),
         ("{}", ["--tp", "2"], "leave out tp"),
         ("{}", ["--model", "8b"], "leave out model"),
     ],
