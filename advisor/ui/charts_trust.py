@@ -50,15 +50,24 @@ def heat_map(
     """
     n_rows = max(n_rows, len(rows))
     text = [["" if e is None else f"{e:.1%}" for e in row] for row in errors]
-    figure = go.Figure(
-        go.Heatmap(
-            z=[list(row) for row in errors],
+    figure = go.Figure()
+    # numbers as words of the cells: as annotations each is measured and placed alone, seconds for a large grid. A trace
+    # has one colour of words, so that pale and dark cells are a trace each, of the same colours
+    inks = [[None if e is None else text_colour(e) for e in row] for row in errors]
+    used = dict.fromkeys(ink for row in inks for ink in row if ink) or ("#000000",)
+    for k, ink in enumerate(used):
+        figure.add_heatmap(
+            z=[[e if inks[i][j] == ink else None for j, e in enumerate(row)] for i, row in enumerate(errors)],
             x=list(range(len(columns))),
             y=list(range(len(rows))),
+            text=[[t if inks[i][j] == ink else "" for j, t in enumerate(row)] for i, row in enumerate(text)],
+            texttemplate="%{text}",
+            textfont={"color": ink, "size": 11},
             colorscale=COLOURS,
             reversescale=True,
             zmin=0,
             zmax=WORST,
+            showscale=k == 0,
             # below, so that a narrow screen keeps its width for the cells
             colorbar={
                 "tickvals": [0, 0.1, 0.2, WORST],
@@ -75,15 +84,6 @@ def heat_map(
             xgap=2,
             ygap=2,
         )
-    )
-    # all at once: added one by one each would check those before it
-    numbers = [
-        {"x": j, "y": i, "text": text[i][j], "font": {"color": text_colour(e), "size": 11}, "showarrow": False}
-        for i, row in enumerate(errors)
-        for j, e in enumerate(row)
-        if e is not None
-    ]
-    figure.update_layout(annotations=numbers)
     cells = [(i, j) for i, row in enumerate(errors) for j, e in enumerate(row) if e is not None]
     of = [f", {counts[i][j]} measured cells" if counts else "" for i, j in cells]
     figure.add_scatter(

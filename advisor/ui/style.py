@@ -47,8 +47,7 @@ def css() -> str:
     ticks = (".xtick", ".ytick", ".x2tick", ".y2tick", ".infolayer .colorbar")
     plots = ", ".join(f".stApp .js-plotly-plot {part} text" for part in ticks)
     plots += ", .stApp .js-plotly-plot .textpoint text, .stApp .js-plotly-plot .bartext-outside"
-    # the numbers in the grid of errors have their own colours
-    plots += ", .stApp .js-plotly-plot:not(:has(.heatmaplayer .hm)) .annotation-text"
+    plots += ", .stApp .js-plotly-plot .annotation-text"
     titles = ", ".join(f".stApp .js-plotly-plot .{name}" for name in ("xtitle", "ytitle", "x2title", "y2title"))
     rules.append(f"{plots}, {titles} {{ fill: {_either(QUIET)} !important; }}")
     rules.append(f".stApp .js-plotly-plot .legendtext {{ fill: {_either(STRONG)} !important; }}")

@@ -42,7 +42,7 @@ FAINT = """() => {
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement, said = walk.currentNode.textContent.trim();
     // in the grid of errors the cell behind a number is a picture: its colours have a test of their own
-    const is_in_grid = e.closest('.js-plotly-plot:has(.heatmaplayer .hm) .annotation-text');
+    const is_in_grid = e.closest('.heatmaplayer .heatmap-label');
     if (!said || !e.getClientRects().length || is_in_grid) continue;
     const style = getComputedStyle(e), size = parseFloat(style.fontSize), ground = behind(e);
     const colour = read(e.namespaceURI.endsWith('svg') ? style.fill : style.color);

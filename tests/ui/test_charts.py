@@ -85,8 +85,11 @@ def test_bubbles_of_a_schedule_drawn_by_hand() -> None:
 
 def test_the_grid_says_where_it_was_clicked_and_frames_the_cell() -> None:
     figure = charts_trust.heat_map(["a", "b"], ["TTFT P50", "KV blocks"], [[0.1, None], [0.2, 0.3]], chosen=(1, 0))
-    assert figure.data[0].z[1][1] == 0.3
-    assert [tuple(c) for c in figure.data[1].customdata] == [(0, 0), (1, 0), (1, 1)]
+    cells = [
+        (i, j, z) for grid in figure.select_traces("heatmap") for i, row in enumerate(grid.z) for j, z in enumerate(row)
+    ]
+    assert sorted(cell for cell in cells if cell[2] is not None) == [(0, 0, 0.1), (1, 0, 0.2), (1, 1, 0.3)]
+    assert [tuple(c) for c in figure.data[-1].customdata] == [(0, 0), (1, 0), (1, 1)]
     frame = figure.layout.shapes[0]
     assert (frame.x0, frame.x1, frame.y0, frame.y1) == (-0.5, 0.5, 0.5, 1.5)
 
@@ -101,8 +104,11 @@ def test_the_numbers_of_the_grid_are_legible_on_every_colour_of_its_scale() -> N
         ground = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
         text = {"#000000": 0.0, "#FFFFFF": 1.0}[charts_trust.text_colour(error)]
         assert (max(ground, text) + 0.05) / (min(ground, text) + 0.05) >= 4.5
-    figure = charts_trust.heat_map(["a"], ["TTFT P50", "KV blocks"], [[0.1, None]])
-    assert [(a.x, a.y, a.text) for a in figure.layout.annotations] == [(0, 0, "10.0%")]
+    figure = charts_trust.heat_map(["a"], ["TTFT P50", "KV blocks", "TPOT P50"], [[0.1, None, 0.3]])
+    for grid, n, words in zip(figure.select_traces("heatmap"), (0, 2), ("10.0%", "30.0%"), strict=True):
+        assert [(j, t) for j, t in enumerate(grid.text[0]) if t] == [(n, words)]
+        assert [j for j, z in enumerate(grid.z[0]) if z is not None] == [n]
+        assert grid.textfont.color == charts_trust.text_colour(grid.z[0][n])
 
 
 def test_names_of_rows_are_shortened_and_cannot_bring_markup() -> None:
