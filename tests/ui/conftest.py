@@ -142,10 +142,10 @@ _SEEN: dict[bytes, Any] = {}
 def once(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, worked out once for the same arguments: AppTest forgets streamlit's caches at every run."""
 
-    def found(*args: Any) -> Any:
-        key = pickle.dumps((call.__qualname__, [a for a in args if not isinstance(a, Catalog)]))
+    def found(*args: Any, **kwargs: Any) -> Any:
+        key = pickle.dumps((call.__qualname__, [a for a in args if not isinstance(a, Catalog)], kwargs))
         if key not in _SEEN:
-            _SEEN[key] = call(*args)
+            _SEEN[key] = call(*args, **kwargs)
         return _SEEN[key]
 
     return found
@@ -167,8 +167,9 @@ def _worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from advisor.ui import accuracy, call
 
     later.forget()
-    for module, name in ((call, "find_verdicts"), (call, "plan_day"), (call, "find_power"), (accuracy, "validate")):
-        monkeypatch.setattr(module, name, once(getattr(module, name)))
+    for name in ("find_plans", "find_verdicts", "find_power", "look_for", "plan_day", "plan_for", "recommend_training"):
+        monkeypatch.setattr(call, name, once(getattr(call, name)))
+    monkeypatch.setattr(accuracy, "validate", once(accuracy.validate))
 
 
 @pytest.fixture
