@@ -262,15 +262,28 @@ def browser(chromium: str) -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens a page of the app; at the end of the test nothing may have failed in the console or left the machine."""
-    contexts, faults = [], []
+@pytest.fixture(scope="session")
+def known(browser: Any) -> Iterator[Any]:
+    """What a browser keeps for somebody who has been here before: the app's scripts, and nothing that he has chosen."""
+    context = browser.new_context()
+    context.add_init_script("localStorage.clear(); sessionStorage.clear()")
+    yield context
+    context.close()
 
-    def go(path: str = "/", *, width: int = 1280, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
+
+@pytest.fixture
+def visit(browser: Any, known: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Opens a page of the app; at the end of the test nothing may have failed in the console or left the machine.
+
+    `visit("/trust", is_first=True)` is the visit of a browser that has to load everything.
+    """
+    pages, faults = [], []
+
+    def go(path: str = "/", *, width: int = 1280, scheme: str = "light", is_first: bool = False) -> Any:
+        page = (browser.new_context() if is_first else known).new_page()
+        pages.append((page, is_first))
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         page.add_init_script(WATCH)
         # opened below its root, streamlit's client looks for its server there first and logs the miss
         probe = re.compile(r"/\w+/_stcore/(health|host-config)")
@@ -287,6 +300,6 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         return page
 
     yield go
-    for context in contexts:
-        context.close()
+    for page, is_first in pages:
+        (page.context if is_first else page).close()
     assert faults == []
