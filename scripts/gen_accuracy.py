@@ -97,9 +97,9 @@ def intervals(accuracy: Mapping[str, Any]) -> str:
     lines = []
     for metric, name in METRICS.items():
         if metric in widths:
-            shown = [factor(widths[metric]), factor(widths.get(f"{metric}@sparse"))]
+            shown = [factor(widths[metric]), factor(widths.get(f"{metric}@eager"))]
             lines.append([name, *shown, percent(covered.get(metric), 0)])
-    return table(["quantity", "90 % interval", "few in its kind", "of left-out values inside"], lines)
+    return table(["quantity", "90 % interval", "without CUDA graphs", "of left-out values inside"], lines)
 
 
 def cells_table(first: str, groups: Mapping[str, Table], label: Callable[[str], str] = str) -> str:
@@ -238,15 +238,25 @@ def open_loops(accuracy: Mapping[str, Any]) -> str:
 
 
 def noise_floor(accuracy: Mapping[str, Any]) -> str:
-    """Return how far two starts of the same engine are apart, beside the error of the law."""
+    """Return how far two starts of the same engine are apart, on one host and on two, beside the error of the law."""
+    floor = accuracy["noise_floor"]
     lines = []
     for metric, name in METRICS.items():
-        apart, error = accuracy["noise_floor"]["metrics"].get(metric), accuracy["overall"].get(metric)
-        if apart and error:
-            pairs = [f"{apart['n']:.0f}", percent(math.expm1(apart["median"])), percent(math.expm1(apart["p90"]))]
-            lines.append([name, *pairs, percent(error["median"]), percent(error["p90"])])
-    head = ["quantity", "pairs", "two hosts apart, median", "P90", "our error, median", "P90"]
-    return table(head, lines)
+        found = [floor["one_host"]["metrics"].get(metric), floor["metrics"].get(metric)]
+        error = accuracy["overall"].get(metric)
+        if any(found) and error:
+            shown = [
+                cell
+                for apart in found
+                for cell in (
+                    (f"{apart['n']:.0f}", *(percent(math.expm1(apart[key])) for key in ("median", "p90")))
+                    if apart
+                    else ("-", "-", "-")
+                )
+            ]
+            lines.append([name, *shown, percent(error["median"]), percent(error["p90"])])
+    apart = ["pairs", "one host, median", "P90", "pairs", "two hosts, median", "P90"]
+    return table(["quantity", *apart, "our error, median", "P90"], lines)
 
 
 def page(accuracy: Mapping[str, Any], fitted: Mapping[str, Any], has_points: bool) -> str:
@@ -279,8 +289,8 @@ random loads were drawn anew: its figures are not comparable with these to the l
 
 **Few in their kind.** Engine starts of each kind that has coefficients of its own:
 {starts_of_kinds(accuracy["by_run"])}.
-Where a kind has two or three, leaving one out leaves little that tells of it; the coefficients that the advisor
-ships have seen all of them, so for these kinds its own error lies below the table's. One number is not left out:
+Where a kind has two, leaving one out leaves little that tells of it; the coefficients that the advisor
+ships have seen both, so its own error there lies below the table's. One number is not left out:
 the H200's factor on the time of its hosts in `data/fitted/transfer.toml`. Board power is compared in cells of a second
 or more; in a shorter one the meter has not settled.
 
@@ -303,8 +313,8 @@ or more (`predict/host_pace.py`).
 
 ## How far two starts of one engine are apart
 
-The same model, plan, lengths and clients, started on two hosts ({n_repeated} starts, all pairs of different hosts;
-closed loops only, since random requests differ from draw to draw). This is what one gets who measures on one
+The same model, plan, lengths and clients, started twice on one host, and on two hosts ({n_repeated} starts, all pairs;
+closed loops only, since random requests differ from draw to draw). The second is what one gets who measures on one
 host and deploys on another, and no prediction that does not know the host can be much better:
 
 {noise_floor(accuracy)}
@@ -317,8 +327,11 @@ between, as on a core whose second hardware thread has work or not (we take that
 and on H200 hosts; 31 to 69 % were slow.
 The replay has these two paces ([methodology](methodology.md#launching-it-the-host)), but which of them a short
 measurement meets is chance. Prompts shorter than their launch (some 1,000 tokens of an 8B model) are as uncertain as
-that; longer ones hide it. To have less of it, one may try to keep the second thread of the engine's core free; we have
-not measured that.
+that; longer ones hide it. Keeping an engine to one hardware thread of each pair did not help where we tried it: a
+virtual machine that calls each of its 64 threads a core, as clouds do, among which a search by timing found 12 pairs
+without a pattern (three engines started with and without: of 1,024 tokens the 8B's TTFT was 28 and 29 ms, the 3B's 16
+and 20; without CUDA graphs a token of the 8B took 18.0 and 13.6 ms). It may where the threads of the guest are those of
+the machine.
 
 **First bursts of a fresh engine.** vLLM captures its CUDA graphs without the LM head, and CUDA loads a kernel when it
 is first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 32, and so on (`engine_state.head_of`)
@@ -335,8 +348,9 @@ hangs on its host: the root of 1 + (g / 0.1)^2 for a figure that a host with 30 
 (normalised scores; Papadopoulos, Gammerman, Vovk 2008). A forecast multiplies the factor's logarithm by the same root,
 so a figure that the GPU paces has a narrow interval, and one that the host paces a wide one; the factors below are for
 a figure that no host changes. The last column checks it: how many values
-of a start lie inside when the factor comes from the *other* starts. Plans of a kind that two or three starts stand for
-(fp8 cache, no CUDA graphs, shared prefixes, HTTP) take the factor of those starts. E2E takes the factor of TPOT;
+of a start lie inside when the factor comes from the *other* starts. Plans without CUDA graphs take a factor of their
+own, from their starts alone: the host launches every kernel of every step, and one start differs from the next by more
+than the root says. E2E takes the factor of TPOT;
 P95 and P99 of both, and all of ITL, take its square. On a GPU without runs the logarithm of the factor is joined with
 the `rel` of `data/fitted/transfer.toml` as a root of squares. Board power carries the interval of its own law, given
 what the GPUs do ([power](power.md)); the line here is its error end to end.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from advisor.catalog import Catalog, load_catalog
 from advisor.errors import DomainError, printable
 from advisor.fit.estimate import Z90, Estimate, fitted_names
-from advisor.fit.objective import cell_residuals, on_host, targets
+from advisor.fit.objective import cell_residuals, on_node, targets
 from advisor.fit.parameters import BY_NAME, HOST_POWER_PRIOR_REL, HOST_SPEED_PRIOR_REL, bounds_of
 from advisor.fit.records import Cell, cells_of
 from advisor.fit.validate import Row, validate
@@ -240,7 +240,7 @@ def _values(gpu: Gpu, theta: Mapping[str, float], shipped: CoefficientSet) -> di
     base = transferred(shipped, gpu)
     values = {name: base[name] * theta[name] / shipped.coefficients[name].value for name in BY_NAME}
     values |= {name: min(values[name], 1.0) for name in OF_CARD if "_eff" in name}
-    return on_host(values, theta[SPEED], theta[POWER])
+    return on_node(values, theta[SPEED], theta[POWER])
 
 
 def _priors(cells: Sequence[Cell], shipped: CoefficientSet, gpu: Gpu, scope: Scope) -> dict[str, tuple[float, float]]:

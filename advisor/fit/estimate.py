@@ -135,7 +135,6 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "moe": lambda c: c.model.moe is not None,
     "kv_fp8": lambda c: c.deployment.kv_dtype == "fp8",
     "group": lambda c: c.deployment.tp > 1,
-    "processes": lambda c: c.deployment.tp * c.deployment.pp > 1,
     "pp": lambda c: c.deployment.pp > 1,
     "prefix": lambda c: c.workload.prefix.shared_prefix_tokens > 0,
     "http": is_http,
@@ -148,7 +147,7 @@ OF_KIND = {
     "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
     "int4_layer_s": "int4", "int4_sm_bytes_per_s": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
     "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "decode_fp8_eff": "kv_fp8", "norm_s": "norms",
-    "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group", "core_s": "processes", "send_s": "pp",
+    "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group", "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
     "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
 }  # fmt: skip

@@ -20,7 +20,7 @@ from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Simulation, simulate
 from advisor.predict.step import step_cost
 from advisor.predict.traffic import Traffic
-from advisor.predict.transfer import HOST_TIMES
+from advisor.predict.transfer import on_host
 from advisor.schema import EngineFacts, PrefixSharing
 
 REFERENCE_GPU = "h100-sxm-80gb"
@@ -84,12 +84,10 @@ def is_http(cell: Cell) -> bool:
     return str((cell.record.model_extra or {}).get("client", "")).startswith("http")
 
 
-def run_cell(
-    cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None, phase: float = 0.0
-) -> list[Simulation]:
+def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None) -> list[Simulation]:
     """Return one simulation a draw of the cell's traffic, with the cache that the engine really had.
 
-    The host's paces begin at `phase`, those of several draws evenly spaced from there.
+    The host's paces begin at another turn in each draw.
     """
     record, deployment = cell.record, cell.deployment
     startup = record.startup
@@ -103,7 +101,7 @@ def run_cell(
     client = client_of(values, is_http=is_http(cell))
     found = []
     for k, traffic in enumerate(cell.traffics):
-        begin = (phase + k / len(cell.traffics)) % 1.0
+        begin = k / len(cell.traffics)
         limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix, begin)
         limits = replace(limits, cold_heads=cell.cold_heads)
         found.append(simulate(stages, limits, traffic, client, dp=deployment.dp, send_s=send_s))
@@ -128,13 +126,12 @@ def values_for(cell: Cell, theta: Mapping[str, float], transfer: Mapping[str, Ma
     factors = transfer.get(cell.gpu.name, {}) if cell.gpu.name != REFERENCE_GPU else {}
     values["joules_per_flop"] *= float(factors.get("joules", 1.0))
     speed = theta.get(f"host@{cell.host}", 1.0) * float(factors.get("host", 1.0))
-    return on_host(values, speed, theta.get(f"power@{cell.host}", 1.0))
+    return on_node(values, speed, theta.get(f"power@{cell.host}", 1.0))
 
 
-def on_host(values: Mapping[str, float], speed: float, power: float) -> dict[str, float]:
+def on_node(values: Mapping[str, float], speed: float, power: float) -> dict[str, float]:
     """Return coefficient values with the CPU times of a host and the energy an operation of its cards scaled."""
-    scaled = {name: values[name] * speed for name in HOST_TIMES}
-    return {**values, **scaled, "joules_per_flop": values["joules_per_flop"] * power}
+    return {**on_host(values, speed), "joules_per_flop": values["joules_per_flop"] * power}
 
 
 def cell_residuals(cell: Cell, values: Mapping[str, float]) -> list[float]:

@@ -129,10 +129,13 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("return_s", 1.3e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
     _P("http_s", 1e-3, 1e-5, 2e-2, "s", "what an HTTP server adds to the way of a request"),
     _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "its front end's time a prompt token, one request after the other"),
-    # measured: 0.27 ms in the first bursts of closed loops, 0.32 ms in later ones (294 groups in data/runs/rows)
-    _P("serial_s", 3e-4, 1e-5, 2e-3, "s", "client's time between two requests that it sends at once", is_fitted=False),
-    _P("wake_s", 5e-4, 1e-5, 1e-2, "s", "from a first request to the first schedule of an engine that was idle"),
-    _P("core_s", 1.1e-3, 1e-6, 2e-2, "s", "engine core's time a step when workers launch (TP or PP)"),
+    # between the requests of 570 first bursts of closed loops (data/runs/rows), medians: 0.18 ms for prompts of 128
+    # tokens (256 clients), 0.24 of 512, 0.22 of 1,024 (64 clients), 0.32 of 4,096
+    _P(
+        "serial_s", 1.9e-4, 1e-5, 2e-3, "s", "client's time between two requests that it sends at once", is_fitted=False
+    ),
+    _P("serial_token_s", 2.5e-8, 0.0, 1e-6, "s", "the same for each token of the prompt", is_fitted=False),
+    _P("wake_s", 3.2e-4, 1e-5, 1e-2, "s", "from a first request to the first schedule of an engine that was idle"),
     _P("send_s", 4.3e-4, 1e-6, 2e-3, "s", "hand-over between pipeline stages"),
 )
 BY_NAME = {p.name: p for p in PARAMETERS}
@@ -159,7 +162,6 @@ FALLBACKS: dict[str, float | str] = {
     "link_eff": 0.7,
     "all_reduce_s": 1.0e-5,
     "host_tp_factor": 1.0,
-    "core_s": 1e-3,
     "send_s": 5e-5,
     "http_s": 1e-3,
     "http_token_s": 2e-6,

@@ -32,30 +32,30 @@ def _figures(cell: Cell) -> dict[str, float]:
 
 
 def noise_floor(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return how far two hosts are apart in the same closed cell, by metric: median and P90 of |ln ratio|, n pairs.
+    """Return how far two starts of one engine are apart in the same closed cell: median and P90 of |ln ratio|, n pairs.
 
-    Each pair is what a user would see who measures on one host and deploys on another; two starts on one host are none.
+    metrics  : of two hosts, what a user would see who measures on one and deploys on another; with `runs` and `pairs`
+    one_host : of two starts on the same host, in the same way
     Random loads are left out, as their requests differ from draw to draw.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
         if cell.workload.load.kind == "closed" and not is_http(cell):
             groups.setdefault(_key(cell), []).append(cell)
+    pairs = [(a, b) for group in groups.values() for a, b in combinations(group, 2) if a.run_id != b.run_id]
+    two, one = [(a, b) for a, b in pairs if a.host != b.host], [(a, b) for a, b in pairs if a.host == b.host]
+    return {**_apart(two), "one_host": _apart(one)}
+
+
+def _apart(pairs: Sequence[tuple[Cell, Cell]]) -> dict[str, Any]:
     apart: dict[str, list[float]] = {}
-    runs: set[str] = set()
-    n_hosts = 0
-    for group in groups.values():
-        for a, b in combinations(group, 2):
-            if a.run_id == b.run_id or a.host == b.host:
-                continue
-            runs |= {a.run_id, b.run_id}
-            n_hosts += 1
-            mine, theirs = _figures(a), _figures(b)
-            for metric in METRICS:
-                if metric in mine and metric in theirs:
-                    apart.setdefault(metric, []).append(abs(math.log(mine[metric] / theirs[metric])))
+    for a, b in pairs:
+        mine, theirs = _figures(a), _figures(b)
+        for metric in METRICS:
+            if metric in mine and metric in theirs:
+                apart.setdefault(metric, []).append(abs(math.log(mine[metric] / theirs[metric])))
     table = {
         metric: {"median": float(np.median(d)), "p90": float(np.quantile(d, 0.9)), "n": len(d)}
         for metric, d in ((m, apart[m]) for m in METRICS if m in apart)
     }
-    return {"metrics": table, "runs": sorted(runs), "pairs_of_different_hosts": n_hosts}
+    return {"metrics": table, "runs": sorted({c.run_id for pair in pairs for c in pair}), "pairs": len(pairs)}

@@ -18,7 +18,7 @@ from advisor.fit.estimate import Estimate, as_coefficients, estimate
 from advisor.fit.objective import exact_traffic, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.repeats import noise_floor
-from advisor.fit.validate import METRICS, PLAIN, Row, by_pace, by_regime, predict_cell, rows_of, table
+from advisor.fit.validate import EAGER, METRICS, Row, by_pace, by_regime, predict_cell, rows_of, table
 from advisor.predict.host_pace import host_gains, spread_factor
 from advisor.schema import CoefficientSet, EngineFacts
 
@@ -107,9 +107,9 @@ def cross_validate(
     return rows, drawn
 
 
-def is_sparse(row: Row) -> bool:
-    """Return whether few engine starts are of a row's kind: left out, little is left that tells of it."""
-    return "cache" in row.regime["weights"] or row.regime["mode"] != PLAIN
+def is_eager(row: Row) -> bool:
+    """Return whether a row is of an engine without CUDA graphs, whose every step waits for its launches."""
+    return row.regime["mode"] == EAGER
 
 
 def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, float]:
@@ -118,12 +118,12 @@ def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, flo
     Each error is first divided by what its cell hangs on its host (`host_pace.spread_factor`): the widths are those of
     figures that no host changes.
 
-    Kinds that two or three starts stand for (fp8 cache, no CUDA graphs, shared prefixes, an HTTP server) have keys of
-    their own with the suffix '@sparse': left out, they are predicted from little.
+    Engines without CUDA graphs have keys of their own with the suffix '@eager': the host sets the pace of all they do,
+    and one start of them differs from the next by more than that factor says.
     """
     found: dict[str, list[float]] = {}
     for row in rows:
-        key = f"{row.metric}@sparse" if is_sparse(row) else row.metric
+        key = f"{row.metric}@eager" if is_eager(row) else row.metric
         found.setdefault(key, []).append(_score(row))
     return {metric: float(np.quantile(errors, quantile)) for metric, errors in sorted(found.items())}
 
@@ -143,7 +143,7 @@ def coverage(rows: Sequence[Row]) -> dict[str, float]:
             if others:
                 widths = error_quantiles(others)
                 for r in (r for r in mine if r.run_id == run):
-                    width = widths.get(f"{metric}@sparse" if is_sparse(r) else metric, widths[metric])
+                    width = widths.get(f"{metric}@eager" if is_eager(r) else metric, widths[metric])
                     hits.append(_score(r) <= width)
         if hits:
             out[metric] = float(np.mean(hits))

@@ -49,33 +49,14 @@ class Row:
         return self.predicted / self.measured - 1.0
 
 
-JITTER = {"serial_s": 0.4, "core_s": 0.5, "submit_s": 0.2, "host_step_s": 0.2, "kv_eff": 0.03, "gemm_eff_bf16": 0.03}
-N_JITTERED = 5
-"""Closed loops with equal lengths fall into groups; a median then jumps from one to the next on a millisecond.
-Their predictions are means over a few replays whose times differ as much as two hosts do (natural log, one sigma)."""
-
-
-def jittered(cell: Cell, values: Mapping[str, float]) -> list[Mapping[str, float]]:
-    """Return the values to replay a cell with: one set for random traffic, a few perturbed ones for a closed loop."""
-    load = cell.workload.load
-    if len(cell.traffics) > 1 or load.kind != "closed" or load.concurrency == 1:
-        return [values]
-    rng = np.random.default_rng(0)
-    sets: list[Mapping[str, float]] = [values]
-    for _ in range(N_JITTERED - 1):
-        factors = {name: math.exp(sigma * rng.standard_normal()) for name, sigma in JITTER.items()}
-        factors["gemm_eff_fp8"] = factors["gemm_eff_bf16"]
-        factors["wake_s"] = factors["serial_s"]  # how many requests share the first step is the same on all hosts
-        sets.append({name: value * factors.get(name, 1.0) for name, value in values.items()})
-    return sets
-
-
 def predict_cell(
     cell: Cell, values: Mapping[str, float], power: CoefficientSet | None, facts: EngineFacts | None = None
 ) -> dict[str, float]:
-    """Return the predicted metrics of a cell from coefficient values for its GPU, nothing of its measurements used."""
-    sets = jittered(cell, values)
-    simulations = [s for k, v in enumerate(sets) for s in run_cell(cell, v, facts, k / len(sets))]
+    """Return the predicted metrics of a cell from coefficient values for its GPU, nothing of its measurements used.
+
+    One replay, as in a forecast; of random traffic that was not kept, the mean over its draws.
+    """
+    simulations = run_cell(cell, values, facts)
     found = predicted(simulations)
     if power is not None:
         found["board_power_w.mean"] = float(np.mean([_power(cell, values, power, s) for s in simulations]))
@@ -111,14 +92,14 @@ def regime_of(cell: Cell) -> dict[str, str]:
     }
 
 
-PLAIN = "in process, CUDA graphs"
+PLAIN, EAGER = "in process, CUDA graphs", "no CUDA graphs"
 
 
 def _mode(cell: Cell) -> str:
     if is_http(cell):
         return "HTTP server"
     if cell.deployment.enforce_eager:
-        return "no CUDA graphs"
+        return EAGER
     return "prefix caching" if cell.deployment.prefix_caching else PLAIN
 
 

@@ -20,7 +20,17 @@ from itertools import groupby
 
 from advisor.errors import DomainError
 from advisor.predict.clock import Decodes
-from advisor.predict.engine_state import LOAD_HEAD_S, EngineLimits, Group, Part, Sequence_, Step, Work, head_of
+from advisor.predict.engine_state import (
+    EMPTY_BATCH_S,
+    LOAD_HEAD_S,
+    EngineLimits,
+    Group,
+    Part,
+    Sequence_,
+    Step,
+    Work,
+    head_of,
+)
 from advisor.predict.ledger import MAX_NUMBERS, NO_GAP, Ledger
 from advisor.predict.step import StepCost
 from advisor.predict.stretch import fast_forward, run_decodes
@@ -40,7 +50,7 @@ class Engine:
         self.first = self.parts[0].stages[0]
         self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
         self.limits = limits
-        self.block_tokens, self.has_windows = limits.kv_block_tokens, limits.kv_groups.n_sliding > 0
+        self.has_windows = limits.kv_groups.n_sliding > 0
         self.cold = set(limits.cold_heads)
         self.has_stood = False
         """whether the last launch waited for the GPU, which is therefore idle"""
@@ -151,18 +161,7 @@ class Engine:
     def _release(self, sequence: Sequence_, n_tokens: int) -> None:
         sequence.is_running = False
         self.n_running -= 1
-        self.free_blocks += self._blocks(n_tokens, sequence)
-
-    def _blocks(self, n_tokens: int, sequence: Sequence_) -> int:
-        size, joined = self.block_tokens, sequence.joined_tokens
-        if not self.has_windows:
-            blocks = -(-n_tokens // size)
-        elif n_tokens <= joined or not joined:
-            blocks = self.limits.blocks_held(n_tokens)
-        else:
-            blocks = self.limits.blocks_held(joined) + sequence.opens * (-(-n_tokens // size) - -(-joined // size))
-        blocks -= sequence.shared_blocks
-        return blocks if blocks > 0 else 0
+        self.free_blocks += self.limits.blocks_of(n_tokens, sequence)
 
     # ---- one scheduling decision --------------------------------------------------------------------------------
     def _schedule(self) -> bool:
@@ -172,6 +171,11 @@ class Engine:
         for _ in self.groups:
             number += 1
             if self._step(number):
+                return True
+            if self.in_flight and self.limits.queues_empty_batches:
+                self.step_number = number
+                self.in_flight.append((self.in_flight[-1][0], (), ()))
+                self.now_s += EMPTY_BATCH_S
                 return True
         # blocks given back in an empty step can be taken in the next
         return n_preemptions != self.ledger.n_preemptions and not self.in_flight
@@ -237,7 +241,12 @@ class Engine:
         self.has_stood = False
         if self.cold and (head := head_of(n_sampled)) in self.cold:
             self.cold.remove(head)
-            self._load_head(end_s)
+            last = self.parts[-1].stages[-1]
+            if last.is_first:
+                self.launch_free_s = max(self.launch_free_s, end_s) + LOAD_HEAD_S
+                self.has_stood = True
+            else:  # the last stage's worker alone stands until the GPU is idle
+                last.worker_free_s = max(last.worker_free_s, end_s) + LOAD_HEAD_S
 
         finished: Sequence[Sequence_] = ()
         gap_s = NO_GAP
@@ -254,7 +263,8 @@ class Engine:
         self.in_flight.append((end_s, firsts, finished))
         if self.sample_every_s:
             self.sample(end_s)
-        self.now_s = self.launch_free_s if limits.blocks_on_launch else self.now_s + limits.core_s
+        if limits.blocks_on_launch:
+            self.now_s = self.launch_free_s
         return True
 
     def _take_prompts(self, budget: int, n_preemptions: int, firsts: list[Sequence_]) -> tuple[int, float]:
@@ -291,7 +301,7 @@ class Engine:
         first = head.to_compute_tokens
         if not self.limits.reserves_full_prompt:
             first = min(first, budget)
-        return self._blocks(head.cached_tokens + first, head) <= self.free_blocks
+        return self.limits.blocks_of(head.cached_tokens + first, head) <= self.free_blocks
 
     def _admit(self, chunk: int) -> Sequence_:
         sequence = self.waiting.popleft()
@@ -299,14 +309,14 @@ class Engine:
         sequence.computed_tokens = 0
         self.running.append(sequence)
         self.n_running += 1
-        self.free_blocks -= self._blocks(sequence.cached_tokens + chunk, sequence)
+        self.free_blocks -= self.limits.blocks_of(sequence.cached_tokens + chunk, sequence)
         return sequence
 
     def _grow(self, sequence: Sequence_, budget: int) -> int:
         """Take blocks for the next chunk of the prompt in progress; return the chunk, 0 when blocks are short."""
         chunk = min(sequence.to_compute_tokens - sequence.computed_tokens, budget)
         base = sequence.cached_tokens + sequence.computed_tokens
-        needed = self._blocks(base + chunk, sequence) - self._blocks(base, sequence)
+        needed = self.limits.blocks_of(base + chunk, sequence) - self.limits.blocks_of(base, sequence)
         if needed > self.free_blocks:
             return 0
         self.free_blocks -= needed
@@ -347,29 +357,11 @@ class Engine:
             self._release(victim, victim.prompt_tokens + victim.output_tokens - 1)
             return True
         else:
-            group = self.groups[victim.group]
-            left = max(1, int((victim.finish_step - group.steps) * self.limits.tokens_per_step))
-            victim.done_tokens = max(1, victim.output_tokens - left)
-            held = victim.prompt_tokens + victim.done_tokens - 1
-            self._release(victim, held)
-            group.leave(victim)
-            group.context = group.context - held if group.n else 0.0
-            group.finish = [entry for entry in group.finish if entry[2] is not victim]
-            heapq.heapify(group.finish)
-            victim.to_compute_tokens = victim.prompt_tokens + victim.done_tokens - victim.cached_tokens
+            self._release(victim, self.groups[victim.group].evict(victim, self.limits.tokens_per_step))
         self.ledger.recomputed_tokens += victim.to_compute_tokens
         victim.computed_tokens = victim.joined_tokens = 0
         self.waiting.appendleft(victim)
         return True
-
-    def _load_head(self, end_s: float) -> None:
-        """Let the launch of a step that ends at `end_s`, and whoever waits for it, stand until the GPU is idle."""
-        last = self.parts[-1].stages[-1]
-        if last.is_first:
-            self.launch_free_s = max(self.launch_free_s, end_s) + LOAD_HEAD_S
-            self.has_stood = True
-        else:  # the last stage's worker alone
-            last.worker_free_s = max(last.worker_free_s, end_s) + LOAD_HEAD_S
 
     # ---- execution ----------------------------------------------------------------------------------------------
     def graph(self, n: int) -> int:

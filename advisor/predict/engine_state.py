@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from heapq import heappop
+from heapq import heapify, heappop
 from math import exp
 
 from advisor.laws.kv import KvGroups, held_blocks
@@ -48,7 +48,6 @@ class EngineLimits:
     n_in_flight: int = 2
     pp: int = 1
     blocks_on_launch: bool = False
-    core_s: float = 1e-3
     reserves_full_prompt: bool = True
     graph_sizes: tuple[int, ...] = ()
     tokens_per_step: float = 1.0
@@ -73,9 +72,26 @@ class EngineLimits:
         """Return the tokens that all blocks hold while no window is passed."""
         return self.n_kv_blocks * self.kv_block_tokens // self.kv_groups.n_tables
 
+    @property
+    def queues_empty_batches(self) -> bool:
+        """Return whether the turn of a group that has nobody is queued like any other: a pipeline, scheduled ahead."""
+        return self.n_in_flight > self.pp > 1
+
     def blocks_held(self, n_tokens: int) -> int:
         """Return the blocks of a sequence of so many tokens."""
         return held_blocks(n_tokens, self.kv_block_tokens, self.kv_groups, self.window_tokens)
+
+    def blocks_of(self, n_tokens: int, sequence: Sequence_) -> int:
+        """Return the blocks of a sequence of so many tokens beyond those that it shares with others."""
+        size, joined = self.kv_block_tokens, sequence.joined_tokens
+        if self.kv_groups.n_sliding == 0:
+            blocks = -(-n_tokens // size)
+        elif n_tokens <= joined or not joined:
+            blocks = self.blocks_held(n_tokens)
+        else:
+            blocks = self.blocks_held(joined) + sequence.opens * (-(-n_tokens // size) - -(-joined // size))
+        blocks -= sequence.shared_blocks
+        return blocks if blocks > 0 else 0
 
     def opens(self, n_tokens: int) -> int:
         """Return how many blocks more a sequence of so many tokens takes with each that it begins.
@@ -143,6 +159,11 @@ def heads_beyond(n_most: int) -> frozenset[int]:
 
 LOAD_HEAD_S = 0.012
 """What loading one takes on an idle GPU [s]: 10 to 14 ms in the same starts. A busy one is waited for first."""
+
+
+EMPTY_BATCH_S = 0.001
+"""How long the engine core sleeps after a batch that holds nothing (vLLM 0.26.0, v1/engine/core.py): in a burst on a
+pipeline, the requests that arrive meanwhile are the second group."""
 
 
 class Stage:
@@ -259,6 +280,18 @@ class Group:
         self.n -= 1
         self.opens -= sequence.opens
         self.residues[sequence.residue] -= sequence.opens
+
+    def evict(self, victim: Sequence_, tokens_per_step: float) -> int:
+        """Take a decode out before its end; note what it must compute again, and return the tokens that it held."""
+        left = max(1, int((victim.finish_step - self.steps) * tokens_per_step))
+        victim.done_tokens = max(1, victim.output_tokens - left)
+        held = victim.prompt_tokens + victim.done_tokens - 1
+        self.leave(victim)
+        self.context = self.context - held if self.n else 0.0
+        self.finish = [entry for entry in self.finish if entry[2] is not victim]
+        heapify(self.finish)
+        victim.to_compute_tokens = victim.prompt_tokens + victim.done_tokens - victim.cached_tokens
+        return held
 
     def done(self) -> list[Sequence_]:
         """Take out the sequences that have all their tokens, and return them."""

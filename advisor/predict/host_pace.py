@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 
 from advisor.predict.steady import swept
-from advisor.predict.transfer import HOST_TIMES
+from advisor.predict.transfer import on_host
 from advisor.schema import Deployment, EngineFacts, Gpu, Model, Workload
 
 FASTER = 0.7
-"""CPU time of the host that a prediction is compared with, over the typical one's: our twelve hosts lie 20 % to either
+"""CPU time of the host that a prediction is compared with, over the typical one's: fourteen hosts lie 20 % to either
 side of their mean, and one host's launches have two paces that differ by half."""
 FULL_GAIN = 0.1
 """Change by that host at which its spread is as wide as the law's own error. One number for all metrics, tuned on the
@@ -44,8 +44,8 @@ def host_gains(
     of its host, hangs on it no less. A plan that is overloaded has no latency of its own: its figure is then that of
     its capacity.
     """
-    fast = {**values, **{name: values[name] * FASTER for name in HOST_TIMES if name in values}}
-    mine, faster = (swept(model, gpu, [deployment], workload, v, facts, has_releases=False) for v in (values, fast))
+    hosts = (values, on_host(values, FASTER))
+    mine, faster = (swept(model, gpu, [deployment], workload, v, facts, has_releases=False) for v in hosts)
 
     def gain(column: str) -> float:
         a, b = float(mine[column][0]), float(faster[column][0])

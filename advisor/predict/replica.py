@@ -91,7 +91,6 @@ def engine_limits(
         n_in_flight=in_flight,
         pp=pp,
         blocks_on_launch=deployment.tp * pp == 1,
-        core_s=values["core_s"],
         reserves_full_prompt=reserves,
         graph_sizes=() if deployment.enforce_eager else _graph_table(deployment.max_num_seqs),
         tokens_per_step=per_step,
@@ -110,7 +109,8 @@ def client_of(values: Mapping[str, float], *, is_http: bool = True) -> Client:
     """Return the delays outside the engine: of a client of its HTTP server, or of one in the engine's process."""
     submit_s = values["submit_s"] + is_http * values["http_s"]
     front_token_s = is_http * values["http_token_s"]
-    return Client(submit_s, values["return_s"], values["serial_s"], values["wake_s"], front_token_s)
+    serial = (values["serial_s"], values["serial_token_s"])
+    return Client(submit_s, values["return_s"], *serial, values["wake_s"], front_token_s)
 
 
 def replica_of(

@@ -17,7 +17,7 @@ from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
 from advisor.predict.traffic import draw
 from advisor.predict.transfer import joined_rel, transfer_rel, transferred
-from advisor.predict.widths import Widths, bounded, is_sparse, scaled, widened
+from advisor.predict.widths import Widths, bounded, scaled, widened
 from advisor.schema import (
     ClosedLoad,
     Cluster,
@@ -179,7 +179,7 @@ def forecast_vllm(
     rel = joined_rel(transfer_rel(coefficients, cluster.gpu), release_rel(deployment, cluster.gpu))
     values = transferred(coefficients, cluster.gpu)
     gains = host_gains(model, cluster.gpu, deployment, run.workload, values, facts)
-    q = Widths(coefficients.error_q90, rel, is_sparse(deployment, workload), gains)
+    q = Widths(coefficients.error_q90, rel, deployment.enforce_eager, gains)
     whole, memory = run.simulation, run.replica.memory
     is_saturated = steady["is_saturated"] > 0
     most = steady["saturation_requests_per_s"]
@@ -369,7 +369,7 @@ def _steady(
     values = transferred(coefficients, cluster.gpu)
     gains = host_gains(model, cluster.gpu, deployment, workload, values, facts)
     wide = {k: 2.0 * v for k, v in coefficients.error_q90.items()}
-    q = Widths(wide, rel, is_sparse(deployment, workload), gains)
+    q = Widths(wide, rel, deployment.enforce_eager, gains)
     memory = replica_of(model, cluster.gpu, deployment, values, facts, workload.prefix).memory
     found = _memory(memory, q)
     for name in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s"):

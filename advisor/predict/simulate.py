@@ -28,7 +28,8 @@ class Client:
     """Delays outside the engine [s].
 
     submit_s, return_s : request to engine, token to client
-    serial_s           : the client's work between two requests that it sends at once
+    serial_s           : the client's work between two requests that it sends at once, and
+    serial_token_s     : for each token of the second one's prompt
     wake_s             : an idle engine's, before it schedules: requests that arrive meanwhile share its first step
     front_token_s      : of an HTTP server's front end a prompt token; it reads one request after the other
     """
@@ -36,6 +37,7 @@ class Client:
     submit_s: float
     return_s: float
     serial_s: float
+    serial_token_s: float = 0.0
     wake_s: float = 0.0
     front_token_s: float = 0.0
 
@@ -247,17 +249,20 @@ class _Run:
         self.front_free_s = 0.0
         todo = iter(indices)
         pending: list[tuple[float, int, Sequence_]] = []
+        at = 0.0
         for i, index in zip(range(concurrency), todo, strict=False):
-            at = i * client.serial_s
+            at += self.apart_s(index) if i else 0.0
             heapq.heappush(pending, (self.reaches_engine_s(index, at), index, self.sequence(index, 0.0)))
         while True:
             finished = engine.advance(pending[0][0] if pending else float("inf"))
             if finished:
                 self.done(finished)
+                late_s = 0.0
                 for k, (_, end_s) in enumerate(finished):
                     index = next(todo, -1)
                     if index >= 0:
-                        at = end_s + client.return_s + k * client.serial_s
+                        late_s += self.apart_s(index) if k else 0.0
+                        at = end_s + client.return_s + late_s
                         heapq.heappush(pending, (self.reaches_engine_s(index, at), index, self.sequence(index, at)))
             elif pending:
                 at, _, sequence = heapq.heappop(pending)
@@ -266,6 +271,10 @@ class _Run:
                 engine.enqueue(sequence)
             else:
                 return
+
+    def apart_s(self, index: int) -> float:
+        """Return how long the client works on a request that it sends right after another [s]."""
+        return self.client.serial_s + self.client.serial_token_s * int(self.traffic.prompt_tokens[index])
 
     def open(self, arrival_s: Floats) -> None:
         """Send requests at their times, each to the replica with the smallest load score."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from advisor.laws.roofline import larger_of
 from advisor.predict.clock import Decodes
-from advisor.predict.engine_state import Group, Part, head_of
+from advisor.predict.engine_state import EMPTY_BATCH_S, Group, Part, head_of
 from advisor.predict.ledger import NO_GAP
 
 if TYPE_CHECKING:
@@ -140,6 +140,11 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
                     break
         following = number + 1
         group = groups[following % pp]
+        if not group.n and in_flight and limits.queues_empty_batches:
+            number = following
+            in_flight.append((in_flight[-1][0], (), ()))
+            now_s += EMPTY_BATCH_S
+            continue
         while not group.n and following < number + pp:
             following += 1
             group = groups[following % pp]
@@ -182,7 +187,7 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
         group.context += n * limits.tokens_per_step
         rows += (1.0, 0.0, 0.0, n, context, n, gap_s, busy_s / pp, *weights)
         in_flight.append((end_s, (), group.done() if group.finish[0][0] <= steps else ()))
-        now_s = free_s if limits.blocks_on_launch else now_s + limits.core_s
+        now_s = free_s if limits.blocks_on_launch else now_s
         n_launched += 1
         engine.is_graph_running = True
         engine.has_stood = False

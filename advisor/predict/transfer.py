@@ -19,13 +19,23 @@ HOST_TIMES = (
     "submit_s",
     "return_s",
     "serial_s",
+    "serial_token_s",
     "wake_s",
     "http_s",
     "http_token_s",
-    "core_s",
     "send_s",
 )
 """Coefficients that a slower or faster host scales together."""
+
+
+def on_host(values: Mapping[str, float], times: float) -> dict[str, float]:
+    """Return coefficient values for a host whose CPU takes `times` as long.
+
+    >>> on_host({"host_step_s": 0.002, "layer_s": 3e-5}, 0.5)
+    {'host_step_s': 0.001, 'layer_s': 3e-05}
+    """
+    return {**values, **{name: values[name] * times for name in HOST_TIMES if name in values}}
+
 
 SCALED_BY: dict[str, tuple[str, ...]] = {
     "gemm": ("gemm_eff_bf16", "gemm_eff_int4"),

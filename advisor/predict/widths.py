@@ -7,19 +7,13 @@ from collections.abc import Mapping
 
 from advisor.predict.host_pace import spread_factor
 from advisor.predict.transfer import joined_rel
-from advisor.schema import Deployment, Interval, Workload
+from advisor.schema import Interval
 
 DEFAULT_Q90 = {"ttft": 0.30, "tpot": 0.10, "requests_per_s": 0.10, "board_power_w.mean": 0.15}
 """Half-widths (natural log) where a coefficient set brings none of its own: twice the targets of docs/accuracy.md."""
 
 Z_95 = 1.6449
 """Standard errors to either side of a 90 % interval of a normal distribution."""
-
-
-def is_sparse(deployment: Deployment, workload: Workload) -> bool:
-    """Return whether one engine start stands for this kind of plan: fp8 cache, no CUDA graphs, a shared prefix."""
-    is_shared = deployment.prefix_caching and workload.prefix.shared_prefix_tokens > 0
-    return deployment.kv_dtype == "fp8" or deployment.enforce_eager or is_shared
 
 
 class Widths:
@@ -29,11 +23,11 @@ class Widths:
     """
 
     def __init__(
-        self, error_q90: Mapping[str, float], rel: float, is_sparse: bool, gains: Mapping[str, float] | None = None
+        self, error_q90: Mapping[str, float], rel: float, is_eager: bool, gains: Mapping[str, float] | None = None
     ) -> None:
-        # kinds of plans that one engine start stands for have wider intervals of their own
-        sparse = {k.removesuffix("@sparse"): v for k, v in error_q90.items() if k.endswith("@sparse")}
-        self.error_q90 = {**error_q90, **sparse} if is_sparse else error_q90
+        # engines without CUDA graphs have wider intervals of their own
+        eager = {k.removesuffix("@eager"): v for k, v in error_q90.items() if k.endswith("@eager")}
+        self.error_q90 = {**error_q90, **eager} if is_eager else error_q90
         self.rel = rel
         self.gains = gains or {}
 

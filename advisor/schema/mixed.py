@@ -10,9 +10,9 @@ from advisor.schema.provenance import Note
 HOURS = 24
 MOST_HOURS = 24 * 366
 """Latest deadline, from the start of a plan."""
-START_S = 108.0
-"""Time from the start of an engine's process until it serves, weights left out [s]: 90th percentile of the 88 vLLM
-starts on H100 and H200 in data/runs that say it (median 67): imports, compilation with a cold cache, CUDA graphs."""
+START_S = 94.0
+"""Time from the start of an engine's process until it serves, weights left out [s]: 90th percentile of the 161 vLLM
+starts on H100 and H200 in data/runs that say it (median 57): imports, compilation with a cold cache, CUDA graphs."""
 
 
 class OnlineNeed(Noun):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -251,10 +251,10 @@ def test_slow_boards_serve_as_fast_ones_do_with_closer_arrivals() -> None:
     client = base.replica.client
     # no clock throttling in either: that depends on the power of a step, which slow boards draw less of
     free = [replace(s, dynamic_power_w=1e9) for s in base.replica.stages]
-    delays = (client.submit_s, client.return_s, client.serial_s, client.wake_s, client.front_token_s)
+    delays = astuple(client)
     late = Client(*(x / speed for x in delays))
     limits = base.replica.limits
-    limits = replace(limits, core_s=limits.core_s / speed, pace_s=limits.pace_s / speed)
+    limits = replace(limits, pace_s=limits.pace_s / speed)
     slow = simulate([slowed(s, speed) for s in free], limits, draw(workload, 0, prefix_caching=True), late)
     closer = workload.model_copy(update={"load": PoissonLoad(arrivals_per_s=6.0 / speed, n_requests=150)})
     fast = simulate(free, base.replica.limits, draw(closer, 0, prefix_caching=True), client)

@@ -26,7 +26,7 @@ def startups(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_measured_peaks_of_our_engine_starts(root: Path) -> None:
-    """The larger of the peaks, from the config alone, is within 8 % of every start."""
+    """The larger of the peaks, from the config alone, is within 8 % of every start (9 % without CUDA graphs)."""
     n = 0
     for run, record in startups(root).items():
         c, tp = record["hf_config"], record["tp"]
@@ -47,7 +47,7 @@ def test_measured_peaks_of_our_engine_starts(root: Path) -> None:
         if record["model"] in ("llama-2-7b", "phi-3-mini-3.8b", "deepseek-v2-lite", "gpt-neox-20b", "phi-2-2.7b"):
             assert measured - 0.2e9 < ours < measured, run
             continue
-        assert ours == pytest.approx(measured, rel=0.08), run
+        assert ours == pytest.approx(measured, rel=0.09 if record["enforce_eager"] else 0.08), run
         n += 1
     assert n >= 30
 

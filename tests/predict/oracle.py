@@ -58,7 +58,6 @@ class Oracle:
     block_tokens: int
     n_in_flight: int
     blocks_on_launch: bool = False
-    core_s: float = 0.0
     reserves_full_prompt: bool = True
     graph_wait_frac: float = 0.0
     cold: set[int] = field(default_factory=set)
@@ -181,7 +180,8 @@ class Oracle:
             self.host_free_s = max(self.host_free_s, self.gpu_free_s) + self.load_s
         self.queue.append(Batch(members, self.gpu_free_s))
         self.n_steps += 1
-        self.now_s = self.host_free_s if self.blocks_on_launch else self.now_s + self.core_s
+        if self.blocks_on_launch:
+            self.now_s = self.host_free_s
 
     def collect(self) -> list[Request]:
         batch = self.queue.popleft()

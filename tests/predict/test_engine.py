@@ -72,7 +72,7 @@ def traffic(prompt: list[int], output: list[int], arrivals: list[float] | None =
 
 
 def limits(**changes: Any) -> EngineLimits:
-    values = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "n_kv_blocks": 200, "kv_block_tokens": 4, "core_s": 1e-4}
+    values = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "n_kv_blocks": 200, "kv_block_tokens": 4}
     return EngineLimits(**{**values, **changes})
 
 
@@ -200,7 +200,7 @@ def test_runs_of_decodes_in_a_pipeline_are_the_same_step_by_step(
 def test_the_gpu_never_waits_while_requests_run(requests: list[tuple[int, int, int]]) -> None:
     """All at once, no host in the way: from the first arrival to the last token some step is always running."""
     prompt, output, _ = zip(*requests, strict=True)
-    sim = run(traffic(list(prompt), list(output), [0.0] * len(prompt)), limits(core_s=0.0))
+    sim = run(traffic(list(prompt), list(output), [0.0] * len(prompt)), limits())
     assert sim.total_work.busy_s == pytest.approx(sim.duration_s, rel=1e-9)
 
 
@@ -329,29 +329,6 @@ def test_memory_grows_with_requests_and_not_with_tokens() -> None:
     a_request = (most_bytes(3000, 4) - most_bytes(1000, 4)) / 2000
     assert a_request < 1500, f"{a_request:.0f} bytes a request"
     assert most_bytes(1000, 400) < 2 * most_bytes(1000, 40)
-
-
-def test_an_idle_engine_wakes_with_what_has_arrived_meanwhile() -> None:
-    """Two requests 1 ms apart share the first step of an engine that takes 2 ms to wake, not that of a quick one."""
-    cost, arrivals = Cost(), traffic([8, 8], [1, 1], [0.0, 1e-3])
-    both, one = cost.gpu_s(16, 72, 0, 0, 2), cost.gpu_s(8, 36, 0, 0, 1)
-    sleepy = simulate([Cost()], limits(), arrivals, Client(0.0, 0.0, 0.0, wake_s=2e-3))  # type: ignore[list-item]
-    assert sleepy.ttft_s.tolist() == pytest.approx([2e-3 + both, 1e-3 + both])
-    assert run(arrivals, limits()).ttft_s.tolist() == pytest.approx([one, 2 * one - 1e-3])
-
-
-def test_an_http_front_end_reads_one_request_after_the_other() -> None:
-    """A burst of prompts reaches the engine spread by the reading of those before; a lone one waits for its own."""
-    per_token_s = 1e-4
-    client = Client(0.0, 0.0, 0.0, front_token_s=per_token_s)
-    lone = simulate([Cost()], limits(), traffic([50], [1], [0.0]), client)  # type: ignore[list-item]
-    assert lone.ttft_s[0] == pytest.approx(50 * per_token_s + Cost().gpu_s(50, 50 * 51 / 2, 0, 0, 1))
-    burst = simulate([Cost()], limits(), traffic([40, 2], [1, 1], [0.0, 0.0]), client)  # type: ignore[list-item]
-    step = Cost().gpu_s(40, 40 * 41 / 2, 0, 0, 1)
-    assert burst.ttft_s[0] == pytest.approx(40 * per_token_s + step)
-    assert burst.ttft_s[1] > burst.ttft_s[0], "read after the long one, although short"
-    apart = simulate([Cost()], limits(), traffic([40, 2], [1, 1], [0.0, 1.0]), client)  # type: ignore[list-item]
-    assert apart.ttft_s[1] == pytest.approx(2 * per_token_s + Cost().gpu_s(2, 3, 0, 0, 1))
 
 
 def test_a_shared_prefix_is_read_whole_once_a_step() -> None:

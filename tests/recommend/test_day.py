@@ -79,7 +79,7 @@ def test_weights_leave_host_memory_at_the_measured_rate() -> None:
 
 def test_the_answer_says_what_a_start_is_made_of_unless_the_user_said_it() -> None:
     found = plan(train_gpus=2)
-    assert sum("a start is counted with 109" in line for line in found.answer.why) == 1
+    assert sum("a start is counted with 95" in line for line in found.answer.why) == 1
     request = Request(model="llama-3.1-8b", gpus="8xH100", rate=20, n_finalists=1)
     own = plan_day(request, DAY.model_copy(update={"restart_s": 40.0}), Offline(train_tokens=TOKENS, train_gpus=2))
     assert not any("a start is counted" in line for line in own.answer.why)

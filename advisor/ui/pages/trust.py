@@ -138,7 +138,7 @@ def _coverage(report: Mapping[str, Any]) -> None:
             "measured values inside": held[m],
             "measured cells": report["overall"][m]["n"],
             "half-width": _half(widths.get(m)),
-            "half-width, kinds of one start": _half(widths.get(f"{m}@sparse")),
+            "half-width without CUDA graphs": _half(widths.get(f"{m}@eager")),
         }
         for m in METRICS
         if m in held
