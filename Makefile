@@ -66,7 +66,7 @@ app: $(APP) ## start the web app on this machine
 
 .PHONY: test
 test: lint ## lint, then every test that needs no GPU and no engine
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 .PHONY: lint
 lint: $(DEV) ## ruff, mypy --strict, the import rules

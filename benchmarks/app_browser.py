@@ -29,7 +29,8 @@ WATCH = """(() => {
       // a gap that no eye sees is none
       if (last && now - last[1] < 100) last[1] = now; else spans.push([now, now]);
     }
-    requestAnimationFrame(look);
+    // a page at rest draws no frames: watching it must not make it draw sixty a second
+    if (seen.titled < 2) requestAnimationFrame(look); else setTimeout(look, 40);
   };
   look();
   const box = r => [r.x, r.y, r.width, r.height].map(Math.round);

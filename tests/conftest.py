@@ -42,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # CI installs a browser, so there its absence is a failure of the tests that ask for it.
         if no_chromium and not IN_CI and item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.skip(reason="no chromium on this machine: apt-get install chromium"))
+    # the longest files first: begun last, one of them would run alone while the other cores have nothing left to do
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
 
 
 def is_this_machine(host: str) -> bool:

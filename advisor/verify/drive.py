@@ -26,6 +26,9 @@ POLL_S = 0.25
 # A cell may take this many times as long as its arrivals before it is stopped: its queue grows without end.
 PATIENCE = 3.0
 
+START_S = 10.0
+"""Time that the load driver may take to start, beside its requests: a second, several on a busy machine."""
+
 
 class Progress(NamedTuple):
     """How far a cell is."""
@@ -100,7 +103,7 @@ def drive(
             "ERROR",
         ]
         started = time.monotonic()
-        limit_s = _time_limit_s(workload, timeout_s)
+        limit_s = START_S + _time_limit_s(workload, timeout_s)
         with log.open("wb") as output:
             # The arguments are this interpreter, files of ours and an address that was parsed; no shell reads them.
             process = subprocess.Popen(  # noqa: S603
