@@ -239,30 +239,31 @@ def open_loops(accuracy: Mapping[str, Any]) -> str:
 
 def noise_floor(accuracy: Mapping[str, Any]) -> str:
     """Return how far two starts of the same engine are apart, on one host and on two, beside the error of the law."""
-    floor = accuracy["noise_floor"]
+    two = accuracy["noise_floor"]
+    one = two["one_host"]
     lines = []
     for metric, name in METRICS.items():
-        found = [floor["one_host"]["metrics"].get(metric), floor["metrics"].get(metric)]
+        found = [part["metrics"].get(metric) for part in (one, two)]
         error = accuracy["overall"].get(metric)
         if any(found) and error:
-            shown = [
-                cell
-                for apart in found
-                for cell in (
-                    (f"{apart['n']:.0f}", *(percent(math.expm1(apart[key])) for key in ("median", "p90")))
-                    if apart
-                    else ("-", "-", "-")
-                )
-            ]
-            lines.append([name, *shown, percent(error["median"]), percent(error["p90"])])
+            shown = [*_apart(found[0]), *_apart(found[1]), percent(error["median"]), percent(error["p90"])]
+            lines.append([name, *shown])
     apart = ["pairs", "one host, median", "P90", "pairs", "two hosts, median", "P90"]
     return table(["quantity", *apart, "our error, median", "P90"], lines)
+
+
+def _apart(found: Mapping[str, float] | None) -> list[str]:
+    """Return pairs, median and P90 of how far they are apart, or dashes."""
+    if not found:
+        return ["-"] * 3
+    return [f"{found['n']:.0f}", *(percent(math.expm1(found[key])) for key in ("median", "p90"))]
 
 
 def page(accuracy: Mapping[str, Any], fitted: Mapping[str, Any], has_points: bool) -> str:
     report = fitted["report"]
     versions = ", ".join(fitted["engine_versions"])
-    n_repeated = len(accuracy["noise_floor"]["runs"])
+    repeated = accuracy["noise_floor"]
+    n_repeated = len({*repeated["runs"], *repeated["one_host"]["runs"]})
     points = (
         "\n![predicted against measured, each engine start left out of the fit](images/accuracy-points.svg)\n"
         if has_points

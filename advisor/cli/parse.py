@@ -11,11 +11,14 @@ from typing import Any, NoReturn, get_args
 from advisor.errors import AdvisorError, nearest, printable
 from advisor.schema.deployment import Backend, KvDtype, WeightDtype
 from advisor.schema.request import Objective
+from advisor.schema.workload import Metric, Statistic
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 WEIGHT_DTYPES: tuple[str, ...] = get_args(WeightDtype)
 KV_DTYPES: tuple[str, ...] = get_args(KvDtype)
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
+METRICS: tuple[str, ...] = get_args(Metric)
+STATISTICS: tuple[str, ...] = get_args(Statistic)
 PRICE_KINDS = ("on-demand", "spot", "reserved", "own")
 Run = Callable[[argparse.Namespace], int]
 FIELD_FLAGS = {
@@ -74,8 +77,9 @@ def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
     """Return the error for a word that no option or argument takes, with the nearest option."""
     known = sorted(parser._option_string_actions)
     target = word.lstrip("-").split("=")[0].replace("-", "_")
-    if "--slo" in known and (found := re.fullmatch(r"(ttft|tpot|itl|e2e)(_(p\d\d|mean))?", target)):
-        wanted = f"{found[1]}{found[2] or '_p99'}={'500ms' if found[1] in ('ttft', 'e2e') else '50ms'}"
+    metric, _, statistic = target.partition("_")
+    if "--slo" in known and metric in METRICS and statistic in ("", *STATISTICS):
+        wanted = f"{metric}_{statistic or 'p99'}={'500ms' if metric in ('ttft', 'e2e') else '50ms'}"
         return UsageError(f"unknown option '{printable(word)}'; targets are one option, such as --slo {wanted}")
     near = nearest(word.split("=")[0], known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see {parser.prog} --help"

@@ -129,8 +129,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("return_s", 1.3e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
     _P("http_s", 1e-3, 1e-5, 2e-2, "s", "what an HTTP server adds to the way of a request"),
     _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "its front end's time a prompt token, one request after the other"),
-    # between the requests of 570 first bursts of closed loops (data/runs/rows), medians: 0.18 ms for prompts of 128
-    # tokens (256 clients), 0.24 of 512, 0.22 of 1,024 (64 clients), 0.32 of 4,096
+    # between the requests of the first bursts of closed loops (data/runs/rows), medians of the bursts' medians: 0.18 ms
+    # for prompts of 128 tokens (83 bursts), 0.23 of 512 (135), 0.20 of 1,024 (245), 0.24 of 4,096 (68)
     _P(
         "serial_s", 1.9e-4, 1e-5, 2e-3, "s", "client's time between two requests that it sends at once", is_fitted=False
     ),

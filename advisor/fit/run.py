@@ -112,6 +112,10 @@ def is_eager(row: Row) -> bool:
     return row.regime["mode"] == EAGER
 
 
+def _width_key(row: Row) -> str:
+    return f"{row.metric}@eager" if is_eager(row) else row.metric
+
+
 def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, float]:
     """Return the quantile of |ln(predicted / measured)| by metric: half-widths of conformal intervals.
 
@@ -123,8 +127,7 @@ def error_quantiles(rows: Sequence[Row], quantile: float = 0.9) -> dict[str, flo
     """
     found: dict[str, list[float]] = {}
     for row in rows:
-        key = f"{row.metric}@eager" if is_eager(row) else row.metric
-        found.setdefault(key, []).append(_score(row))
+        found.setdefault(_width_key(row), []).append(_score(row))
     return {metric: float(np.quantile(errors, quantile)) for metric, errors in sorted(found.items())}
 
 
@@ -143,7 +146,7 @@ def coverage(rows: Sequence[Row]) -> dict[str, float]:
             if others:
                 widths = error_quantiles(others)
                 for r in (r for r in mine if r.run_id == run):
-                    width = widths.get(f"{metric}@eager" if is_eager(r) else metric, widths[metric])
+                    width = widths.get(_width_key(r), widths[metric])
                     hits.append(_score(r) <= width)
         if hits:
             out[metric] = float(np.mean(hits))

@@ -187,7 +187,8 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
         group.context += n * limits.tokens_per_step
         rows += (1.0, 0.0, 0.0, n, context, n, gap_s, busy_s / pp, *weights)
         in_flight.append((end_s, (), group.done() if group.finish[0][0] <= steps else ()))
-        now_s = free_s if limits.blocks_on_launch else now_s
+        if limits.blocks_on_launch:
+            now_s = free_s
         n_launched += 1
         engine.is_graph_running = True
         engine.has_stood = False
