@@ -100,7 +100,7 @@ def now_ms(page: Any) -> float:
     return float(page.evaluate("performance.now()"))
 
 
-def settle(page: Any, since_ms: float = 0.0, *, quiet_ms: float = 600) -> Seen:
+def settle(page: Any, since_ms: float = 0.0, *, quiet_ms: float = 400) -> Seen:
     """Wait until nothing has run for `quiet_ms`; return what was seen since a time of the page's clock."""
     page.wait_for_timeout(300)
     page.wait_for_function(STILL, arg=quiet_ms, timeout=WAIT_MS)

@@ -257,16 +257,18 @@ def browser(chromium: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=chromium, headless=True, args=list(FLAGS))
+        # one process for all pages of a visitor: what it has compiled for one page it need not compile for the next
+        opened = play.chromium.launch(executable_path=chromium, headless=True, args=[*FLAGS, "--process-per-site"])
         yield opened
         opened.close()
 
 
 @pytest.fixture(scope="session")
-def known(browser: Any) -> Iterator[Any]:
+def known(browser: Any, address: str) -> Iterator[Any]:
     """What a browser keeps for somebody who has been here before: the app's scripts, and nothing that he has chosen."""
     context = browser.new_context()
     context.add_init_script("localStorage.clear(); sessionStorage.clear()")
+    context.new_page().goto(f"{address}/_stcore/health")  # stays open, and with it the process and what it compiled
     yield context
     context.close()
 
