@@ -148,7 +148,8 @@ OF_KIND = {
     "int4_layer_s": "int4", "int4_sm_bytes_per_s": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
     "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "decode_fp8_eff": "kv_fp8", "norm_s": "norms",
     "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group", "send_s": "pp",
-    "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http", "host_eager_layer_s": "eager",
+    "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http",
+    "http_out_s": "http", "host_eager_layer_s": "eager",
     "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""

@@ -127,8 +127,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("host_table_s", 6e-6, 1e-7, 1e-4, "s", "the same for each further block table of a sequence", prior_rel=0.5),
     _P("submit_s", 1.3e-3, 1e-4, 2e-2, "s", "client to engine core"),
     _P("return_s", 1.3e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
-    _P("http_s", 1e-3, 1e-5, 2e-2, "s", "what an HTTP server adds to the way of a request"),
-    _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "its front end's time a prompt token, one request after the other"),
+    _P("http_s", 1e-3, 1e-5, 2e-2, "s", "an API server's time a request, one after the other"),
+    _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "the same for each token of the prompt"),
+    _P("http_out_s", 6e-5, 1e-6, 1e-3, "s", "the same for each token that it sends"),
     # between the requests of the first bursts of closed loops (data/runs/rows), medians of the bursts' medians: 0.18 ms
     # for prompts of 128 tokens (83 bursts), 0.23 of 512 (135), 0.20 of 1,024 (245), 0.24 of 4,096 (68)
     _P(

@@ -15,11 +15,12 @@ import numpy as np
 from advisor.catalog import Catalog
 from advisor.errors import BadData
 from advisor.fit.estimate import Estimate, as_coefficients, estimate
-from advisor.fit.objective import exact_traffic, read_rows, values_for
+from advisor.fit.objective import exact_traffic, is_http, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.repeats import noise_floor
 from advisor.fit.validate import EAGER, METRICS, Row, by_pace, by_regime, predict_cell, rows_of, table
 from advisor.predict.host_pace import host_gains, spread_factor
+from advisor.predict.transfer import in_process
 from advisor.schema import CoefficientSet, EngineFacts
 
 Transfer = Mapping[str, Mapping[str, float]]
@@ -96,6 +97,7 @@ def cross_validate(
 
         def gains(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
             values = values_for(cell, theta, transfer)
+            values = values if is_http(cell) else in_process(values)
             return host_gains(cell.model, cell.gpu, cell.deployment, cell.workload, values, facts)
 
         found = rows_of([c for c in data.cells if c.run_id == run], predict, facts, gains=gains)

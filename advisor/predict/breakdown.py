@@ -78,12 +78,14 @@ def _first_token(sim: Simulation, replica: Replica, workload: Workload) -> Break
         pairs = computed * 0.5 * (computed + 1.0)
         gpu = float(stage.seconds(computed, pairs, 0.0, 0.0, 1.0)) * max(1.0, prompt / computed)
         own += max(gpu, float(stage.host_s(computed, 0.0, 1.0)) / len(replica.stages))
-    outside = min(client.submit_s + client.return_s, mean)
+    request_s, prompt_token_s, out_token_s = client.front_s
+    server_s = request_s + prompt_token_s * prompt + out_token_s
+    outside = min(client.submit_s + client.return_s + server_s, mean)
     own = min(own, mean - outside)
     parts = (
         Part(name="own prompt", value=own, why="computing this prompt alone"),
         Part(name="waiting", value=mean - outside - own, why="steps already in flight, queue, prompts of others"),
-        Part(name="client and engine hand-over", value=outside, why="in process; an HTTP server adds its own"),
+        Part(name="client and engine hand-over", value=outside, why="the API server reads it and sends its token"),
     )
     return Breakdown(name="time to first token", unit="s", total=mean, parts=parts)
 

@@ -31,11 +31,13 @@ from advisor.predict.engine_state import (
     Work,
     head_of,
 )
+from advisor.predict.front import Front
 from advisor.predict.ledger import MAX_NUMBERS, NO_GAP, Ledger
 from advisor.predict.step import StepCost
 from advisor.predict.stretch import fast_forward, run_decodes
 
 ENDLESS = -1
+WAITING_SCORE = 4  # vLLM's weight of a waiting request against a running one
 
 
 class Engine:
@@ -56,6 +58,7 @@ class Engine:
         """whether the last launch waited for the GPU, which is therefore idle"""
         self.now_s = 0.0
         self.paces, self.pace_s, self.first_turn_s = limits.launch_paces, limits.pace_s, -1.0
+        self.front: Front | None = None
         self.ledger = Ledger([part.clock for part in self.parts], limits)
         self.waiting: deque[Sequence_] = deque()
         self.running: list[Sequence_] = []
@@ -92,7 +95,7 @@ class Engine:
     @property
     def load_score(self) -> int:
         """Return vLLM's data-parallel balancing score, ``4 waiting + running`` (v1/engine/core_client.py)."""
-        return 4 * len(self.waiting) + self.n_running
+        return WAITING_SCORE * len(self.waiting) + self.n_running
 
     def advance(self, until_s: float) -> list[tuple[Sequence_, float]]:
         """Make the scheduling decisions before `until_s`; return the requests that finished, as soon as any did.
@@ -143,7 +146,9 @@ class Engine:
     def process(
         self, end_s: float, firsts: Sequence[Sequence_], finished: Sequence[Sequence_]
     ) -> list[tuple[Sequence_, float]]:
-        """Hand out the tokens of a step that has ended; return the requests that finished with it."""
+        """Hand out the tokens of a step that has ended; return the requests that finished with it, and when."""
+        if self.front:
+            end_s = self.front.sent_s(end_s)
         for sequence in firsts:
             if sequence.first_token_s < 0:
                 sequence.first_token_s = end_s
@@ -261,6 +266,8 @@ class Engine:
         if firsts and (short := [s for s in firsts if self._join(s, group, slot)]):
             finished = [*finished, *short]
         self.in_flight.append((end_s, firsts, finished))
+        if self.front:
+            self.front.step(end_s, end_s, 1, n_sampled)
         if self.sample_every_s:
             self.sample(end_s)
         if limits.blocks_on_launch:

@@ -17,6 +17,7 @@ from advisor.predict.pace import paces
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Client
 from advisor.predict.step import StepCost, step_cost
+from advisor.predict.transfer import in_process
 from advisor.schema import Deployment, EngineFacts, Gpu, Model, PrefixSharing
 
 
@@ -106,11 +107,11 @@ def engine_limits(
 
 
 def client_of(values: Mapping[str, float], *, is_http: bool = True) -> Client:
-    """Return the delays outside the engine: of a client of its HTTP server, or of one in the engine's process."""
-    submit_s = values["submit_s"] + is_http * values["http_s"]
-    front_token_s = is_http * values["http_token_s"]
-    serial = (values["serial_s"], values["serial_token_s"])
-    return Client(submit_s, values["return_s"], *serial, values["wake_s"], front_token_s)
+    """Return the delays outside the engine: of a client of its API server, or of one in the engine's process."""
+    own = values if is_http else in_process(values)
+    front_s = (own["http_s"], own["http_token_s"], own["http_out_s"])
+    serial = (own["serial_s"], own["serial_token_s"])
+    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], front_s)
 
 
 def replica_of(

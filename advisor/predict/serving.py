@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.draw_error import draw_errors
 from advisor.predict.footprint import Footprint
+from advisor.predict.front import busy_frac, server_text
 from advisor.predict.host_pace import host_gains, host_text
 from advisor.predict.release import at_release, release_rel, release_text
 from advisor.predict.replica import Replica, replica_of
 from advisor.predict.simulate import STATISTICS, Simulation, simulate
 from advisor.predict.spend import activity_of, board_power
 from advisor.predict.steady import sweep
-from advisor.predict.traffic import draw
+from advisor.predict.traffic import draw, mean_lengths
 from advisor.predict.transfer import joined_rel, transfer_rel, transferred
 from advisor.predict.widths import Widths, bounded, scaled, widened
 from advisor.schema import (
@@ -195,6 +196,7 @@ def forecast_vllm(
             if math.isfinite(value):
                 name = f"{metric}_{statistic}"
                 found[f"{name}_s"] = q.interval(value, name, drawn.get(name, 0.0))
+    busy = busy_frac(values, rate / deployment.dp, float(sim.prompt_tokens.mean()), float(sim.output_tokens.mean()))
     found["requests_per_s"] = q.interval(rate, "requests_per_s")
     found["output_tokens_per_s"] = q.interval(rate * float(sim.output_tokens.mean()), "requests_per_s")
     total = rate * float(sim.output_tokens.mean() + sim.prompt_tokens.mean())
@@ -226,7 +228,7 @@ def forecast_vllm(
         breakdowns=tuple(breakdowns),
         is_saturated=is_saturated,
         method="simulated",
-        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, gains)),
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, gains, busy)),
     )
     return Forecast(prediction, sim, rate, q)
 
@@ -328,6 +330,7 @@ def _notes(
     coefficients: CoefficientSet,
     is_saturated: bool,
     gains: Mapping[str, float],
+    busy: float,
 ) -> list[Note]:
     notes = []
     rel = transfer_rel(coefficients, cluster.gpu)
@@ -337,6 +340,8 @@ def _notes(
         )
     if text := host_text(gains):
         notes.append(Note(text=text))
+    if text := server_text(busy):
+        notes.append(Note(level="warning", text=text))
     if rel > 0:
         notes.append(
             Note(
@@ -378,10 +383,12 @@ def _steady(
     for name in ("requests_per_s", "output_tokens_per_s", "saturation_requests_per_s"):
         found[name] = q.interval(steady[name], "requests_per_s")
     is_saturated = steady["is_saturated"] > 0
+    prompt, output = mean_lengths(workload.lengths)
+    busy = busy_frac(values, steady["requests_per_s"] / deployment.dp, prompt, output)
     return Prediction(
         quantities=found,
         breakdowns=(memory.breakdown(),),
         is_saturated=is_saturated,
         method="steady",
-        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, gains)),
+        notes=tuple(_notes(cluster, deployment, coefficients, is_saturated, gains, busy)),
     )

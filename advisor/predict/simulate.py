@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.errors import DomainError
-from advisor.predict.engine import Engine
+from advisor.predict.engine import WAITING_SCORE, Engine
 from advisor.predict.engine_state import EngineLimits, Sequence_, Work
+from advisor.predict.front import Front
 from advisor.predict.quantile import quantile
 from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import Traffic
@@ -31,7 +32,7 @@ class Client:
     serial_s           : the client's work between two requests that it sends at once, and
     serial_token_s     : for each token of the second one's prompt
     wake_s             : an idle engine's, before it schedules: requests that arrive meanwhile share its first step
-    front_token_s      : of an HTTP server's front end a prompt token; it reads one request after the other
+    front_s            : of an API server's process for a request, for each token of its prompt, and for each token sent
     """
 
     submit_s: float
@@ -39,7 +40,7 @@ class Client:
     serial_s: float
     serial_token_s: float = 0.0
     wake_s: float = 0.0
-    front_token_s: float = 0.0
+    front_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ class _Run:
         self.first = [math.nan] * n
         self.end = [math.nan] * n
         self.n_done = 0
-        self.front_free_s = 0.0
+        if any(client.front_s):
+            for engine in engines:
+                engine.front = Front(*client.front_s)
         self.prompt = traffic.prompt_tokens.tolist()
         self.output = traffic.output_tokens.tolist()
         self.cached = traffic.cached_tokens.tolist()
@@ -217,11 +220,10 @@ class _Run:
             sequence.shared_blocks = self.engines[0].limits.blocks_held(shared * block_tokens)
         return sequence
 
-    def reaches_engine_s(self, index: int, sent_s: float) -> float:
+    def reaches_engine_s(self, engine: Engine, index: int, sent_s: float) -> float:
         """Return when a request that is sent at `sent_s` is at the engine [s]; calls in the order of sending."""
-        if self.client.front_token_s:
-            begin_s = max(sent_s, self.front_free_s)
-            sent_s = self.front_free_s = begin_s + self.client.front_token_s * self.prompt[index]
+        if engine.front:
+            sent_s = engine.front.read(sent_s, self.prompt[index])
         return sent_s + self.client.submit_s
 
     def done(self, finished: list[tuple[Sequence_, float]]) -> None:
@@ -246,13 +248,12 @@ class _Run:
 
     def _closed_one(self, engine: Engine, concurrency: int, indices: range) -> None:
         client = self.client
-        self.front_free_s = 0.0
         todo = iter(indices)
         pending: list[tuple[float, int, Sequence_]] = []
         at = 0.0
         for i, index in zip(range(concurrency), todo, strict=False):
             at += self.apart_s(index) if i else 0.0
-            heapq.heappush(pending, (self.reaches_engine_s(index, at), index, self.sequence(index, 0.0)))
+            heapq.heappush(pending, (self.reaches_engine_s(engine, index, at), index, self.sequence(index, 0.0)))
         while True:
             finished = engine.advance(pending[0][0] if pending else float("inf"))
             if finished:
@@ -263,7 +264,8 @@ class _Run:
                     if index >= 0:
                         late_s += self.apart_s(index) if k else 0.0
                         at = end_s + client.return_s + late_s
-                        heapq.heappush(pending, (self.reaches_engine_s(index, at), index, self.sequence(index, at)))
+                        reached_s = self.reaches_engine_s(engine, index, at)
+                        heapq.heappush(pending, (reached_s, index, self.sequence(index, at)))
             elif pending:
                 at, _, sequence = heapq.heappop(pending)
                 if engine.is_idle:
@@ -278,19 +280,44 @@ class _Run:
 
     def open(self, arrival_s: Floats) -> None:
         """Send requests at their times, each to the replica with the smallest load score."""
-        engines = self.engines
-        client = self.client
-        for index, submitted in enumerate(arrival_s.tolist()):
-            at = self.reaches_engine_s(index, submitted)
-            for engine in engines:
-                while engine.now_s < at and (finished := engine.advance(at)):
-                    self.done(finished)
-            target = min(engines, key=lambda e: e.load_score) if len(engines) > 1 else engines[0]
-            if target.is_idle:
-                target.idle_until(at + client.wake_s)
-            target.enqueue(self.sequence(index, submitted))
+        engines, submitted = self.engines, arrival_s.tolist()
+        index = 0
+        while index < self.n:
+            self.fix(submitted[index])
+            self.advance(engines, submitted[index])
+            # what is sent while the API server reads those before is read before the next tokens go out
+            read: list[tuple[float, Engine, int]] = []
+            busy_s = submitted[index]
+            while index < self.n and submitted[index] <= busy_s:
+                target = self.least_loaded([engine for _, engine, _ in read])
+                at = self.reaches_engine_s(target, index, submitted[index])
+                busy_s = target.front.free_s if target.front else -math.inf
+                read.append((at, target, index))
+                index += 1
+            self.fix(submitted[index] if index < self.n else math.inf)
+            for at, target, number in read:
+                self.advance([target], at)
+                if target.is_idle:
+                    target.idle_until(at + self.client.wake_s)
+                target.enqueue(self.sequence(number, submitted[number]))
+        self.advance(engines, math.inf)
+
+    def least_loaded(self, sent: list[Engine]) -> Engine:
+        """Return the engine with the smallest load score; `sent` are those to which requests are on their way."""
+        if len(self.engines) == 1:
+            return self.engines[0]
+        return min(self.engines, key=lambda e: e.load_score + WAITING_SCORE * sent.count(e))
+
+    def fix(self, time_s: float) -> None:
+        """Tell the API servers that nobody sends a request before `time_s` but those that they have read."""
+        for engine in self.engines:
+            if engine.front:
+                engine.front.fixed_s = time_s
+
+    def advance(self, engines: list[Engine], until_s: float) -> None:
+        """Let time pass, and note who is done."""
         for engine in engines:
-            while finished := engine.advance(float("inf")):
+            while engine.now_s < until_s and (finished := engine.advance(until_s)):
                 self.done(finished)
 
     def result(self) -> Simulation:
@@ -301,6 +328,9 @@ class _Run:
         output = self.traffic.output_tokens
         decode = np.where(output > 1, output - 1, 1)
         itl_s, itl_weights = np.concatenate([engine.ledger.gaps() for engine in self.engines], axis=1)
+        if any(self.client.front_s) and (made_s := float(itl_s @ itl_weights)) > 0:
+            # what an API server sends later than the engine makes it comes at gaps that add up to the same
+            itl_s = itl_s * max(1.0, float((end - first)[output > 1].sum()) / made_s)
         return Simulation(
             ttft_s=first + back - submitted,
             tpot_s=np.where(output > 1, (end - first) / decode, np.nan),

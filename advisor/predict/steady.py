@@ -113,6 +113,8 @@ class _Replicas:
         self.pp, _, seqs, self.budget, self.has_cache = columns
         self.cost = cost
         self.send_s = values["send_s"]
+        self.read_s = values["http_s"] + values["http_token_s"] * mean_lengths(workload.lengths)[0]
+        self.out_s = values["http_out_s"]
         prompt, self.output = mean_lengths(workload.lengths)
         hit = workload.prefix
         shared = min(hit.shared_prefix_tokens, prompt)
@@ -140,7 +142,9 @@ class _Replicas:
         mixed = np.maximum(with_prompt_s * cost.stretch(ratio), with_prompt_host_s)
         extra = np.maximum(mixed - decode / pp, 0.0) * (to_compute / chunk)
         # each token of a running sequence brings 1/output of a prompt
-        return decode + n / self.output * extra, mixed * (to_compute / chunk)
+        made_s = decode + n / self.output * extra
+        # an API server that sends fewer tokens than the engine makes sets the pace
+        return larger_of(made_s, n * (self.out_s + self.read_s / self.output)), mixed * (to_compute / chunk)
 
 
 def _solved(
@@ -160,7 +164,7 @@ def _solved(
     pp, dp = columns[:2]
     cost = stacked(costs, index)
     replicas = _Replicas(cost, cache, columns, workload, values)
-    client_s = values["submit_s"] + values["http_s"] + values["wake_s"] + values["return_s"]
+    client_s = values["submit_s"] + replicas.read_s + values["wake_s"] + values["return_s"]
     prompt, output = mean_lengths(workload.lengths)
     held, to_compute, n_most = replicas.held, replicas.to_compute, replicas.n_most
     load = workload.load

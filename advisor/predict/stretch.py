@@ -95,6 +95,8 @@ def fast_forward(engine: Engine, group: Group, until_s: float) -> None:
     else:
         ledger.ramps += (first_s, last_s, n * m)
     end_s = end_of(m)
+    if engine.front:
+        engine.front.step(end_of(1), end_s, m, n)
     part.heat(ratio, end_s - start_s)
     group.steps += m
     group.context += per_step * m
@@ -126,7 +128,7 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
     pp, n_in_flight, hot = limits.pp, limits.n_in_flight, limits.hot_context_tokens
     block = limits.kv_block_tokens if limits.tokens_per_step == 1.0 else 0
     now_s, free_s, number = engine.now_s, engine.launch_free_s, engine.step_number
-    rows = engine.ledger.rows
+    rows, front = engine.ledger.rows, engine.front
     n_launched = 0
     while n_launched != n_most and now_s < until_s:
         if len(in_flight) >= n_in_flight:
@@ -187,6 +189,8 @@ def run_decodes(engine: Engine, until_s: float, n_most: int) -> int:
         group.context += n * limits.tokens_per_step
         rows += (1.0, 0.0, 0.0, n, context, n, gap_s, busy_s / pp, *weights)
         in_flight.append((end_s, (), group.done() if group.finish[0][0] <= steps else ()))
+        if front:
+            front.step(end_s, end_s, 1, n)
         if limits.blocks_on_launch:
             now_s = free_s
         n_launched += 1

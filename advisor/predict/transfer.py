@@ -23,6 +23,7 @@ HOST_TIMES = (
     "wake_s",
     "http_s",
     "http_token_s",
+    "http_out_s",
     "send_s",
 )
 """Coefficients that a slower or faster host scales together."""
@@ -35,6 +36,15 @@ def on_host(values: Mapping[str, float], times: float) -> dict[str, float]:
     {'host_step_s': 0.001, 'layer_s': 3e-05}
     """
     return {**values, **{name: values[name] * times for name in HOST_TIMES if name in values}}
+
+
+def in_process(values: Mapping[str, float]) -> dict[str, float]:
+    """Return coefficient values for a client in the engine's own process, with no API server between.
+
+    >>> in_process({"http_s": 0.001, "wake_s": 3e-4})
+    {'http_s': 0.0, 'wake_s': 0.0003}
+    """
+    return {name: 0.0 if name.startswith("http_") else value for name, value in values.items()}
 
 
 SCALED_BY: dict[str, tuple[str, ...]] = {

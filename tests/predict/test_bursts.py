@@ -52,7 +52,7 @@ def test_a_client_sends_long_prompts_further_apart() -> None:
 def test_an_http_front_end_reads_one_request_after_the_other() -> None:
     """A burst of prompts reaches the engine spread by the reading of those before; a lone one waits for its own."""
     per_token_s = 1e-4
-    client = Client(0.0, 0.0, 0.0, front_token_s=per_token_s)
+    client = Client(0.0, 0.0, 0.0, front_s=(0.0, per_token_s, 0.0))
     lone = simulate([Cost()], limits(), traffic([50], [1], [0.0]), client)  # type: ignore[list-item]
     assert lone.ttft_s[0] == pytest.approx(50 * per_token_s + Cost().gpu_s(50, 50 * 51 / 2, 0, 0, 1))
     burst = simulate([Cost()], limits(), traffic([40, 2], [1, 1], [0.0, 0.0]), client)  # type: ignore[list-item]

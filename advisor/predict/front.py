@@ -1,0 +1,87 @@
+"""The API server's process between the clients and the engine: one event loop reads requests and hands out tokens.
+
+Work is taken in the order in which it comes up. A burst of requests is therefore read before its first tokens go out,
+and an engine that makes more tokens a second than the loop can send leaves its clients behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+BUSY = 0.7
+"""Share of its time that an API server may work before the answer says so."""
+
+
+def busy_frac(values: Mapping[str, float], requests_per_s: float, prompt_tokens: float, output_tokens: float) -> float:
+    """Return the share of its time that an API server works at so many requests a second of those lengths.
+
+    >>> busy_frac({"http_s": 1e-3, "http_token_s": 1e-6, "http_out_s": 5e-5}, 50.0, 1000.0, 200.0)
+    0.6
+    """
+    request_s = values["http_s"] + values["http_token_s"] * prompt_tokens + values["http_out_s"] * output_tokens
+    return requests_per_s * request_s
+
+
+def server_text(busy: float) -> str:
+    """Return a sentence on an API server that works for that share of its time, empty where that is no matter.
+
+    >>> server_text(0.5), server_text(0.85).partition(":")[0]
+    ('', "a replica's API server would be busy 85 % of the time")
+    """
+    if busy < BUSY:
+        return ""
+    return (
+        f"a replica's API server would be busy {100 * min(busy, 1.0):.0f} % of the time: one process reads each request"
+        " and sends every token; further ones (--api-server-count) share that work, which has not been measured"
+    )
+
+
+class Front:
+    """An API server of one replica: its time for a request, for each token of the prompt, for each token sent [s]."""
+
+    def __init__(self, request_s: float, prompt_token_s: float, out_token_s: float) -> None:
+        self.request_s = request_s
+        self.prompt_token_s = prompt_token_s
+        self.out_token_s = out_token_s
+        self.free_s = 0.0
+        self.fixed_s = math.inf
+        """No request is sent before this time that has not been read; later tokens may yet have to wait for some."""
+        self._due: deque[tuple[float, float, int, int]] = deque()
+
+    def step(self, first_end_s: float, last_end_s: float, n_steps: int, n_sequences: int) -> None:
+        """Note steps that end evenly from `first_end_s` to `last_end_s`, each with a token for so many sequences."""
+        self._due.append((first_end_s, last_end_s, n_steps, n_sequences))
+
+    def read(self, sent_s: float, prompt_tokens: float) -> float:
+        """Return when a request is read that is sent at `sent_s` [s]; calls in the order of sending."""
+        self._send_until(sent_s)
+        self.free_s = max(sent_s, self.free_s) + self.request_s + self.prompt_token_s * prompt_tokens
+        return self.free_s
+
+    def sent_s(self, end_s: float) -> float:
+        """Return when the tokens of the steps up to `end_s` have been sent [s]."""
+        if end_s <= self.fixed_s:
+            self._send_until(end_s)
+            return max(end_s, self.free_s)
+        self._send_until(self.fixed_s)
+        kept = self.free_s, self._due.copy()
+        self._send_until(end_s)
+        found_s = max(end_s, self.free_s)
+        self.free_s, self._due = kept
+        return found_s
+
+    def _send_until(self, time_s: float) -> None:
+        due = self._due
+        while due and due[0][0] <= time_s:
+            first_s, last_s, n_steps, n = due.popleft()
+            if last_s > time_s and n_steps > 1:
+                apart_s = (last_s - first_s) / (n_steps - 1)
+                n_now = min(n_steps - 1, 1 + int((time_s - first_s) / apart_s))
+                next_s = first_s + n_now * apart_s
+                due.appendleft((next_s, last_s, n_steps - n_now, n))
+                last_s, n_steps = next_s - apart_s, n_now
+            each_s = n * self.out_token_s
+            # of evenly spaced steps the queue is longest behind the first or behind the last one
+            self.free_s = max(max(self.free_s, first_s) + n_steps * each_s, last_s + each_s)
