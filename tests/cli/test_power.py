@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import astuple, fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -251,8 +251,12 @@ def test_slow_boards_serve_as_fast_ones_do_with_closer_arrivals() -> None:
     client = base.replica.client
     # no clock throttling in either: that depends on the power of a step, which slow boards draw less of
     free = [replace(s, dynamic_power_w=1e9) for s in base.replica.stages]
-    delays = astuple(client)
-    late = Client(*(x / speed for x in delays))
+    late = Client(
+        **{
+            name: tuple(x / speed for x in delay) if isinstance(delay, tuple) else delay / speed
+            for name, delay in asdict(client).items()
+        }
+    )
     limits = base.replica.limits
     limits = replace(limits, pace_s=limits.pace_s / speed)
     slow = simulate([slowed(s, speed) for s in free], limits, draw(workload, 0, prefix_caching=True), late)
