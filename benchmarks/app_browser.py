@@ -177,8 +177,13 @@ def turn(page: Any, key: str, kind: str) -> None:
         for _ in range(3):
             page.keyboard.press("ArrowRight")
     elif kind == "stMultiSelect":
-        box.locator("input").click()
-        page.locator("[role=option]").first.click()
+        options = page.locator("[role=option]")
+        for _ in range(5):  # a page that is drawn anew closes the list again
+            box.locator("input").click()
+            page.wait_for_timeout(300)
+            if options.count():
+                break
+        options.first.click()
         page.keyboard.press("Escape")
     elif kind == "stCheckbox":
         box.locator("label").first.click()
