@@ -38,7 +38,7 @@ def test_measured_peaks_of_our_engine_starts(root: Path) -> None:
             f = (c.get("moe_intermediate_size") or c["intermediate_size"]) / tp
             ours = expert_peak_bytes(tokens, d, f, experts)
         else:
-            is_gated = c["model_type"] not in ("opt", "falcon", "gpt_neox", "phi")
+            is_gated = c["model_type"] not in ("opt", "falcon", "gpt_neox", "phi", "starcoder2")
             d_ff = c.get("intermediate_size") or c.get("ffn_dim") or 4 * d
             ours = forward_peak_bytes(tokens, d, d_ff / tp, is_gated=is_gated)
         if not record["enforce_eager"]:
