@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from advisor.predict.front import server_s
 from advisor.predict.replica import Replica
 from advisor.predict.simulate import Simulation
 from advisor.predict.step import TERMS
@@ -78,9 +79,7 @@ def _first_token(sim: Simulation, replica: Replica, workload: Workload) -> Break
         pairs = computed * 0.5 * (computed + 1.0)
         gpu = float(stage.seconds(computed, pairs, 0.0, 0.0, 1.0)) * max(1.0, prompt / computed)
         own += max(gpu, float(stage.host_s(computed, 0.0, 1.0)) / len(replica.stages))
-    request_s, prompt_token_s, out_token_s = client.front_s
-    server_s = request_s + prompt_token_s * prompt + out_token_s
-    outside = min(client.submit_s + client.return_s + server_s, mean)
+    outside = min(client.submit_s + client.return_s + server_s(client.front_s, prompt, 1.0), mean)
     own = min(own, mean - outside)
     parts = (
         Part(name="own prompt", value=own, why="computing this prompt alone"),

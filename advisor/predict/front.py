@@ -14,14 +14,19 @@ BUSY = 0.7
 """Share of its time that an API server may work before the answer says so."""
 
 
-def busy_frac(values: Mapping[str, float], requests_per_s: float, prompt_tokens: float, output_tokens: float) -> float:
-    """Return the share of its time that an API server works at so many requests a second of those lengths.
+def front_of(values: Mapping[str, float]) -> tuple[float, float, float]:
+    """Return an API server's time for a request, for each token of its prompt, and for each token sent [s]."""
+    return values["http_s"], values["http_token_s"], values["http_out_s"]
 
-    >>> busy_frac({"http_s": 1e-3, "http_token_s": 1e-6, "http_out_s": 5e-5}, 50.0, 1000.0, 200.0)
-    0.6
+
+def server_s(front_s: tuple[float, float, float], prompt_tokens: float, output_tokens: float = 0.0) -> float:
+    """Return an API server's time to read a request and to send so many of its tokens [s].
+
+    >>> round(server_s((1e-3, 1e-6, 5e-5), 1000.0, 200.0), 6)
+    0.012
     """
-    request_s = values["http_s"] + values["http_token_s"] * prompt_tokens + values["http_out_s"] * output_tokens
-    return requests_per_s * request_s
+    request_s, prompt_token_s, out_token_s = front_s
+    return request_s + prompt_token_s * prompt_tokens + out_token_s * output_tokens
 
 
 def server_text(busy: float) -> str:

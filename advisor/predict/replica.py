@@ -13,6 +13,7 @@ from advisor.errors import DomainError
 from advisor.laws.kv import held_blocks
 from advisor.predict.engine_state import EngineLimits
 from advisor.predict.footprint import Footprint, footprint
+from advisor.predict.front import front_of
 from advisor.predict.pace import paces
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Client
@@ -109,9 +110,8 @@ def engine_limits(
 def client_of(values: Mapping[str, float], *, is_http: bool = True) -> Client:
     """Return the delays outside the engine: of a client of its API server, or of one in the engine's process."""
     own = values if is_http else in_process(values)
-    front_s = (own["http_s"], own["http_token_s"], own["http_out_s"])
     serial = (own["serial_s"], own["serial_token_s"])
-    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], front_s)
+    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], front_of(own))
 
 
 def replica_of(

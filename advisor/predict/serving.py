@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from advisor.predict.breakdown import queue_grows, run_breakdowns, served_per_s
 from advisor.predict.draw_error import draw_errors
 from advisor.predict.footprint import Footprint
-from advisor.predict.front import busy_frac, server_text
+from advisor.predict.front import front_of, server_s, server_text
 from advisor.predict.host_pace import host_gains, host_text
 from advisor.predict.release import at_release, release_rel, release_text
 from advisor.predict.replica import Replica, replica_of
@@ -196,7 +196,8 @@ def forecast_vllm(
             if math.isfinite(value):
                 name = f"{metric}_{statistic}"
                 found[f"{name}_s"] = q.interval(value, name, drawn.get(name, 0.0))
-    busy = busy_frac(values, rate / deployment.dp, float(sim.prompt_tokens.mean()), float(sim.output_tokens.mean()))
+    lengths = float(sim.prompt_tokens.mean()), float(sim.output_tokens.mean())
+    busy = rate / deployment.dp * server_s(front_of(values), *lengths)
     found["requests_per_s"] = q.interval(rate, "requests_per_s")
     found["output_tokens_per_s"] = q.interval(rate * float(sim.output_tokens.mean()), "requests_per_s")
     total = rate * float(sim.output_tokens.mean() + sim.prompt_tokens.mean())
@@ -383,8 +384,7 @@ def _steady(
     for name in ("requests_per_s", "output_tokens_per_s", "saturation_requests_per_s"):
         found[name] = q.interval(steady[name], "requests_per_s")
     is_saturated = steady["is_saturated"] > 0
-    prompt, output = mean_lengths(workload.lengths)
-    busy = busy_frac(values, steady["requests_per_s"] / deployment.dp, prompt, output)
+    busy = steady["requests_per_s"] / deployment.dp * server_s(front_of(values), *mean_lengths(workload.lengths))
     return Prediction(
         quantities=found,
         breakdowns=(memory.breakdown(),),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from advisor.laws.roofline import larger_of
 from advisor.predict.footprint import kv_cache_tokens
+from advisor.predict.front import front_of, server_s
 from advisor.predict.release import at_release
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import Gemm, StepCost, step_cost
@@ -113,9 +114,8 @@ class _Replicas:
         self.pp, _, seqs, self.budget, self.has_cache = columns
         self.cost = cost
         self.send_s = values["send_s"]
-        self.read_s = values["http_s"] + values["http_token_s"] * mean_lengths(workload.lengths)[0]
-        self.out_s = values["http_out_s"]
         prompt, self.output = mean_lengths(workload.lengths)
+        self.read_s, self.out_s = server_s(front_of(values), prompt), values["http_out_s"]
         hit = workload.prefix
         shared = min(hit.shared_prefix_tokens, prompt)
         self.cold = shared * (1.0 - values["shared_kv_frac"])
