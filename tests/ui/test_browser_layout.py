@@ -1,4 +1,4 @@
-"""In a real Chromium: nothing jumps and no page is laid out another way; where it matters, on the first visit of a browser."""
+"""In a real Chromium: nothing jumps and no page is laid out another way, also on the first visit of a browser."""
 
 from __future__ import annotations
 
