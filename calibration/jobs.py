@@ -66,6 +66,11 @@ class Job:
         """Whether the worker also times each launch (`options: {"time_launches": true}`)."""
         return self.kind == "vllm" and bool(self.options.get("time_launches"))
 
+    @property
+    def kernels(self) -> dict[str, list[int]]:
+        """Steps whose kernels the worker records: `options: {"kernels": {"decode": [1, 64], "prompt": [2048]}}`."""
+        return dict(self.options.get("kernels") or {}) if self.kind == "vllm" else {}
+
     def parsed_cells(self) -> list[Cell]:
         """Return the checked cells; equal ones are numbered, so that each has its own name."""
         seen: dict[str, int] = {}
@@ -106,6 +111,8 @@ def parse_job(raw: Any) -> Job:
     need(job.budget_s > 0 and job.limit_s > 0, "budget_s and limit_s must be positive")
     if job.kind == "vllm":
         need(bool(job.cells), "it has no cells")
+        need(is_kernels(job.options.get("kernels") or {}), KERNELS_RULE)
+        need(not (job.times_launches and job.kernels), "time_launches and kernels cannot go together")
         models.resolve(job.model)
         job.parsed_cells()
     else:
@@ -114,6 +121,16 @@ def parse_job(raw: Any) -> Job:
         models.resolve(job.model)
         check_cells(job)
     return job
+
+
+KERNELS_RULE = 'the option kernels must be such as {"decode": [1, 64], "prompt": [2048]}, positive whole numbers'
+
+
+def is_kernels(raw: Any) -> bool:
+    """Return whether an option names steps whose kernels can be recorded."""
+    if not isinstance(raw, dict) or set(raw) - {"decode", "prompt"}:
+        return False
+    return all(isinstance(v, list) and all(type(n) is int and n > 0 for n in v) for v in raw.values())
 
 
 def read_jobs(path: str) -> list[Job]:

@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from calibration import launch_probe, models, vllm_probe
+from calibration import kernel_probe, launch_probe, models, vllm_probe
 from calibration.errors import EngineMissing, EngineStartFailed, OutFileBusy, first_error
 from calibration.gpus import Gpus, PowerMeter
 from calibration.jobs import Job, start_fields
+from calibration.kernel_probe import record_kernels
 from calibration.load import Send
 from calibration.output import Output, prepare_env
 from calibration.session import Run
@@ -75,7 +76,8 @@ def engine_args(job: Job, model_dir: str) -> dict[str, Any]:
     if job.kv_cache_dtype != "auto":
         args["kv_cache_dtype"] = job.kv_cache_dtype
     if job.worker_probe:
-        args["worker_extension_cls"] = launch_probe.EXTENSION if job.times_launches else vllm_probe.EXTENSION
+        probe = launch_probe if job.times_launches else kernel_probe if job.kernels else vllm_probe
+        args["worker_extension_cls"] = probe.EXTENSION
     return args | job.engine_args
 
 
@@ -194,7 +196,13 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
                 await engine.collective_rpc(
                     "calibration_time_launches", args=(str(Path(output.out).resolve().parent / name),)
                 )
-            await run.run(make_send(engine), engine, common, config["vocab_size"], meter)
+            send = make_send(engine)
+            await run.run(send, engine, common, config["vocab_size"], meter)
+            if job.kernels:
+                path = Path(output.out).resolve().parent / f"{common['run_id']}-kernels.jsonl.gz"
+                found = await record_kernels(engine, send, job.kernels, config["vocab_size"], path, common["run_id"])
+                for line in found:
+                    output.say(f"{common['run_id']} {line}")
         finally:
             meter.stop()
             # every record is on disk by now: an engine that does not end must not hold the GPU minutes
