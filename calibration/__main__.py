@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="vllm (125 MB), deepspeed (5 MB) or fastgen (50 MB); this package always",
     )
+    short = commands.add_parser("condense-kernels", help="make recorded kernels short enough to keep: medians a layer")
+    short.add_argument("files", nargs="+", help="files of recorded kernels (RUN_ID-kernels.jsonl.gz)")
+    short.add_argument("--out", required=True, help="file to write (.jsonl.gz)")
     raw = commands.add_parser("import-raw", help="turn lines of the first DeepSpeed scripts into run records")
     raw.add_argument("raw", help="a file of such lines")
     raw.add_argument("--out", required=True, help="run records are written here")
@@ -128,6 +131,18 @@ def _check(args: argparse.Namespace) -> int:
     starts = len({r["run_id"] for r in records})
     print(f"{len(records)} records of {starts} starts: {counts[0]} bad, {counts[1]} doubtful, {counts[2]} notes")
     return 1 if counts[0] else 0
+
+
+def _condense_kernels(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from calibration.kernel_steps import condense_files
+
+    if os.path.exists(args.out):
+        raise JobError(f"'{args.out}' is there already; records are never overwritten")
+    n_kept, n_left = condense_files([Path(f) for f in args.files], Path(args.out))
+    print(f"{n_kept} steps written to '{args.out}'" + (f", {n_left} without layers left out" if n_left else ""))
+    return 0
 
 
 def _import_raw(args: argparse.Namespace) -> int:
@@ -220,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         "bundle": _bundle,
         "build-ops": _build_ops,
         "check": _check,
+        "condense-kernels": _condense_kernels,
         "import-raw": _import_raw,
         "run-endpoint": _run_endpoint,
     }

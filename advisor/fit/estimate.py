@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.errors import DomainError
+from advisor.fit.kernels import KernelStep
 from advisor.fit.minimise import minimise
 from advisor.fit.objective import REFERENCE_GPU, cell_residuals, is_http, targets, values_for
 from advisor.fit.parameters import (
@@ -41,23 +42,38 @@ MAX_WIDTH = 1.0
 Z90 = 1.645
 
 
-_CELLS: list[Cell] = []
+_CELLS: list[Cell | KernelStep] = []
 _TRANSFER: Mapping[str, Mapping[str, float]] = {}
 
 
-def _start_worker(cells: list[Cell], transfer: Mapping[str, Mapping[str, float]]) -> None:
+def _start_worker(cells: list[Cell | KernelStep], transfer: Mapping[str, Mapping[str, float]]) -> None:
     global _CELLS, _TRANSFER
     _CELLS, _TRANSFER = cells, transfer
 
 
 def _residuals(job: tuple[Sequence[int], Mapping[str, float]]) -> Floats:
     indices, theta = job
-    cells = (_CELLS[i] for i in indices)
-    return np.asarray([r for cell in cells for r in cell_residuals(cell, values_for(cell, theta, _TRANSFER))])
+    return np.asarray([r for i in indices for r in _residuals_of(_CELLS[i], theta)])
+
+
+def _residuals_of(item: Cell | KernelStep, theta: Mapping[str, float]) -> list[float]:
+    if isinstance(item, KernelStep):
+        return item.residuals(values_for(item.cell, theta, _TRANSFER))
+    return cell_residuals(item, values_for(item, theta, _TRANSFER))
+
+
+def _cell(item: Cell | KernelStep) -> Cell:
+    return item.cell if isinstance(item, KernelStep) else item
+
+
+def _count(item: Cell | KernelStep) -> int:
+    return len(item.figures) if isinstance(item, KernelStep) else len(targets(item))
 
 
 @contextmanager
-def workers(cells: list[Cell], transfer: Mapping[str, Mapping[str, float]], n: int = 2) -> Iterator[Executor]:
+def workers(
+    cells: list[Cell | KernelStep], transfer: Mapping[str, Mapping[str, float]], n: int = 2
+) -> Iterator[Executor]:
     """Give a pool of processes that hold the cells."""
     with ProcessPoolExecutor(n, initializer=_start_worker, initargs=(cells, transfer)) as pool:
         yield pool
@@ -146,7 +162,8 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
 OF_KIND = {
     "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
     "int4_layer_s": "int4", "int4_sm_bytes_per_s": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
-    "moe_stream_factor": "moe", "host_moe_layer_s": "moe", "decode_fp8_eff": "kv_fp8", "norm_s": "norms",
+    "moe_stream_factor": "moe", "moe_layer_s": "moe", "host_moe_layer_s": "moe", "decode_fp8_eff": "kv_fp8",
+    "norm_s": "norms",
     "link_eff": "group", "all_reduce_s": "group", "host_tp_factor": "group", "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http",
     "http_out_s": "http", "host_eager_layer_s": "eager",
@@ -188,6 +205,7 @@ def fitted_names(cells: Sequence[Cell]) -> list[str]:
 def estimate(
     cells: Sequence[Cell],
     *,
+    kernels: Sequence[KernelStep] = (),
     transfer: Mapping[str, Mapping[str, float]] | None = None,
     start: Mapping[str, float] | None = None,
     max_steps: int = 12,
@@ -197,7 +215,8 @@ def estimate(
     """Return coefficients that make the simulated cells agree with the measured ones.
 
     Robust (soft L1) least squares on logarithms of ratios within physical bounds; `progress` hears each step and its
-    cost. Raises DomainError when the cells cannot determine what is asked of them.
+    cost. `kernels` are recorded steps, each a residual a figure, after those of the cells. Raises DomainError when the
+    cells cannot determine what is asked of them.
     """
     cells = list(cells)
     names = fitted_names(cells)
@@ -214,7 +233,8 @@ def estimate(
     x0 = np.clip(np.log([base[n] for n in names]), low + 1e-6, high - 1e-6)
     priors = [(i, math.log(centre), rel) for i, n in enumerate(names) if (centre := _centre(n)) and (rel := _prior(n))]
 
-    mine = {n: [i for i, c in enumerate(cells) if depends(n, c)] for n in names}
+    items: list[Cell | KernelStep] = [*cells, *kernels]
+    mine = {n: [i for i, item in enumerate(items) if depends(n, _cell(item))] for n in names}
 
     def theta_of(x: Floats) -> dict[str, float]:
         return base | {n: float(v) for n, v in zip(names, np.exp(x), strict=True)}
@@ -222,11 +242,11 @@ def estimate(
     def with_priors(x: Floats, residuals: Floats) -> Floats:
         return np.append(residuals, [(x[i] - centre) / rel for i, centre, rel in priors])
 
-    order = list(range(len(cells)))
-    counts = [len(targets(c)) for c in cells]
+    order = list(range(len(items)))
+    counts = [_count(item) for item in items]
     first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
     rows_of = {n: np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen]) for n, chosen in mine.items()}
-    with workers(cells, transfer or {}, n_workers) as pool:
+    with workers(items, transfer or {}, n_workers) as pool:
 
         def residuals(points: Sequence[Floats]) -> list[Floats]:
             shares = [order[k::n_workers] for k in range(n_workers)]
@@ -312,7 +332,6 @@ def as_coefficients(
 
 
 _FIXED = {
-    "pair_ramp_tokens": "H100 prefill attention of 0.21 of peak at 512 tokens, 0.62 at 16384 (aiconfigurator database)",
     "return_s": "only its sum with submit_s shows in our runs: shared equally",
     "clock_exponent": "dynamic power as clock times voltage squared near the top of the range",
     "all_reduce_switch_bytes": "not reached separately in our runs: one regime",

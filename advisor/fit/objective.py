@@ -20,7 +20,7 @@ from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Simulation, simulate
 from advisor.predict.step import step_cost
 from advisor.predict.traffic import Traffic
-from advisor.predict.transfer import on_host
+from advisor.predict.transfer import on_host, scaled
 from advisor.schema import EngineFacts, PrefixSharing
 
 REFERENCE_GPU = "h100-sxm-80gb"
@@ -98,7 +98,8 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
         stages = [replace(stage, has_one_route=True) for stage in stages]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
     send_s = values["send_s"] if deployment.pp > 1 else 0.0
-    client = client_of(values, is_http=is_http(cell))
+    n_servers = int((record.model_extra or {}).get("api_server_count", 1))
+    client = client_of(values, is_http=is_http(cell), n_servers=n_servers)
     found = []
     for k, traffic in enumerate(cell.traffics):
         begin = k / len(cell.traffics)
@@ -122,11 +123,9 @@ def predicted(simulations: Sequence[Simulation]) -> dict[str, float]:
 
 def values_for(cell: Cell, theta: Mapping[str, float], transfer: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return the coefficient values of a cell: GPU factors, then its host's speed and energy factors."""
-    values = {name: theta[name] for name in BY_NAME}
     factors = transfer.get(cell.gpu.name, {}) if cell.gpu.name != REFERENCE_GPU else {}
-    values["joules_per_flop"] *= float(factors.get("joules", 1.0))
-    speed = theta.get(f"host@{cell.host}", 1.0) * float(factors.get("host", 1.0))
-    return on_node(values, speed, theta.get(f"power@{cell.host}", 1.0))
+    values = scaled({name: theta[name] for name in BY_NAME}, factors)
+    return on_node(values, theta.get(f"host@{cell.host}", 1.0), theta.get(f"power@{cell.host}", 1.0))
 
 
 def on_node(values: Mapping[str, float], speed: float, power: float) -> dict[str, float]:

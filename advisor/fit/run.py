@@ -6,7 +6,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from advisor.catalog import Catalog
 from advisor.errors import BadData
 from advisor.fit.estimate import Estimate, as_coefficients, estimate
+from advisor.fit.kernels import KernelStep, read_kernels
 from advisor.fit.objective import exact_traffic, is_http, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.repeats import noise_floor
@@ -29,10 +30,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Data:
-    """The cells, open loops with the very requests that were sent where they were kept; and those drawn anew."""
+    """The cells, open loops with the very requests that were sent where they were kept; those drawn anew; kernels."""
 
     cells: list[Cell]
     drawn: list[Cell]
+    kernels: list[KernelStep] = field(default_factory=list)
+
+    def of_runs(self, is_in: Callable[[Cell], bool]) -> set[int]:
+        """Return the places of some starts' cells and kernels among all, as `Estimate.without` counts them."""
+        items = [*self.cells, *(step.cell for step in self.kernels)]
+        return {i for i, cell in enumerate(items) if is_in(cell)}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
     manifest = read_manifest(folder / "manifest.toml")
     found: list[Cell] = []
     drawn: list[Cell] = []
+    kernels: list[KernelStep] = []
     for name, entry in manifest.items():
         if not isinstance(entry, dict):
             continue
@@ -70,9 +78,10 @@ def load_data(folder: Path, catalog: Catalog, extra: Sequence[str | Path] = ()) 
         exact = [exact_traffic(cell, rows) for cell in cells]
         drawn += [cell for cell, sent in zip(cells, exact, strict=True) if sent is not cell]
         found += exact
+        kernels += read_kernels(folder / str(entry["kernels"]), cells) if "kernels" in entry else []
     for source in extra:
         found += cells_of(read_records(source), catalog, f"file-{Path(source).stem}")
-    return Data(found, drawn)
+    return Data(found, drawn, kernels)
 
 
 def cross_validate(
@@ -89,7 +98,7 @@ def cross_validate(
     drawn: list[Row] = []
     runs = sorted({c.run_id for c in data.cells})
     for number, run in enumerate(runs, 1):
-        theta = full.without({i for i, c in enumerate(data.cells) if c.run_id == run})
+        theta = full.without(data.of_runs(lambda cell, run=run: cell.run_id == run))
         theta = {name: value for name, value in theta.items() if "@" not in name}
 
         def predict(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
@@ -181,6 +190,7 @@ def fit_all(
     transfer = read_transfer(transfer_path)
     full = estimate(
         data.cells,
+        kernels=data.kernels,
         transfer=transfer,
         start=start,
         max_steps=max_steps,

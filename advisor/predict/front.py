@@ -14,9 +14,12 @@ BUSY = 0.7
 """Share of its time that an API server may work before the answer says so."""
 
 
-def front_of(values: Mapping[str, float]) -> tuple[float, float, float]:
-    """Return an API server's time for a request, for each token of its prompt, and for each token sent [s]."""
-    return values["http_s"], values["http_token_s"], values["http_out_s"]
+def front_of(values: Mapping[str, float], n_servers: int = 1) -> tuple[float, float, float]:
+    """Return the API server's time for a request, for each token of its prompt, and for each token sent [s].
+
+    Several (`--api-server-count`) get the work done so many times as fast.
+    """
+    return values["http_s"] / n_servers, values["http_token_s"] / n_servers, values["http_out_s"] / n_servers
 
 
 def server_s(front_s: tuple[float, float, float], prompt_tokens: float, output_tokens: float = 0.0) -> float:

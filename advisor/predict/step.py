@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from advisor.laws.collective import all_reduce_bus_bytes
-from advisor.laws.decode_attention import WAVE_POWER
 from advisor.laws.expert import expected_experts
 from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.cache_reads import cache_reads
@@ -48,6 +47,9 @@ DEFAULT_SMS = 132
 
 ROW_QUANTUM = 64
 """Rows that a matrix instruction group computes at least (wgmma, m64); other tokens are padding."""
+
+N_EXPERT_GEMMS = 2
+"""Matrix kernels of an expert layer: all experts' up (and gate) in one, all experts' down in the other."""
 
 FP8_CLUSTER_ROWS = 256
 """Rows of a cluster of two tiles, which vLLM's fp8 kernels compute together above 128 tokens on Hopper (32b-fp8)."""
@@ -183,7 +185,7 @@ class StepCost:
             self.head_bytes / self.head_bytes_per_s,
             self.sharpness,
         )
-        return head, self.fixed_s + n_sampled * self.seq_s, self.tiles_s * n_sampled**WAVE_POWER
+        return head, self.fixed_s + n_sampled * self.seq_s, self.tiles_s * n_sampled
 
     def attention_terms(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
         """Return the attention of prompts and of decodes [s]; arguments as of `terms`."""
@@ -330,18 +332,19 @@ def step_cost(
     stream_bytes_per_s = bandwidth * c[f"stream_eff_{'bf16' if kind == 'int4' else kind}"]
     if kind == "int4":
         stream_bytes_per_s = min(stream_bytes_per_s, n_sms * c["int4_sm_bytes_per_s"])
-    layer_s = c["layer_s"] + shapes.n_further_norms * c["norm_s"]
+    gemms = gemms_of(shapes, tp, share, weight_byte)
+    layer_s = c["layer_s"] + c["attention_s"] + len(gemms) * c["gemm_s"] + shapes.n_further_norms * c["norm_s"]
     layer_s += {"fp8": c["fp8_layer_s"], "int4": c["int4_layer_s"], "bf16": 0.0}[kind]
     moe_layers = shapes.n_moe_layers * share
     large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
-    layer_s += c["moe_layer_s"] * shapes.n_moe_layers / shapes.n_layers
+    layer_s += (c["moe_layer_s"] + N_EXPERT_GEMMS * c["gemm_s"]) * shapes.n_moe_layers / shapes.n_layers
     launch_s = large_s * n_layers
     launch_s += 0.0 if dtype == "mxfp4" else c["host_moe_layer_s"] * moe_layers  # launched as one: gpt-oss-20b
     layer_s += c["mla_layer_s"] * shapes.is_mla
     launch_s += c["host_mla_layer_s"] * n_layers * shapes.is_mla
     return StepCost(
         n_layers=n_layers,
-        gemms=gemms_of(shapes, tp, share, weight_byte),
+        gemms=gemms,
         flops_per_token=2.0 * shapes.matrix_params * share / tp,
         weight_bytes=shapes.matrix_params * weight_byte * share / tp + shapes.router_params * 2.0 * share,
         expert_flops_per_token=2.0 * shapes.expert_params * shapes.n_experts_per_token * moe_layers / tp,
@@ -368,7 +371,7 @@ def step_cost(
         all_reduce_latency_s=c["all_reduce_s"],
         all_reduce_switch_bytes=c["all_reduce_switch_bytes"],
         all_reduce_large_latency_s=c["all_reduce_large_s"],
-        fixed_s=c["step_s"] / pp + n_layers * layer_s,
+        fixed_s=c["step_s"] / pp + n_layers * layer_s + is_last * c["gemm_s"],
         seq_s=(c["seq_s"] if is_last else 0.0) + cache.seq_s,
         tiles_s=cache.tiles_s,
         sharpness=c["sharpness_int4"] if kind == "int4" else c["sharpness"],

@@ -76,14 +76,19 @@ def transferred(coefficients: CoefficientSet, gpu: Gpu) -> dict[str, float]:
     values = {name: c.value for name, c in coefficients.coefficients.items()}
     if gpu.name == coefficients.gpu:
         return values
-    factors = _factors(coefficients, gpu)
+    return scaled(values, _factors(coefficients, gpu))
+
+
+def scaled(values: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+    """Return coefficient values of the GPU that was measured turned into those of one with these factors."""
+    out = dict(values)
     for key, names in SCALED_BY.items():
         factor = float(factors.get(key, 1.0))
         for name in names:
-            if name in values:
-                scaled = values[name] * factor
-                values[name] = min(scaled, 1.0) if name.endswith(("_eff", "_bf16", "_fp8", "_int4")) else scaled
-    return values
+            if name in out:
+                value = out[name] * factor
+                out[name] = min(value, 1.0) if name.endswith(("_eff", "_bf16", "_fp8", "_int4")) else value
+    return out
 
 
 def transfer_rel(coefficients: CoefficientSet, gpu: Gpu) -> float:

@@ -33,21 +33,21 @@ def test_edge_more_query_heads_than_a_tile_has_rows() -> None:
 
 
 def test_oracle_a_full_wave_takes_the_time_of_a_wave() -> None:
-    assert tiles_s(7e-6, 132, 132) == pytest.approx(7e-6)
-    assert tiles_s(7e-6, 8 * 132, 132) == pytest.approx(4 * 7e-6)
+    assert tiles_s(3e-6, 132, 132) == pytest.approx(3e-6)
+    assert tiles_s(3e-6, 8 * 132, 132) == pytest.approx(8 * 3e-6)
 
 
 def test_published_decode_kernels_take_so_much_longer_for_more_sequences() -> None:
     # vLLM 0.24 on an H100, 8 KV heads of 128 elements, up to 64 keys: us beyond those of one sequence (11.8)
-    for n, beyond in ((128, 26.3e-6), (256, 54.8e-6)):
-        more = tiles_s(7.2e-6, n * 8, 132) - tiles_s(7.2e-6, 8, 132)
-        assert more == pytest.approx(beyond, rel=0.25)
+    for n, beyond in ((64, 12e-6), (128, 26.3e-6), (256, 54.8e-6)):
+        more = tiles_s(3.2e-6, n * 8, 132) - tiles_s(3.2e-6, 8, 132)
+        assert more == pytest.approx(beyond, rel=0.1)
 
 
 @given(st.floats(1e-7, 1e-4), st.integers(1, 4096), st.integers(16, 256))
-def test_more_tiles_never_take_less_and_each_costs_less(wave_s: float, n: int, n_sms: int) -> None:
+def test_more_tiles_and_fewer_processors_never_take_less(wave_s: float, n: int, n_sms: int) -> None:
     assert tiles_s(wave_s, n, n_sms) <= tiles_s(wave_s, n + 1, n_sms)
-    assert tiles_s(wave_s, n + 1, n_sms) / (n + 1) <= tiles_s(wave_s, n, n_sms) / n * (1 + 1e-12)
+    assert tiles_s(wave_s, n, n_sms + 1) <= tiles_s(wave_s, n, n_sms)
 
 
 def test_edge_no_tiles_take_no_time() -> None:
