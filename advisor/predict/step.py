@@ -57,13 +57,14 @@ FP8_CLUSTER_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """One kind of matrix of a stage: work of all its layers, and the tiles one row of tiles has.
+    """One kind of matrix of a stage: work of all its layers (a token's input and output too), tiles of a row of tiles.
 
     All kinds of many plans can be one object (`is_stacked`): arrays with the kind as first axis, the plan as last.
     """
 
     flops_per_token: Real
     weight_bytes: Real
+    token_bytes: Real
     n_column_tiles: Real
     is_stacked: bool = False
 
@@ -158,7 +159,7 @@ class StepCost:
             idle = self.wave_frac * (ceil(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
             seconds = smooth_max(
                 padded * (1.0 + idle) * (gemm.flops_per_token / self.gemm_flops_per_s),
-                gemm.weight_bytes / self.stream_bytes_per_s,
+                (gemm.weight_bytes + n_tokens * gemm.token_bytes) / self.stream_bytes_per_s,
                 self.sharpness,
             )
             linear = linear + (seconds.sum(axis=0) if gemm.is_stacked else seconds)
@@ -277,26 +278,29 @@ class StepCost:
         return matrix, n_pairs * self.flops_per_pair
 
 
-def gemms_of(shapes: Shapes, tp: int, share: float, weight_byte: float) -> tuple[Gemm, ...]:
-    """Return the matrices of a stage that holds `share` of the layers: query-key-value, output, up (and gate), down.
+def gemms_of(shapes: Shapes, tp: int, n_layers: int, weight_byte: float) -> tuple[Gemm, ...]:
+    """Return the matrices of a stage of so many layers: query-key-value, output, up (and gate), down.
 
     Column tiles follow the output width on one rank; what the four do not cover (latent attention's extra factors) is
     spread over them, so that work and bytes are exact.
     """
     n_dense = shapes.n_layers - shapes.n_moe_layers or shapes.n_layers
+    share, d_model = n_layers / shapes.n_layers, shapes.d_model
     up = shapes.mlp_matrix_params * (1.0 - shapes.down_frac)
-    qkv = (shapes.n_heads + 2 * shapes.n_kv_heads) * shapes.d_head
-    qkv_frac = qkv / (qkv + shapes.n_heads * shapes.d_attention_value)
-    parts = [
-        (shapes.attention_matrix_params * qkv_frac, qkv / tp),
-        (shapes.attention_matrix_params * (1.0 - qkv_frac), shapes.d_model),
-        (up, up / n_dense / shapes.d_model / tp),
-        (shapes.mlp_matrix_params - up, shapes.d_model),
+    qkv, value = (shapes.n_heads + 2 * shapes.n_kv_heads) * shapes.d_head, shapes.n_heads * shapes.d_attention_value
+    qkv_params = shapes.attention_matrix_params * qkv / (qkv + value)
+    down = shapes.mlp_matrix_params - up
+    parts = [  # parameters, widths of input and output on one rank, layers
+        (qkv_params, d_model, qkv / tp, shapes.n_layers),
+        (shapes.attention_matrix_params - qkv_params, value / tp, d_model, shapes.n_layers),
+        (up, d_model, up / n_dense / d_model / tp, n_dense),
+        (down, down / n_dense / d_model / tp, d_model, n_dense),
     ]
+    scale = share / tp
     return tuple(
-        Gemm(2.0 * params * share / tp, params * weight_byte * share / tp, max(1, -int(-width // TILE_COLUMNS)))
-        for params, width in parts
-        if params > 0
+        Gemm(2.0 * n * scale, n * weight_byte * scale, 2.0 * (a + b) * layers * share, max(1, -int(-b // TILE_COLUMNS)))
+        for n, a, b, layers in parts
+        if n > 0
     )
 
 
@@ -332,7 +336,7 @@ def step_cost(
     stream_bytes_per_s = bandwidth * c[f"stream_eff_{'bf16' if kind == 'int4' else kind}"]
     if kind == "int4":
         stream_bytes_per_s = min(stream_bytes_per_s, n_sms * c["int4_sm_bytes_per_s"])
-    gemms = gemms_of(shapes, tp, share, weight_byte)
+    gemms = gemms_of(shapes, tp, n_layers, weight_byte)
     layer_s = c["layer_s"] + c["attention_s"] + len(gemms) * c["gemm_s"] + shapes.n_further_norms * c["norm_s"]
     layer_s += {"fp8": c["fp8_layer_s"], "int4": c["int4_layer_s"], "bf16": 0.0}[kind]
     moe_layers = shapes.n_moe_layers * share

@@ -1,4 +1,4 @@
-"""Recorded kernels against the law: which figure a kernel counts for, what the law says of it, what a fit makes of it."""
+"""Recorded kernels against the law: which figure a kernel counts for, what the law says of it, bad files refused."""
 
 from __future__ import annotations
 
