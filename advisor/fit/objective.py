@@ -98,8 +98,7 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
         stages = [replace(stage, has_one_route=True) for stage in stages]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
     send_s = values["send_s"] if deployment.pp > 1 else 0.0
-    n_servers = int((record.model_extra or {}).get("api_server_count", 1))
-    client = client_of(values, is_http=is_http(cell), n_servers=n_servers)
+    client = client_of(values, is_http=is_http(cell), n_servers=record.api_server_count)
     found = []
     for k, traffic in enumerate(cell.traffics):
         begin = k / len(cell.traffics)

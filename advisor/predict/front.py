@@ -42,7 +42,7 @@ def server_text(busy: float) -> str:
         return ""
     return (
         f"a replica's API server would be busy {100 * min(busy, 1.0):.0f} % of the time: one process reads each request"
-        " and sends every token; further ones (--api-server-count) share that work, which has not been measured"
+        " and sends every token; further ones (--api-server-count) share that work"
     )
 
 

@@ -112,6 +112,8 @@ class RunRecord(OpenNoun):
     tp: PositiveInt = 1
     pp: PositiveInt = 1
     dp: PositiveInt = 1
+    api_server_count: PositiveInt = 1
+    """vLLM's API server processes, where a client came over HTTP"""
     weight_dtype: Name = "bf16"
     kv_dtype: Name = "bf16"
     max_model_len: PositiveInt | None = None
