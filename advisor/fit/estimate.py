@@ -36,6 +36,10 @@ STEP = 2e-2
 UNTOLD = 1e-3
 """Jacobian column length below which the data say nothing about a coefficient."""
 
+MOST_ELASTIC = 3.0
+"""Largest relative change of a metric over that of a coefficient that is taken for a slope. Requests that change groups
+make leaps of 10 and more, which would hide every other number's slope in the steps of the fit."""
+
 MAX_WIDTH = 1.0
 """Half-width (natural log) of a coefficient's interval at most, also of one that the data say nothing about."""
 
@@ -66,8 +70,8 @@ def _cell(item: Cell | KernelStep) -> Cell:
     return item.cell if isinstance(item, KernelStep) else item
 
 
-def _count(item: Cell | KernelStep) -> int:
-    return len(item.figures) if isinstance(item, KernelStep) else len(targets(item))
+def _widths(item: Cell | KernelStep) -> list[float]:
+    return item.widths if isinstance(item, KernelStep) else [target.width for target in targets(item)]
 
 
 @contextmanager
@@ -243,7 +247,9 @@ def estimate(
         return np.append(residuals, [(x[i] - centre) / rel for i, centre, rel in priors])
 
     order = list(range(len(items)))
-    counts = [_count(item) for item in items]
+    widths = [_widths(item) for item in items]
+    counts = [len(found) for found in widths]
+    steepest = MOST_ELASTIC / np.concatenate(widths)
     first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
     rows_of = {n: np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen]) for n, chosen in mine.items()}
     with workers(items, transfer or {}, n_workers) as pool:
@@ -268,7 +274,8 @@ def estimate(
             for n, y, s, out in zip(names, moved, steps, outs, strict=True):
                 whole = at[: first[-1]].copy()
                 whole[rows_of[n]] = out
-                columns.append((with_priors(y, whole) - at) / s)
+                slope = (with_priors(y, whole) - at) / s
+                columns.append(np.append(np.clip(slope[: first[-1]], -steepest, steepest), slope[first[-1] :]))
             return np.array(columns).T
 
         x, final = minimise(residuals, jacobian, x0, low, high, max_steps=max_steps, progress=progress)

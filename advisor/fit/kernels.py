@@ -52,6 +52,11 @@ class KernelStep:
         """Return the engine start that it belongs to."""
         return self.cell.run_id
 
+    @property
+    def widths(self) -> list[float]:
+        """Return the relative error of each figure that counts as one."""
+        return [WIDTHS[name] for name in self.figures]
+
     def predicted(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return what the law says of its figures [s], for coefficient values of its GPU."""
         cell = self.cell

@@ -225,7 +225,7 @@ class StepCost:
     def power_ratio(self, seconds: Real, n_tokens: Real, n_pairs: Real, n_context: Real, n_sampled: Real) -> Real:
         """Return the power of a step at full clock over what the board's limit leaves above idle.
 
-        Above 1 the board lowers its clock; not at once but as its average over some tenths of a second demands.
+        Above 1 the board lowers its clock; not at once but as its average over some hundredths of a second demands.
         """
         energy_j = self.token_j(n_tokens) + self.request_j(n_pairs, n_context, n_sampled)
         return energy_j / (seconds * self.dynamic_power_w)

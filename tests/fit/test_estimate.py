@@ -12,7 +12,15 @@ import pytest
 
 from advisor.catalog import load_catalog
 from advisor.errors import BadData, DomainError
-from advisor.fit.estimate import Estimate, as_coefficients, depends, estimate, fitted_names, of_typical_host
+from advisor.fit.estimate import (
+    MOST_ELASTIC,
+    Estimate,
+    as_coefficients,
+    depends,
+    estimate,
+    fitted_names,
+    of_typical_host,
+)
 from advisor.fit.objective import exact_traffic, measured, predicted, read_rows, run_cell, targets, values_for
 from advisor.fit.parameters import PARAMETERS
 from advisor.fit.records import Cell, cells_of, read_records
@@ -61,6 +69,8 @@ def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
     assert costs[-1] < 0.1 * costs[0]
     for name in ("stream_eff_bf16", "gemm_eff_bf16"):
         assert fit.theta[name] == pytest.approx(truth[name], rel=0.03), name
+    widths = np.array([target.width for cell in cells for target in targets(cell)])
+    assert np.all(np.abs(fit.jacobian[: len(widths)]) <= MOST_ELASTIC / widths[:, None] + 1e-9)
     by_name = {p.name: p for p in PARAMETERS}
     for name in set(fit.names) & set(by_name):
         assert by_name[name].low <= fit.theta[name] <= by_name[name].high
@@ -75,6 +85,23 @@ def test_a_fit_finds_the_coefficients_that_made_its_data() -> None:
     assert found.report is not None
     assert found.report.n_cells == len(cells)
     assert found.report.condition_number >= 1
+
+
+def test_recorded_kernels_tell_what_clients_cannot() -> None:
+    """Streaming and a constant a layer look alike to the clients of few models; their kernels tell them apart."""
+    data = load_data(RUNS, CATALOG)
+    runs = [f"vllm-0.26.0__h200-sxm-141gb__{tag}" for tag in ("8b-p", "3b-p")]
+    cells = [c for c in data.cells if c.run_id in runs]
+    steps = [step for step in data.kernels if step.run_id in runs]
+    transfer = CATALOG.coefficients("vllm").transfer
+    alone = estimate(cells, transfer=transfer, max_steps=1)
+    both = estimate(cells, kernels=steps, transfer=transfer, max_steps=1)
+    assert len(both.owners) == len(alone.owners) + sum(len(step.figures) for step in steps)
+    assert set(both.owners) == set(range(len(cells) + len(steps)))
+    for name in ("gemm_s", "attention_s", "step_s", "stream_eff_bf16"):
+        assert both.relative_widths()[name] < 0.7 * alone.relative_widths()[name], name
+    without = both.without(set(range(len(cells), len(cells) + len(steps))))
+    assert all(value > 0 for value in without.values())
 
 
 def test_too_few_numbers_are_refused() -> None:
