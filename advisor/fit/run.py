@@ -118,6 +118,27 @@ def cross_validate(
     return rows, drawn
 
 
+def kernel_errors(data: Data, full: Estimate, transfer: Transfer) -> dict[str, dict[str, float]]:
+    """Return the relative errors of the kernels' figures by 'figure, decode' or 'figure, prompt', starts left out."""
+    found: dict[str, list[float]] = {}
+    for run in sorted({step.run_id for step in data.kernels}):
+        theta = full.without(data.of_runs(lambda cell, run=run: cell.run_id == run))
+        theta = {name: value for name, value in theta.items() if "@" not in name}
+        for step in (step for step in data.kernels if step.run_id == run):
+            predicted = step.predicted(values_for(step.cell, theta, transfer))
+            for figure, seconds in step.figures.items():
+                found.setdefault(f"{figure}, {step.what}", []).append(predicted[figure] / seconds - 1.0)
+    return {
+        name: {
+            "median": float(np.median(np.abs(errors))),
+            "p90": float(np.percentile(np.abs(errors), 90)),
+            "bias": float(np.mean(errors)),
+            "n": len(errors),
+        }
+        for name, errors in sorted(found.items())
+    }
+
+
 def is_eager(row: Row) -> bool:
     """Return whether a row is of an engine without CUDA graphs, whose every step waits for its launches."""
     return row.regime["mode"] == EAGER
@@ -213,6 +234,7 @@ def fit_all(
         "coverage_by_pace": {pace: coverage(found) for pace, found in paced.items()},
         "open_loops_drawn_anew": table(drawn),
         "noise_floor": noise_floor(data.cells),
+        "kernels": kernel_errors(data, full, transfer),
         "cells": cell_table(rows),
     }
     return coefficients, accuracy
