@@ -33,7 +33,7 @@ def main() -> None:
     start = {name: c.value for name, c in fitted.coefficients.items()}
     full = estimate(data.cells, kernels=data.kernels, transfer=transfer, start=start, max_steps=1)
     for host in sorted({c.host for c in data.cells}):
-        theta = full.without(data.of_runs(lambda cell, host=host: cell.host == host))
+        theta = full.without(data.of(host=host))
         theta |= {f"host@{host}": 1.0, f"power@{host}": 1.0}
         runs = sorted({c.run_id for c in data.cells if c.host == host})
         for minutes in MINUTES:

@@ -144,7 +144,7 @@ def _sums(kernels: Iterable[Sequence[Any]]) -> dict[str, float]:
 
 def read_kernels(path: Path, cells: Sequence[Cell]) -> list[KernelStep]:
     """Return the recorded steps of a condensed file that belong to some cells. Raises BadData with the rule broken."""
-    first = {}
+    first: dict[str, Cell] = {}
     for cell in cells:
         first.setdefault(cell.run_id, cell)
     steps = []
@@ -152,12 +152,11 @@ def read_kernels(path: Path, cells: Sequence[Cell]) -> list[KernelStep]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines = [json.loads(text) for text in file]
         for line in lines:
-            cell = first.get(line["run_id"])
-            if cell is None or has_one_route(cell.record, cell.model):
+            mine = first.get(line["run_id"])
+            if mine is None or has_one_route(mine.record, mine.model):
                 continue
-            figures = figures_of(line, cell)
             context = float(line.get("n_context_tokens") or 0)
-            steps.append(KernelStep(cell, str(line["what"]), int(line["n"]), context, figures))
+            steps.append(KernelStep(mine, str(line["what"]), int(line["n"]), context, figures_of(line, mine)))
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadData(printable(path), f"not a file of condensed kernels ({type(error).__name__})") from None
     return steps

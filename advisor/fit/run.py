@@ -36,10 +36,10 @@ class Data:
     drawn: list[Cell]
     kernels: list[KernelStep] = field(default_factory=list)
 
-    def of_runs(self, is_in: Callable[[Cell], bool]) -> set[int]:
-        """Return the places of some starts' cells and kernels among all, as `Estimate.without` counts them."""
+    def of(self, *, run_id: str | None = None, host: str | None = None) -> set[int]:
+        """Return the places of a start's or a host's cells and kernels among all, as `Estimate.without` counts them."""
         items = [*self.cells, *(step.cell for step in self.kernels)]
-        return {i for i, cell in enumerate(items) if is_in(cell)}
+        return {i for i, cell in enumerate(items) if run_id in (None, cell.run_id) and host in (None, cell.host)}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def cross_validate(
     drawn: list[Row] = []
     runs = sorted({c.run_id for c in data.cells})
     for number, run in enumerate(runs, 1):
-        theta = full.without(data.of_runs(lambda cell, run=run: cell.run_id == run))
+        theta = full.without(data.of(run_id=run))
         theta = {name: value for name, value in theta.items() if "@" not in name}
 
         def predict(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
@@ -122,7 +122,7 @@ def kernel_errors(data: Data, full: Estimate, transfer: Transfer) -> dict[str, d
     """Return the relative errors of the kernels' figures by 'figure, decode' or 'figure, prompt', starts left out."""
     found: dict[str, list[float]] = {}
     for run in sorted({step.run_id for step in data.kernels}):
-        theta = full.without(data.of_runs(lambda cell, run=run: cell.run_id == run))
+        theta = full.without(data.of(run_id=run))
         theta = {name: value for name, value in theta.items() if "@" not in name}
         for step in (step for step in data.kernels if step.run_id == run):
             predicted = step.predicted(values_for(step.cell, theta, transfer))

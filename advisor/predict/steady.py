@@ -45,8 +45,8 @@ def stacked(costs: Sequence[StepCost], index: NDArray[np.int64]) -> StepCost:
     for field in fields(StepCost):
         column = [getattr(cost, field.name) for cost in costs]
         if field.name == "gemms":
-            parts = (_kinds(column, part.name, index) for part in fields(Gemm) if part.name != "is_stacked")
-            values["gemms"] = (Gemm(*parts, is_stacked=True),)
+            flops, moved, rows, tiles = (_kinds(column, part.name, index) for part in fields(Gemm)[:4])
+            values["gemms"] = (Gemm(flops, moved, rows, tiles, is_stacked=True),)
         elif len(set(column)) == 1:
             values[field.name] = column[0]
         else:

@@ -123,10 +123,11 @@ def test_every_recorded_step_belongs_to_a_start_and_has_figures() -> None:
     assert len(data.kernels) == 189
     assert all(step.figures for step in data.kernels)
     run = data.kernels[0].run_id
-    mine = data.of_runs(lambda cell: cell.run_id == run)
+    mine = data.of(run_id=run)
     n_cells = sum(c.run_id == run for c in data.cells)
     assert len(mine) == n_cells + sum(s.run_id == run for s in data.kernels)
     assert max(mine) >= len(data.cells)
+    assert mine < data.of(host=data.kernels[0].cell.host) < data.of()
 
 
 def test_steps_of_an_unknown_start_are_left_out(tmp_path: Path) -> None:
