@@ -388,8 +388,8 @@ tokens, before the board's power limit acts, and norms of 1,024 and more, which 
 
 {kernels(accuracy)}
 
-Short prompts' attention is told too fast: its kernels take some 15 us a layer to begin and end, decodes' 8 to 11, and the law
-has one time for both (5 us a layer, about 1 % of the time to a first token).
+Short prompts' attention is told too fast: its kernels take some 15 us a layer to begin and end, decodes' 8 to 11, and
+the law has one time for both (5 us a layer, about 1 % of the time to a first token).
 
 ## By engine start
 
