@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def test_a_trace_becomes_names_and_times_from_its_first_event() -> None:
 
 
 def recorded(engine: Engine, path: Path, wanted: dict[str, list[int]]) -> tuple[list[str], list[dict[str, Any]]]:
-    said = asyncio.run(kernel_probe.record_kernels(engine, engine.send, wanted, 32_000, path, "run"))
+    work = kernel_probe.record_kernels(engine, engine.send, wanted, 32_000, path, "run")
+    with ThreadPoolExecutor(1) as pool:  # the browser of other tests may have a loop in this thread
+        said = pool.submit(asyncio.run, work).result()
     with gzip.open(path, "rt") as file:
         return said, [json.loads(line) for line in file]
 
