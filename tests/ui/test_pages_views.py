@@ -203,6 +203,10 @@ def test_trust_shows_peers_and_coverage(open_page: Open) -> None:
     assert any("advisor" in p for p in peers["predictor"])
     held: Any = next(d.value for d in test.dataframe if "measured values inside" in d.value.columns)
     assert (held["measured values inside"] > 0.8).all()
+    kernels: Any = next(d.value for d in test.dataframe if "kernels of a step" in d.value.columns)
+    assert {"matrices", "attention", "vocabulary head"} <= set(kernels["kernels of a step"])
+    assert (kernels["steps"] > 0).all()
+    assert 0 < kernels["median error"].min() < 0.05
     test.multiselect(key="origin").set_value(["published source"]).run()
     frame: Any = next(d.value for d in test.dataframe if "coefficient" in d.value.columns)
     assert 0 < len(frame) < 10

@@ -20,6 +20,13 @@ from advisor.ui.text import plain, sentence
 VLLM = "vllm"
 PAIR, START = "model and GPU", "engine start"
 OWN, PUBLISHED, KEPT = "fitted on our runs", "published source", "kept: no run determines it"
+KERNELS = {
+    "experts": "experts' matrices",
+    "elementwise": "norms, activation, cache writes",
+    "head": "vocabulary head",
+    "rest": "between two steps",
+}
+"""How the page calls what `fit.kernels` calls otherwise."""
 INTERVAL_TEXT = "Half-width of the 90 % interval of a prediction: 90 % of left-out cells were within it."
 
 
@@ -41,6 +48,7 @@ def render() -> None:
             _held_out(report)
             _coverage(report)
             _paces(report)
+            _kernels(report)
         _peers()
         _runs(chosen)
         commands.append(shell(["advisor", "validate", f"data/runs/{chosen}.jsonl"]))
@@ -168,6 +176,23 @@ def _paces(report: Mapping[str, Any]) -> None:
     st.caption(
         "Paced by the host's CPU: a host that takes 30 % less CPU time would change the figure by 3 % or more. Which"
         " host you get is not known before you measure on it, so these intervals are wider."
+    )
+
+
+def _kernels(report: Mapping[str, Any]) -> None:
+    """Show the law's terms against the GPU kernels that some starts recorded, each start left out of the fit."""
+    if not report.get("kernels"):
+        return
+    st.subheader("Kernels of single steps")
+    rows = []
+    for name, e in report["kernels"].items():
+        figure, _, step = name.partition(", ")
+        row = {"kernels of a step": KERNELS.get(figure, figure), "step": step, "median error": e["median"]}
+        rows.append(row | {"P90": e["p90"], "bias": e["bias"], "steps": e["n"]})
+    parts.table(rows, {"median error": "{:.1%}".format, "P90": "{:.1%}".format, "bias": "{:+.1%}".format}, "kernels")
+    st.caption(
+        "A sum can be right for the wrong reasons: some engine starts recorded which GPU kernels ran in their steps and"
+        " for how long. Each term of the law beside the kernels that it describes."
     )
 
 
