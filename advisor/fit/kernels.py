@@ -16,7 +16,7 @@ from typing import Any
 
 from advisor.errors import BadData, printable
 from advisor.fit.records import Cell, has_one_route
-from advisor.predict.shapes import shapes_of
+from advisor.predict.shapes import shapes_of, stage_layers
 from advisor.predict.step import N_EXPERT_GEMMS, TERMS, StepCost, step_cost
 
 ELEMENTWISE = ("triton_", "reshape_and_cache", "prepare_varlen")
@@ -113,8 +113,8 @@ def law_figures(
 
 
 def figures_of(line: Mapping[str, Any], cell: Cell) -> dict[str, float]:
-    """Return the figures of a condensed line that the law is held to [s], for all layers of the engine's GPU."""
-    n_layers = shapes_of(cell.model).n_layers
+    """Return the figures of a condensed line that the law is held to [s], for all layers of the first GPU."""
+    n_layers = stage_layers(shapes_of(cell.model).n_layers, cell.deployment.pp)[0]
     layer = _sums(line["layer"])
     is_decode, is_moe = line["what"] == "decode", cell.model.moe is not None
     is_plain = not is_moe and cell.deployment.weight_dtype in ("bf16", "fp16")
@@ -125,7 +125,7 @@ def figures_of(line: Mapping[str, Any], cell: Cell) -> dict[str, float]:
         wanted["matrices"] = layer.get("matrices", 0.0) * n_layers
     if is_plain and not is_decode and line["n"] >= SHORTEST_ELEMENTWISE:
         wanted["elementwise"] = layer.get("elementwise", 0.0) * n_layers
-    if is_decode and "between" in line:
+    if is_decode and "between" in line and cell.deployment.pp == 1:
         head = _sums(line["between"]).get("matrices", 0.0) - layer.get("matrices", 0.0)
         if not is_moe:
             wanted["head"] = head

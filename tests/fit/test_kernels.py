@@ -78,6 +78,12 @@ def test_oracle_figures_by_hand() -> None:
     assert figures_of(LINE | {"what": "prompt", "n": 4096}, cell)["elementwise"] == pytest.approx(32 * 5e-6)
 
 
+def test_edge_the_first_of_several_stages_has_its_layers_and_no_head() -> None:
+    (cell,) = cells("8b-p")
+    staged = replace(cell, deployment=cell.deployment.model_copy(update={"pp": 2}))
+    assert figures_of(LINE, staged) == pytest.approx({"attention": 160e-6, "matrices": 16 * 60e-6})
+
+
 def test_oracle_the_law_of_a_decode_by_hand() -> None:
     (cell,) = cells("8b-p")
     cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, VALUES)
