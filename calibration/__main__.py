@@ -133,13 +133,17 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if counts[0] else 0
 
 
+def _need_new(path: str) -> None:
+    if os.path.exists(path):
+        raise JobError(f"'{path}' is there already; records are never overwritten")
+
+
 def _condense_kernels(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from calibration.kernel_steps import condense_files
 
-    if os.path.exists(args.out):
-        raise JobError(f"'{args.out}' is there already; records are never overwritten")
+    _need_new(args.out)
     n_kept, n_left = condense_files([Path(f) for f in args.files], Path(args.out))
     print(f"{n_kept} steps written to '{args.out}'" + (f", {n_left} without layers left out" if n_left else ""))
     return 0
@@ -149,8 +153,7 @@ def _import_raw(args: argparse.Namespace) -> int:
     from calibration.import_raw import convert
     from calibration.records import Appender, finite
 
-    if os.path.exists(args.out):
-        raise JobError(f"'{args.out}' is there already; records are never overwritten")
+    _need_new(args.out)
     try:
         with open(args.raw, encoding="utf-8") as file:
             records, failures = convert(file, args.note)

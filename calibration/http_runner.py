@@ -172,7 +172,7 @@ def common_fields(job: Job, server: Server, said: dict[str, Any], host: dict[str
     found = {
         **start_fields(job, engine, version, host["gpu"]),
         "client": "http",
-        "api_server_count": int(job.options.get("api_server_count", 1)),
+        "api_server_count": job.options.get("api_server_count", 1),
         "interconnect": host.get("interconnect", "unknown"),
         "idle_power_w": host.get("idle_power_w"),
         "power_limit_w_per_gpu": host.get("power_limit_w_per_gpu"),

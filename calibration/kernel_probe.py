@@ -76,6 +76,9 @@ async def _decodes(engine: Any, send: Send, n_rows: int, prompts: Prompts) -> di
     try:
         while min(seen) < READY_TOKENS:
             await asyncio.sleep(0.005)
+            for task in tasks:
+                if task.done():
+                    task.result()  # its error, at once
         await engine.collective_rpc("calibration_record_kernels")
         await asyncio.sleep(WINDOW_S)
         answers = await engine.collective_rpc("calibration_kernels")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,8 @@ MIN_LAYERS = 4
 
 Event = tuple[str, float, float]
 """Name, start [us], length [us]."""
+Piece = tuple[list[Event], float]
+"""Kernels from one attention on, time until the next one [us]."""
 
 
 def _is_anchor(name: str) -> bool:
@@ -29,9 +30,8 @@ def _is_anchor(name: str) -> bool:
 def _medians(pieces: list[list[Event]]) -> list[list[Any]]:
     """Return [name, median length] of each kernel of pieces that have the same kernels in the same order."""
     return [
-        [names[0], round(statistics.median(e[2] for e in column), 3)]
+        [column[0][0], round(statistics.median(length for _, _, length in column), 3)]
         for column in zip(*pieces, strict=True)
-        if (names := [e[0] for e in column])
     ]
 
 
@@ -44,29 +44,27 @@ def condense(line: dict[str, Any]) -> dict[str, Any] | None:
     """
     events: list[Event] = [(line["kernels"][k], start, length) for k, start, length in line["events"]]
     anchors = [i for i, e in enumerate(events) if _is_anchor(e[0])]
-    pieces = [(events[a:b], events[b][1] - events[a][1]) for a, b in pairwise(anchors)]
-    kinds = Counter(tuple(e[0] for e in piece) for piece, _ in pieces)
-    if not kinds or kinds.most_common(1)[0][1] < MIN_LAYERS:
+    kinds: dict[tuple[str, ...], list[Piece]] = {}
+    for a, b in pairwise(anchors):
+        names = tuple(name for name, _, _ in events[a:b])
+        kinds.setdefault(names, []).append((events[a:b], events[b][1] - events[a][1]))
+    by_number = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    if not by_number or len(by_number[0][1]) < MIN_LAYERS:
         return None
-    layer = kinds.most_common(1)[0][0]
+    names, layers = by_number[0]
     found = {k: line[k] for k in ("run_id", "what", "n", "n_context_tokens") if k in line}
-    for name, wanted in (("layer", layer), ("between", _between(kinds, layer))):
-        mine = [(piece, us) for piece, us in pieces if tuple(e[0] for e in piece) == wanted]
-        if not mine:
-            continue
-        found[name] = _medians([piece for piece, _ in mine])
-        found[f"{name}_us"] = round(statistics.median(us for _, us in mine), 3)
-        if name == "between":
-            found["idle_us"] = round(statistics.median(_longest_gap(piece, us) for piece, us in mine), 3)
+    found |= _described("layer", layers)
+    # sampling and preparing lie in what is longer than two layers
+    between = next((mine for kernels, mine in by_number if len(kernels) > 2 * len(names) and len(mine) > 1), None)
+    if between:
+        idle_us = statistics.median(_longest_gap(events, us) for events, us in between)
+        found |= _described("between", between) | {"idle_us": round(idle_us, 3)}
     return found
 
 
-def _between(kinds: Counter[tuple[str, ...]], layer: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the most frequent piece that is longer than two layers: sampling and preparing lie in it."""
-    for names, count in kinds.most_common():
-        if len(names) > 2 * len(layer) and count > 1:
-            return names
-    return None
+def _described(name: str, pieces: list[Piece]) -> dict[str, Any]:
+    us = round(statistics.median(us for _, us in pieces), 3)
+    return {name: _medians([events for events, _ in pieces]), f"{name}_us": us}
 
 
 def _longest_gap(piece: list[Event], until_us: float) -> float:
@@ -87,12 +85,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def condense_files(paths: Iterable[Path], out: Path) -> tuple[int, int]:
     """Write the condensed lines of some recorded files; return how many there are and how many had no layers."""
-    lines = [(path, line) for path in paths for line in read_lines(path)]
-    try:
-        shortened = [condense(line) for _, line in lines]
-    except (KeyError, TypeError, ValueError, IndexError) as err:
-        raise JobError(f"a line of '{lines[0][0]}' or a later file is not of recorded kernels ({err!r})") from None
+    shortened = []
+    for path in paths:
+        try:
+            shortened += [condense(line) for line in read_lines(path)]
+        except (KeyError, TypeError, ValueError, IndexError) as err:
+            raise JobError(f"a line of '{path}' is not of recorded kernels ({err!r})") from None
     kept = [short for short in shortened if short is not None]
     with gzip.GzipFile(out, "wb", mtime=0) as file:
         file.write("".join(json.dumps(short) + "\n" for short in kept).encode())
-    return len(kept), len(lines) - len(kept)
+    return len(kept), len(shortened) - len(kept)

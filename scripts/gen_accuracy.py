@@ -17,6 +17,7 @@ from typing import Any
 from svg_plots import panels, scatter
 
 from advisor.catalog.hf_layers import EXPERT_COUNTS
+from advisor.fit.kernels import FIGURES
 from advisor.fit.parameters import BY_NAME, PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,17 +51,6 @@ REGIMES = {
     "gpu": "GPU",
     "model": "model",
 }
-
-
-KERNELS = {
-    "matrices": "matrices",
-    "experts": "experts' matrices",
-    "attention": "attention",
-    "elementwise": "norms, rotary embedding, activation, cache writes",
-    "head": "vocabulary head",
-    "rest": "between two steps: sampling, preparing the next",
-}
-"""What the figures of `fit/kernels.py` are."""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -269,7 +259,7 @@ def kernels(accuracy: Mapping[str, Any]) -> str:
     for name, e in accuracy["kernels"].items():
         figure, what = name.split(", ")
         shown = [percent(e["median"]), percent(e["p90"]), signed(e["bias"])]
-        lines.append([KERNELS[figure], what, f"{e['n']:.0f}", *shown])
+        lines.append([FIGURES[figure], what, f"{e['n']:.0f}", *shown])
     return table(["kernels of a step", "step", "steps", "median error", "P90", "bias"], lines)
 
 

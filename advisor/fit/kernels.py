@@ -28,6 +28,16 @@ REDUCES = ("cross_device_reduce", "nccl", "all_reduce")
 WIDTHS = {"matrices": 0.04, "experts": 0.1, "attention": 0.08, "elementwise": 0.08, "head": 0.03, "rest": 0.1}
 """Relative error of each figure that counts as one: what the choice of a kernel changes from one shape to the next."""
 
+FIGURES = {
+    "matrices": "matrices",
+    "experts": "experts' matrices",
+    "attention": "attention",
+    "elementwise": "norms, rotary embedding, activation, cache writes",
+    "head": "vocabulary head",
+    "rest": "between two steps: sampling, preparing the next",
+}
+"""What tables call the figures."""
+
 LONGEST_UNTHROTTLED = 1024
 """Prompt tokens up to which single prompts ran at full clock: matrices of longer ones took up to 13 % more an operation
 (h200 codellama-34b, mistral-small-24b-p), which is the power limit's doing and judged by the engine runs."""

@@ -19,7 +19,7 @@ from advisor.fit.kernels import KernelStep, read_kernels
 from advisor.fit.objective import exact_traffic, is_http, read_rows, values_for
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.repeats import noise_floor
-from advisor.fit.validate import EAGER, METRICS, Row, by_pace, by_regime, predict_cell, rows_of, table
+from advisor.fit.validate import EAGER, METRICS, Row, by_pace, by_regime, predict_cell, rows_of, summed_up, table
 from advisor.predict.host_pace import host_gains, spread_factor
 from advisor.predict.transfer import in_process
 from advisor.schema import CoefficientSet, EngineFacts
@@ -98,8 +98,7 @@ def cross_validate(
     drawn: list[Row] = []
     runs = sorted({c.run_id for c in data.cells})
     for number, run in enumerate(runs, 1):
-        theta = full.without(data.of(run_id=run))
-        theta = {name: value for name, value in theta.items() if "@" not in name}
+        theta = _as_a_stranger(data, full, run)
 
         def predict(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
             return predict_cell(cell, values_for(cell, theta, transfer), power, facts)
@@ -118,25 +117,21 @@ def cross_validate(
     return rows, drawn
 
 
+def _as_a_stranger(data: Data, full: Estimate, run: str) -> dict[str, float]:
+    """Return the coefficients of a fit that never saw an engine start, without any host's factors."""
+    return {name: value for name, value in full.without(data.of(run_id=run)).items() if "@" not in name}
+
+
 def kernel_errors(data: Data, full: Estimate, transfer: Transfer) -> dict[str, dict[str, float]]:
     """Return the relative errors of the kernels' figures by 'figure, decode' or 'figure, prompt', starts left out."""
     found: dict[str, list[float]] = {}
     for run in sorted({step.run_id for step in data.kernels}):
-        theta = full.without(data.of(run_id=run))
-        theta = {name: value for name, value in theta.items() if "@" not in name}
+        theta = _as_a_stranger(data, full, run)
         for step in (step for step in data.kernels if step.run_id == run):
             predicted = step.predicted(values_for(step.cell, theta, transfer))
             for figure, seconds in step.figures.items():
                 found.setdefault(f"{figure}, {step.what}", []).append(predicted[figure] / seconds - 1.0)
-    return {
-        name: {
-            "median": float(np.median(np.abs(errors))),
-            "p90": float(np.percentile(np.abs(errors), 90)),
-            "bias": float(np.mean(errors)),
-            "n": len(errors),
-        }
-        for name, errors in sorted(found.items())
-    }
+    return {name: summed_up(errors) for name, errors in sorted(found.items())}
 
 
 def is_eager(row: Row) -> bool:

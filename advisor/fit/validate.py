@@ -158,17 +158,18 @@ def table(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     for row in rows:
         if math.isfinite(row.error):
             errors.setdefault(row.metric, []).append(row.error)
-    out = {}
-    for metric in METRICS:
-        if metric in errors:
-            e = np.asarray(errors[metric])
-            out[metric] = {
-                "median": float(np.median(np.abs(e))),
-                "p90": float(np.percentile(np.abs(e), 90)),
-                "bias": float(e.mean()),
-                "n": len(e),
-            }
-    return out
+    return {metric: summed_up(errors[metric]) for metric in METRICS if metric in errors}
+
+
+def summed_up(errors: Sequence[float]) -> dict[str, float]:
+    """Return median, P90 and bias of some relative errors, and their number; absolute but for the bias."""
+    e = np.asarray(errors)
+    return {
+        "median": float(np.median(np.abs(e))),
+        "p90": float(np.percentile(np.abs(e), 90)),
+        "bias": float(e.mean()),
+        "n": len(e),
+    }
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ WIDE_HEAD = 96
 TILE_KEYS = 128
 """Keys of a tile; a sequence pays for half a tile more than its keys fill."""
 FP8_TILE_FACTOR = 1.6
-"""A wave with an fp8 cache over one without, in engine runs (8b-kvfp8, -b, -c: TPOT is 0.2 % off on average with it and
-2.0 % low without; the kernels of that database alone give 1.07: the engine also quantises queries and new entries)."""
+"""A wave with an fp8 cache over one without, in engine runs (41 cells of eight starts with an fp8 cache: TPOT is 0.9 %
+low on average with it and 1.9 % without; kernels of the aiconfigurator database give 1.07: the engine also quantises
+queries and new entries)."""
 
 
 def tiles_s(wave_s: float, n_tiles: float, n_sms: float) -> float:

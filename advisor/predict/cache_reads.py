@@ -26,7 +26,7 @@ class CacheReads(NamedTuple):
     bytes_per_token : bytes of one cached token in the stage's layers
     bytes_per_s     : rate at which decodes get through them
     seq_s           : further time of each decoding sequence [s]
-    tiles_s         : further time of a step of one sequence [s]; of n sequences, n ** `WAVE_POWER` as much
+    tiles_s         : further time of a decoding sequence [s]: its tiles, beyond their reads
     """
 
     bytes_per_token: float

@@ -77,6 +77,27 @@ def test_an_option_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
         parse_job(JOB | {"options": options})
 
 
+@pytest.mark.parametrize("count", [0, -1, "2", 1.5, True, None])
+def test_a_number_of_servers_that_cannot_be_is_refused(count: Any) -> None:
+    with pytest.raises(JobError, match="api_server_count must be a positive whole number"):
+        parse_job(JOB | {"options": {"api_server_count": count}})
+
+
+def test_a_request_that_fails_says_why_at_once(tmp_path: Path) -> None:
+    class Failing(Engine):
+        async def send(self, request_id: str, prompt: list[int], n_tokens: int) -> AsyncIterator[tuple[int, None]]:
+            await asyncio.sleep(0.001)
+            raise ValueError("too long for this model")
+            yield 1, None
+
+    path = tmp_path / "k.jsonl.gz"
+    with gzip.open(path, "wt"):
+        pass
+    said, lines = recorded(Failing(), path, {"decode": [2]})
+    assert "ValueError too long for this model" in said[0]
+    assert lines == []
+
+
 def test_a_trace_becomes_names_and_times_from_its_first_event() -> None:
     found = kernel_probe.events_of(TRACE)
     assert found["kernels"] == ["Memcpy HtoD", "gemm"]

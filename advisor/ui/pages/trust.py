@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from advisor.catalog import load_catalog
+from advisor.fit.kernels import FIGURES
 from advisor.fit.validate import METRICS, Row, table
 from advisor.schema import CoefficientSet
 from advisor.ui import accuracy, call, parts, state
@@ -20,13 +21,6 @@ from advisor.ui.text import plain, sentence
 VLLM = "vllm"
 PAIR, START = "model and GPU", "engine start"
 OWN, PUBLISHED, KEPT = "fitted on our runs", "published source", "kept: no run determines it"
-KERNELS = {
-    "experts": "experts' matrices",
-    "elementwise": "norms, activation, cache writes",
-    "head": "vocabulary head",
-    "rest": "between two steps",
-}
-"""How the page calls what `fit.kernels` calls otherwise."""
 INTERVAL_TEXT = "Half-width of the 90 % interval of a prediction: 90 % of left-out cells were within it."
 
 
@@ -187,7 +181,7 @@ def _kernels(report: Mapping[str, Any]) -> None:
     rows = []
     for name, e in report["kernels"].items():
         figure, _, step = name.partition(", ")
-        row = {"kernels of a step": KERNELS.get(figure, figure), "step": step, "median error": e["median"]}
+        row = {"kernels of a step": FIGURES.get(figure, figure), "step": step, "median error": e["median"]}
         rows.append(row | {"P90": e["p90"], "bias": e["bias"], "steps": e["n"]})
     parts.table(rows, {"median error": "{:.1%}".format, "P90": "{:.1%}".format, "bias": "{:+.1%}".format}, "kernels")
     st.caption(
