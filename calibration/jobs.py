@@ -11,6 +11,7 @@ from typing import Any
 from calibration import models
 from calibration.cells import Cell, parse_cell
 from calibration.errors import JobError
+from calibration.kernel_probe import is_wanted
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,150}")
 KINDS = (
@@ -67,7 +68,7 @@ class Job:
         return self.kind == "vllm" and bool(self.options.get("time_launches"))
 
     @property
-    def kernels(self) -> dict[str, list[int]]:
+    def kernels(self) -> dict[str, list[Any]]:
         """Steps whose kernels the worker records: `options: {"kernels": {"decode": [1, 64], "prompt": [2048]}}`."""
         return dict(self.options.get("kernels") or {}) if self.kind == "vllm" else {}
 
@@ -113,7 +114,7 @@ def parse_job(raw: Any) -> Job:
     need(job.budget_s > 0 and job.limit_s > 0, "budget_s and limit_s must be positive")
     if job.kind == "vllm":
         need(bool(job.cells), "it has no cells")
-        need(is_kernels(job.options.get("kernels") or {}), KERNELS_RULE)
+        need(is_wanted(job.options.get("kernels") or {}), KERNELS_RULE)
         need(not (job.times_launches and job.kernels), "time_launches and kernels cannot go together")
         models.resolve(job.model)
         job.parsed_cells()
@@ -125,14 +126,10 @@ def parse_job(raw: Any) -> Job:
     return job
 
 
-KERNELS_RULE = 'the option kernels must be such as {"decode": [1, 64], "prompt": [2048]}, positive whole numbers'
-
-
-def is_kernels(raw: Any) -> bool:
-    """Return whether an option names steps whose kernels can be recorded."""
-    if not isinstance(raw, dict) or set(raw) - {"decode", "prompt"}:
-        return False
-    return all(isinstance(v, list) and all(type(n) is int and n > 0 for n in v) for v in raw.values())
+KERNELS_RULE = (
+    'the option kernels must be such as {"decode": [1, 64], "prompt": [2048], "burst": [[64, 1024]], "mixed": [[32, 512]]},'
+    " positive whole numbers"
+)
 
 
 def read_jobs(path: str) -> list[Job]:

@@ -1,4 +1,4 @@
-"""Where a decode step's time goes on the GPU, kernel by kernel: what no client can see."""
+"""Where a step's time goes on the GPU, kernel by kernel: what no client can see."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import gzip
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from calibration.cells import Prompts
 from calibration.load import Send
@@ -21,7 +22,7 @@ READY_TOKENS = 6
 MAX_OUTPUT_TOKENS = 600
 WINDOW_S = 0.1
 LIMIT_S = 40.0
-MAX_EVENTS = 6_000
+MAX_EVENTS = 16_000
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
@@ -33,13 +34,36 @@ class KernelProbe(MemoryProbe):
         import torch
         from torch.profiler import ProfilerActivity, profile
 
+        self.calibration_steps: list[list[int]] = []
+        self._calibration_note_steps()
         self.calibration_recording: Any = profile(activities=[ProfilerActivity.CUDA])
         self.calibration_recording.start()
         torch.cuda.synchronize()
         return {}
 
+    def _calibration_note_steps(self) -> None:
+        """Have the model runner note what each step holds from now on: tokens, sequences, of these new ones."""
+        if getattr(self, "calibration_notes", False):
+            return
+        self.calibration_notes = True
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        execute = runner.execute_model
+
+        def noted(scheduled: Any, *args: Any, **more: Any) -> Any:
+            n_tokens = getattr(scheduled, "total_num_scheduled_tokens", 0)
+            if n_tokens:
+                n_sequences = len(getattr(scheduled, "num_scheduled_tokens", ()))
+                n_new = len(getattr(scheduled, "scheduled_new_reqs", ()))
+                self.calibration_steps.append([n_tokens, n_sequences, n_new])
+            return execute(scheduled, *args, **more)
+
+        runner.execute_model = noted
+
     def calibration_kernels(self) -> dict[str, Any]:
-        """End the recording and return its `kernels` (names) and `events` (place of the name, start, length; us)."""
+        """End the recording and return its `kernels` (names), `events` (place of the name, start, length; us), `steps`.
+
+        `steps` : tokens, sequences and new sequences of each step that was launched meanwhile, in order
+        """
         import torch
 
         torch.cuda.synchronize()
@@ -48,7 +72,7 @@ class KernelProbe(MemoryProbe):
         with tempfile.TemporaryDirectory(prefix="calibration-trace-") as folder:
             path = Path(folder, "trace.json")
             recording.export_chrome_trace(str(path))
-            return events_of(json.loads(path.read_text(encoding="utf-8")))
+            return {**events_of(json.loads(path.read_text(encoding="utf-8"))), "steps": list(self.calibration_steps)}
 
 
 def events_of(trace: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +91,12 @@ async def _decode(send: Send, name: str, prompt: list[int], seen: list[int], pla
         seen[place] += n_new
 
 
-async def _decodes(engine: Any, send: Send, n_rows: int, prompts: Prompts) -> dict[str, Any]:
+@asynccontextmanager
+async def _decoding(send: Send, name: str, n_rows: int, prompts: Prompts) -> AsyncIterator[list[int]]:
+    """Keep so many sequences decoding; gives the tokens that each has had, from `READY_TOKENS` on."""
     seen = [0] * n_rows
     tasks = [
-        asyncio.create_task(_decode(send, f"kernels-d{n_rows}-{k}", prompts.draw(PROMPT_TOKENS), seen, k))
+        asyncio.create_task(_decode(send, f"kernels-{name}-{k}", prompts.draw(PROMPT_TOKENS), seen, k))
         for k in range(n_rows)
     ]
     try:
@@ -79,44 +105,105 @@ async def _decodes(engine: Any, send: Send, n_rows: int, prompts: Prompts) -> di
             for task in tasks:
                 if task.done():
                     task.result()  # its error, at once
-        await engine.collective_rpc("calibration_record_kernels")
-        await asyncio.sleep(WINDOW_S)
-        answers = await engine.collective_rpc("calibration_kernels")
+        yield seen
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return {"n_context_tokens": PROMPT_TOKENS + min(seen), **answers[0]}
 
 
-async def _prompt(engine: Any, send: Send, n_tokens: int, prompts: Prompts) -> dict[str, Any]:
+async def _first_tokens(send: Send, name: str, n: int, n_tokens: int, prompts: Prompts) -> None:
+    """Send n prompts at once and wait for the first token of each."""
+
+    async def one(k: int) -> None:
+        async for _ in send(f"kernels-{name}-{k}", prompt[k], 1):
+            pass
+
+    prompt = [prompts.draw(n_tokens) for _ in range(n)]
+    await asyncio.gather(*(one(k) for k in range(n)))
+
+
+async def _recorded(engine: Any, work: Awaitable[None]) -> dict[str, Any]:
     await engine.collective_rpc("calibration_record_kernels")
-    async for _ in send(f"kernels-p{n_tokens}", prompts.draw(n_tokens), 1):
-        pass
+    await work
     answers = await engine.collective_rpc("calibration_kernels")
     return dict(answers[0])
 
 
+async def _decodes(engine: Any, send: Send, n_rows: int, _: int, prompts: Prompts) -> dict[str, Any]:
+    async with _decoding(send, f"d{n_rows}", n_rows, prompts) as seen:
+        found = await _recorded(engine, asyncio.sleep(WINDOW_S))
+        return {"n_context_tokens": PROMPT_TOKENS + min(seen), **found}
+
+
+async def _prompt(engine: Any, send: Send, n_tokens: int, _: int, prompts: Prompts) -> dict[str, Any]:
+    return await _recorded(engine, _first_tokens(send, f"p{n_tokens}", 1, n_tokens, prompts))
+
+
+async def _burst(engine: Any, send: Send, n: int, n_tokens: int, prompts: Prompts) -> dict[str, Any]:
+    return await _recorded(engine, _first_tokens(send, f"b{n}x{n_tokens}", n, n_tokens, prompts))
+
+
+async def _mixed(engine: Any, send: Send, n_rows: int, n_tokens: int, prompts: Prompts) -> dict[str, Any]:
+    async with _decoding(send, f"m{n_rows}x{n_tokens}", n_rows, prompts) as seen:
+        found = await _recorded(engine, _first_tokens(send, f"m{n_rows}x{n_tokens}-p", 1, n_tokens, prompts))
+        return {"n_context_tokens": PROMPT_TOKENS + min(seen), **found}
+
+
+class Kind(NamedTuple):
+    """A kind of steps that can be recorded: how, whether sizes are pairs of numbers, and what is said of one."""
+
+    record: Callable[[Any, Send, int, int, Prompts], Awaitable[dict[str, Any]]]
+    is_pair: bool
+    words: str
+
+
+KINDS = {
+    "decode": Kind(_decodes, False, "{} sequences"),
+    "prompt": Kind(_prompt, False, "a prompt of {} tokens"),
+    "burst": Kind(_burst, True, "{} prompts of {} tokens at once"),
+    "mixed": Kind(_mixed, True, "{} sequences and a prompt of {} tokens"),
+}
+
+
+def is_wanted(raw: Any) -> bool:
+    """Return whether an option names steps whose kernels can be recorded."""
+
+    def is_size(size: Any, is_pair: bool) -> bool:
+        numbers = size if is_pair and isinstance(size, list) and len(size) == 2 else [size]
+        return len(numbers) == 1 + is_pair and all(type(n) is int and n > 0 for n in numbers)
+
+    return isinstance(raw, dict) and all(
+        name in KINDS and isinstance(sizes, list) and all(is_size(size, KINDS[name].is_pair) for size in sizes)
+        for name, sizes in raw.items()
+    )
+
+
 async def record_kernels(
-    engine: Any, send: Send, wanted: Mapping[str, Sequence[int]], vocab_size: int, path: Path, run_id: str
+    engine: Any, send: Send, wanted: Mapping[str, Sequence[Any]], vocab_size: int, path: Path, run_id: str
 ) -> list[str]:
     """Record the kernels of some steps of an idle engine; return a line of what was found for each.
 
-    wanted : "decode" (sequences that decode, each number for `WINDOW_S`) and "prompt" (tokens of one prompt)
+    wanted : "decode" (sequences that decode, each number for `WINDOW_S`), "prompt" (tokens of one prompt), "burst"
+    ([prompts, tokens of each], all sent at once) and "mixed" ([sequences that decode, tokens of a prompt that comes])
 
-    Lines go to `path` (gzipped JSON lines): run_id, what, n (sequences or tokens), kernels, events of the first worker,
-    for decodes also n_context_tokens of a sequence, about. What fails is said in its line, and the rest goes on.
+    Lines go to `path` (gzipped JSON lines): run_id, what, n (sequences, tokens or prompts), n_tokens of a prompt for
+    pairs, kernels, events and steps of the first worker, for decodes also n_context_tokens of a sequence, about. What
+    fails is said in its line, and the rest goes on.
     """
     said = []
-    for what, n in ((what, n) for what, sizes in wanted.items() for n in sizes):
-        record = _decodes if what == "decode" else _prompt
-        label = f"kernels of {n} {'sequences' if what == 'decode' else 'prompt tokens'}"
+    for what, size in ((what, size) for what, sizes in wanted.items() for size in sizes):
+        kind = KINDS[what]
+        n, n_tokens = size if kind.is_pair else (size, 0)
+        label = f"kernels of {kind.words.format(n, n_tokens)}"
         try:
-            found = await asyncio.wait_for(record(engine, send, n, Prompts(vocab_size, 7000 + n)), LIMIT_S)
+            work = kind.record(engine, send, n, n_tokens, Prompts(vocab_size, 7000 + n + n_tokens))
+            found = await asyncio.wait_for(work, LIMIT_S)
         except (TimeoutError, Exception) as err:
             said.append(f"{label}: {type(err).__name__} {str(err)[:120]}")
             continue
+        shape = {"n": n, "n_tokens": n_tokens} if kind.is_pair else {"n": n}
         with gzip.open(path, "at", encoding="utf-8") as file:
-            file.write(json.dumps({"run_id": run_id, "what": what, "n": n, **found}) + "\n")
+            file.write(json.dumps({"run_id": run_id, "what": what, **shape, **found}) + "\n")
         said.append(f"{label}: {len(found['events'])} of {len(found['kernels'])} kinds")
     return said

@@ -1,12 +1,16 @@
-"""Memory figures of a vLLM engine: exact from its workers, rounded from its log."""
+"""Figures of a vLLM engine at start: memory, exact from its workers or rounded from its log, and launch times."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
+
+from calibration.cpu import percentiles_us
 
 GIB = 2**30
 EXTENSION = "calibration.vllm_probe.MemoryProbe"
+N_ROUNDS, N_LAUNCHES = 300, 20
 
 
 class MemoryProbe:
@@ -28,6 +32,20 @@ class MemoryProbe:
             "rank": getattr(self, "rank", None),
         }
         return {k: int(v) for k, v in found.items() if v is not None}
+
+    def calibration_launch(self) -> list[float]:
+        """Return percentiles (10, 50, 90) of the time to launch a small kernel from Python, without waiting [us]."""
+        import torch
+
+        x = torch.zeros(256, device="cuda")
+        taken = []
+        for _ in range(N_ROUNDS):
+            torch.cuda.synchronize()
+            begin_s = time.perf_counter()
+            for _ in range(N_LAUNCHES):
+                x.add_(1.0)
+            taken.append((time.perf_counter() - begin_s) / N_LAUNCHES)
+        return percentiles_us(taken)
 
 
 _NUMBER = r"([0-9][0-9,]*\.?[0-9]*)"

@@ -121,6 +121,15 @@ async def start_up(engine: Any, gpus: Gpus, log: str, startup_s: float, n_replic
     return found | {"startup_s": startup_s}
 
 
+async def launch_times(engine: Any) -> dict[str, Any]:
+    """Return the record's `launch_us` of the first worker, or nothing where it does not answer."""
+    try:
+        answers = await asyncio.wait_for(engine.collective_rpc("calibration_launch"), 20)
+    except Exception:
+        return {}
+    return {"launch_us": answers[0]} if answers and answers[0] else {}
+
+
 def common_fields(job: Job, engine: Any, host: dict[str, Any], version: str, args: dict[str, Any]) -> dict[str, Any]:
     """Return what every record of this start shares."""
     import torch
@@ -190,6 +199,7 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
         try:
             common = common_fields(job, engine, host, vllm.__version__, args)
             common["startup"] = await start_up(engine, gpus, output.log_text(), startup_s, job.dp)
+            common["host"] = {**(common.get("host") or {}), **await launch_times(engine)}
             output.say(f"{common['run_id']} started in {startup_s:.0f} s: {_memory(common['startup'])}")
             if job.times_launches:
                 name = f"{common['run_id']}-launches.jsonl"

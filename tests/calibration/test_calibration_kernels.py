@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,10 @@ def test_a_job_asks_for_kernels() -> None:
         {"kernels": {"decode": [0]}},
         {"kernels": {"decode": [True]}},
         {"kernels": {"decode": 3}},
+        {"kernels": {"decode": [[2, 512]]}},
+        {"kernels": {"burst": [8]}},
+        {"kernels": {"burst": [[8]]}},
+        {"kernels": {"mixed": [[8, 0]]}},
         {"kernels": {"decode": [1]}, "time_launches": True},
     ],
 )
@@ -105,7 +110,7 @@ def test_a_trace_becomes_names_and_times_from_its_first_event() -> None:
     assert kernel_probe.events_of({"traceEvents": []}) == {"kernels": [], "events": []}
 
 
-def recorded(engine: Engine, path: Path, wanted: dict[str, list[int]]) -> tuple[list[str], list[dict[str, Any]]]:
+def recorded(engine: Engine, path: Path, wanted: dict[str, list[Any]]) -> tuple[list[str], list[dict[str, Any]]]:
     work = kernel_probe.record_kernels(engine, engine.send, wanted, 32_000, path, "run")
     with ThreadPoolExecutor(1) as pool:  # the browser of other tests may have a loop in this thread
         said = pool.submit(asyncio.run, work).result()
@@ -122,6 +127,33 @@ def test_each_step_has_a_line_and_no_request_is_left_running(tmp_path: Path) -> 
     assert engine.n_running == 0
     assert len(said) == 3
     assert engine.calls == ["calibration_record_kernels", "calibration_kernels"] * 3
+
+
+def test_bursts_and_prompts_among_decodes_say_both_numbers(tmp_path: Path) -> None:
+    engine = Engine()
+    said, lines = recorded(engine, tmp_path / "k.jsonl.gz", {"burst": [[4, 32]], "mixed": [[2, 64]]})
+    assert [(line["what"], line["n"], line["n_tokens"]) for line in lines] == [("burst", 4, 32), ("mixed", 2, 64)]
+    assert said[0].startswith("kernels of 4 prompts of 32 tokens at once: 3 of 2 kinds")
+    assert said[1].startswith("kernels of 2 sequences and a prompt of 64 tokens")
+    assert engine.n_running == 0
+
+
+def test_the_worker_notes_what_each_step_holds_while_it_records() -> None:
+    class Runner:
+        def execute_model(self, scheduled: Any) -> int:
+            return scheduled.total_num_scheduled_tokens
+
+    worker = kernel_probe.KernelProbe()
+    worker.model_runner = Runner()  # type: ignore[attr-defined]
+    worker.calibration_steps = []
+    worker._calibration_note_steps()
+    worker._calibration_note_steps()  # a second recording wraps nothing again
+    step = SimpleNamespace(
+        total_num_scheduled_tokens=520, num_scheduled_tokens={"a": 512, "b": 8}, scheduled_new_reqs=["a"]
+    )
+    assert worker.model_runner.execute_model(step) == 520  # type: ignore[attr-defined]
+    worker.model_runner.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))  # type: ignore[attr-defined]
+    assert worker.calibration_steps == [[520, 2, 1]]
 
 
 def test_what_fails_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:
