@@ -30,8 +30,11 @@ N_ECHOES = 1000
 
 def echo_s(n: int = N_ECHOES) -> list[float]:
     """Return the times of a byte to another process and back, which sleeps until it comes [s]."""
-    with subprocess.Popen([sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as echo:
-        assert echo.stdin is not None and echo.stdout is not None
+    with subprocess.Popen(
+        [sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as echo:
+        assert echo.stdin is not None
+        assert echo.stdout is not None
         taken = []
         for _ in range(n + 10):
             begin_s = time.perf_counter()

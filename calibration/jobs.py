@@ -127,8 +127,8 @@ def parse_job(raw: Any) -> Job:
 
 
 KERNELS_RULE = (
-    'the option kernels must be such as {"decode": [1, 64], "prompt": [2048], "burst": [[64, 1024]], "mixed": [[32, 512]]},'
-    " positive whole numbers"
+    'the option kernels must be such as {"decode": [1, 64], "prompt": [2048], "burst": [[64, 1024]], '
+    '"mixed": [[32, 512]]}, positive whole numbers'
 )
 
 

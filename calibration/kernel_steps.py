@@ -16,6 +16,10 @@ ANCHORS = ("FlashAttnFwd", "flash_fwd", "unified_attention", "BatchDecode", "Bat
 """What attention kernels are called; one of them is in each layer."""
 NOT_ANCHORS = ("Combine", "combine", "prepare", "reduce_segments")
 MIN_LAYERS = 4
+DIFFERENT = ("burst", "mixed")
+"""Recordings whose steps differ from one to the next."""
+LONGER = 1.5
+"""Kernels from the last layer's attention to the next step's first one, over those of a layer, at least."""
 
 Event = tuple[str, float, float]
 """Name, start [us], length [us]."""
@@ -41,24 +45,58 @@ def condense(line: dict[str, Any]) -> dict[str, Any] | None:
     `layer`: [name, us] of its kernels from its attention on to the next one's; `layer_us`: from attention to attention;
     `between`: the same from the last layer's attention to the first one's of the next step, which so holds a layer's
     kernels too; `between_us`; `idle_us`: the longest time in it without a kernel.
+
+    Bursts and prompts among decodes have steps that differ: theirs are `steps`, each with its `n_tokens`,
+    `n_sequences`, `n_new`, `at_us` (of its first attention), `layer` and `layer_us`.
     """
     events: list[Event] = [(line["kernels"][k], start, length) for k, start, length in line["events"]]
     anchors = [i for i, e in enumerate(events) if _is_anchor(e[0])]
+    found = {k: line[k] for k in ("run_id", "what", "n", "n_tokens", "n_context_tokens") if k in line}
+    if line["what"] in DIFFERENT:
+        steps = _steps(events, anchors, line["steps"])
+        return found | {"steps": steps} if steps else None
+    kinds = _kinds(events, anchors)
+    if not kinds or len(kinds[0][1]) < MIN_LAYERS:
+        return None
+    names, layers = kinds[0]
+    found |= _described("layer", layers)
+    # sampling and preparing lie in what is longer than two layers
+    between = next((mine for kernels, mine in kinds if len(kernels) > 2 * len(names) and len(mine) > 1), None)
+    if between:
+        idle_us = statistics.median(_longest_gap(events, us) for events, us in between)
+        found |= _described("between", between) | {"idle_us": round(idle_us, 3)}
+    return found
+
+
+def _kinds(events: list[Event], anchors: list[int]) -> list[tuple[tuple[str, ...], list[Piece]]]:
+    """Return the pieces from one attention to the next by their kernels, the most frequent kernels first."""
     kinds: dict[tuple[str, ...], list[Piece]] = {}
     for a, b in pairwise(anchors):
         names = tuple(name for name, _, _ in events[a:b])
         kinds.setdefault(names, []).append((events[a:b], events[b][1] - events[a][1]))
-    by_number = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    if not by_number or len(by_number[0][1]) < MIN_LAYERS:
-        return None
-    names, layers = by_number[0]
-    found = {k: line[k] for k in ("run_id", "what", "n", "n_context_tokens") if k in line}
-    found |= _described("layer", layers)
-    # sampling and preparing lie in what is longer than two layers
-    between = next((mine for kernels, mine in by_number if len(kernels) > 2 * len(names) and len(mine) > 1), None)
-    if between:
-        idle_us = statistics.median(_longest_gap(events, us) for events, us in between)
-        found |= _described("between", between) | {"idle_us": round(idle_us, 3)}
+    return sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+
+
+def _steps(events: list[Event], anchors: list[int], noted: list[list[int]]) -> list[dict[str, Any]]:
+    """Return a layer of each step; none unless what was recorded has as many steps as were noted, or one more.
+
+    A recording may begin within a step that had been launched before.
+    """
+    if len(anchors) < MIN_LAYERS:
+        return []
+    longest = LONGER * statistics.median(b - a for a, b in pairwise(anchors))
+    cuts = [0, *(k + 1 for k, (a, b) in enumerate(pairwise(anchors)) if b - a > longest), len(anchors)]
+    parts = [anchors[a:b] for a, b in pairwise(cuts)]
+    parts = parts[len(parts) == len(noted) + 1 :]
+    if len(parts) != len(noted):
+        return []
+    found = []
+    for mine, (n_tokens, n_sequences, n_new) in zip(parts, noted, strict=True):
+        kinds = _kinds(events, mine)
+        if not kinds or len(kinds[0][1]) < MIN_LAYERS:
+            return []
+        step = {"n_tokens": n_tokens, "n_sequences": n_sequences, "n_new": n_new, "at_us": events[mine[0]][1]}
+        found.append(step | _described("layer", kinds[0][1]))
     return found
 
 

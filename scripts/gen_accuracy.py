@@ -75,6 +75,11 @@ def short(run: str) -> str:
     return f"{gpu.split('-')[0]} {name}"
 
 
+def _goal(metric: str) -> str:
+    median, p90 = TARGETS[metric]
+    return percent(median, 0) + (f" / {percent(p90, 0)}" if p90 else "")
+
+
 def overall(accuracy: Mapping[str, Any]) -> str:
     lines = []
     for metric, name in METRICS.items():
@@ -83,9 +88,8 @@ def overall(accuracy: Mapping[str, Any]) -> str:
             continue
         median, p90 = TARGETS[metric]
         is_met = e["median"] <= median and (p90 is None or e["p90"] <= p90)
-        goal = percent(median, 0) + (f" / {percent(p90, 0)}" if p90 else "")
         found = [f"{e['n']:.0f}", percent(e["median"]), percent(e["p90"]), signed(e["bias"])]
-        lines.append([name, *found, goal, "yes" if is_met else "no"])
+        lines.append([name, *found, _goal(metric), "yes" if is_met else "no"])
     return table(["quantity", "values", "median error", "P90", "bias", "our target, median / P90", "met"], lines)
 
 
@@ -253,6 +257,17 @@ def noise_floor(accuracy: Mapping[str, Any]) -> str:
     return table(["quantity", *apart, "our error, median", "P90"], lines)
 
 
+def known_hosts(accuracy: Mapping[str, Any]) -> str:
+    """Return the errors of left-out starts with and without the factors of their hosts."""
+    known, unknown = accuracy["known_hosts"]["known"], accuracy["known_hosts"]["unknown"]
+    lines = []
+    for metric in ("ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "requests_per_s"):
+        shown = [percent(part[metric][key]) for part in (unknown, known) for key in ("median", "p90")]
+        lines.append([METRICS[metric], f"{known[metric]['n']:.0f}", *shown, _goal(metric)])
+    heads = ["quantity", "values", "host unknown, median", "P90", "host known, median", "P90", "our target"]
+    return table(heads, lines)
+
+
 def kernels(accuracy: Mapping[str, Any]) -> str:
     """Return how far the law's terms are from the kernels that starts recorded, each start left out."""
     lines = []
@@ -322,6 +337,15 @@ says which it is: a figure is paced by the host's CPU where a host that takes 30
 or more (`predict/host_pace.py`).
 
 {paces(accuracy)}
+
+## On a host that is known
+
+Above, a left-out start is predicted as on a stranger's host. The other starts of its host are in the fit, though, and
+tell how fast that host is: with its factor ({accuracy["known_hosts"]["n_starts"]} starts of hosts that have at least
+two) the same starts, left out as before, are predicted as follows. That is what one gets who has measured one engine
+on a host and asks for another one there (the app's page Calibrate refits a host's factors from one start's records):
+
+{known_hosts(accuracy)}
 
 ## How far two starts of one engine are apart
 

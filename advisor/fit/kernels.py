@@ -25,7 +25,15 @@ ATTENTION = ("Flash", "flash", "attention", "fmha")
 EXPERTS = ("fused_moe_kernel",)
 REDUCES = ("cross_device_reduce", "nccl", "all_reduce")
 
-WIDTHS = {"matrices": 0.04, "experts": 0.1, "attention": 0.08, "elementwise": 0.08, "head": 0.03, "rest": 0.1}
+WIDTHS = {
+    "matrices": 0.04,
+    "experts": 0.1,
+    "attention": 0.08,
+    "elementwise": 0.08,
+    "all-reduce": 0.15,
+    "head": 0.03,
+    "rest": 0.1,
+}
 """Relative error of each figure that counts as one: what the choice of a kernel changes from one shape to the next."""
 
 FIGURES = {
@@ -33,28 +41,50 @@ FIGURES = {
     "experts": "experts' matrices",
     "attention": "attention",
     "elementwise": "norms, rotary embedding, activation, cache writes",
+    "all-reduce": "all-reduces",
     "head": "vocabulary head",
     "rest": "between two steps: sampling, preparing the next",
 }
 """What tables call the figures."""
 
-LONGEST_UNTHROTTLED = 1024
-"""Prompt tokens up to which single prompts ran at full clock: matrices of longer ones took up to 13 % more an operation
-(h200 codellama-34b, mistral-small-24b-p), which is the power limit's doing and judged by the engine runs."""
+DIFFERENT = ("burst", "mixed")
+"""Recordings whose steps differ from one to the next: prompts that come at once, a prompt among decodes."""
 SHORTEST_ELEMENTWISE = 1024
 """Prompt tokens from which norms, rotary embedding and activation take longer than to begin and end."""
+SHORTEST_REDUCED = 4096
+"""Prompt tokens from which the GPUs wait for one another in an all-reduce less than they do for their links."""
 LONGEST_IDLE_US = 30.0
 """A longer time without a kernel between two steps means that the GPU waited for its host."""
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a step computes, as `StepCost.terms` counts it, and whether its figures count."""
+
+    n_prefill: float
+    n_pairs: float
+    n_decode: float
+    n_context: float
+    n_sampled: float
+    is_counted: bool = True
+
+    @property
+    def terms(self) -> tuple[float, float, float, float, float]:
+        """Return the arguments of `StepCost.terms`."""
+        return self.n_prefill, self.n_pairs, self.n_decode, self.n_context, self.n_sampled
+
+
+@dataclass(frozen=True)
 class KernelStep:
-    """One recorded step: the cell of its engine start whose shapes and deployment it has, and its figures [s]."""
+    """Recorded steps: the cell of the engine start whose shapes and deployment they have, and their figures [s].
+
+    `works` : the steps one after the other, so that the board's power limit is met; figures are sums of those counted
+    """
 
     cell: Cell
     what: str
     n: int
-    n_context_tokens: float
+    works: tuple[Work, ...]
     figures: Mapping[str, float]
 
     @property
@@ -71,9 +101,9 @@ class KernelStep:
         """Return what the law says of its figures [s], for coefficient values of its GPU."""
         cell = self.cell
         cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, values)
-        found = law_figures(cost, values, self.what, self.n, self.n_context_tokens)
+        found = law_figures(cost, values, self.works)
         if cell.deployment.weight_dtype.endswith("int4"):
-            found["matrices"] += cost.n_layers * values["int4_layer_s"]
+            found["matrices"] += cost.n_layers * values["int4_layer_s"] * sum(w.is_counted for w in self.works)
         return found
 
     def residuals(self, values: Mapping[str, float]) -> list[float]:
@@ -101,47 +131,96 @@ def kind_of(kernel: str) -> str:
     return "elementwise"
 
 
-def law_figures(
-    cost: StepCost, values: Mapping[str, float], what: str, n: int, n_context_tokens: float
-) -> dict[str, float]:
-    """Return the law's figures of one step [s]: n decodes of a context, or a prompt of n tokens (`what`).
+def law_figures(cost: StepCost, values: Mapping[str, float], works: Sequence[Work]) -> dict[str, float]:
+    """Return the law's figures of some steps that follow on one another [s], summed over those that count.
 
-    Kernels begin and end: `values` (the coefficients of `cost`) say how long that takes.
+    Kernels begin and end: `values` (the coefficients of `cost`) say how long that takes. What the processors compute
+    takes longer where the board's power limit lowers their clock; what memory and links bring does not.
     """
-    is_decode = what == "decode"
-    work = (0.0, 0.0, float(n), n * n_context_tokens, float(n)) if is_decode else (n, n * (n + 1) / 2, 0.0, 0.0, 1.0)
-    terms = dict(zip(TERMS, cost.terms(*work), strict=True))
-    return {
-        "matrices": terms["linear"] + cost.n_layers * len(cost.gemms) * values["gemm_s"],
-        "experts": terms["experts"] + cost.n_layers * N_EXPERT_GEMMS * values["gemm_s"],
-        "attention": terms["decode_attention" if is_decode else "prefill_attention"]
-        + cost.n_layers * values["attention_s"],
-        "elementwise": terms["elementwise"] + cost.n_layers * values["layer_s"],
-        "head": terms["lm_head"] + values["gemm_s"],
-        "rest": values["step_s"] + n * values["seq_s"],
-    }
+    found = dict.fromkeys(WIDTHS, 0.0)
+    old = 0.0
+    for work in works:
+        terms = dict(zip(TERMS, cost.terms(*work.terms), strict=True))
+        full_s = float(sum(terms.values()))
+        n_tokens = work.n_prefill + work.n_decode
+        ratio = cost.power_ratio(full_s, n_tokens, work.n_pairs, work.n_context, work.n_sampled)
+        new = ratio + (old - ratio) * math.exp(-full_s / cost.throttle_s)
+        stretch, old = cost.stretch(0.5 * (old + new)), new
+        if not work.is_counted:
+            continue
+        found["matrices"] += stretch * terms["linear"] + cost.n_layers * len(cost.gemms) * values["gemm_s"]
+        found["experts"] += stretch * terms["experts"] + cost.n_layers * N_EXPERT_GEMMS * values["gemm_s"]
+        found["attention"] += terms["decode_attention"] + stretch * terms["prefill_attention"]
+        found["attention"] += cost.n_layers * values["attention_s"]
+        found["elementwise"] += terms["elementwise"] + cost.n_layers * values["layer_s"]
+        found["all-reduce"] += terms["all_reduce"]
+        found["head"] += terms["lm_head"] + values["gemm_s"]
+        found["rest"] += values["step_s"] + work.n_sampled * values["seq_s"]
+    return found
+
+
+def works_of(line: Mapping[str, Any]) -> tuple[Work, ...]:
+    """Return the steps of a condensed line. Of a burst all after the first count, of a prompt among decodes its own.
+
+    Prompts of a burst are computed one after the other, as many tokens a step as the engine's budget allows.
+    """
+    n, context = float(line["n"]), float(line.get("n_context_tokens") or 0)
+    if line["what"] == "decode":
+        return (Work(0.0, 0.0, n, n * context, n),)
+    if line["what"] == "prompt":
+        return (Work(n, n * (n + 1) / 2, 0.0, 0.0, 1.0),)
+    length = int(line["n_tokens"])
+    n_decode = n if line["what"] == "mixed" else 0.0
+    done = 0
+    works = []
+    for number, step in enumerate(line["steps"]):
+        n_prefill = int(step["n_tokens"] - min(n_decode, step["n_tokens"]))
+        pairs = _pairs(done + n_prefill, length) - _pairs(done, length)
+        is_counted = n_prefill > 0 and (n_decode > 0 or number > 0 or len(line["steps"]) == 1)
+        works.append(Work(n_prefill, pairs, n_decode, n_decode * context, float(step["n_sequences"]), is_counted))
+        done += n_prefill
+    return tuple(works)
+
+
+def _pairs(n_tokens: int, length: int) -> float:
+    """Return the (query, key) pairs of so many tokens of prompts of a length, one after the other."""
+    whole, rest = divmod(n_tokens, length)
+    return whole * length * (length + 1) / 2 + rest * (rest + 1) / 2
 
 
 def figures_of(line: Mapping[str, Any], cell: Cell) -> dict[str, float]:
     """Return the figures of a condensed line that the law is held to [s], for all layers of the first GPU."""
     n_layers = stage_layers(shapes_of(cell.model).n_layers, cell.deployment.pp)[0]
-    layer = _sums(line["layer"])
     is_decode, is_moe = line["what"] == "decode", cell.model.moe is not None
     is_plain = not is_moe and cell.deployment.weight_dtype in ("bf16", "fp16")
-    wanted: dict[str, float] = {"attention": layer.get("attention", 0.0) * n_layers}
-    if is_moe:
-        wanted["experts"] = layer.get("experts", 0.0) * n_layers
-    elif is_decode or line["n"] <= LONGEST_UNTHROTTLED:
-        wanted["matrices"] = layer.get("matrices", 0.0) * n_layers
-    if is_plain and not is_decode and line["n"] >= SHORTEST_ELEMENTWISE:
-        wanted["elementwise"] = layer.get("elementwise", 0.0) * n_layers
+    names = ["attention", "experts" if is_moe else "matrices"]
+    works = works_of(line)
+    n_tokens = sum(w.n_prefill for w in works if w.is_counted) / max(1, sum(w.is_counted for w in works))
+    is_known = is_plain or (not is_moe and cell.deployment.weight_dtype == "fp8")
+    if is_known and n_tokens >= SHORTEST_ELEMENTWISE:
+        names.append("elementwise")
+    if cell.deployment.tp > 1 and not is_moe and (is_decode or n_tokens >= SHORTEST_REDUCED):
+        names.append("all-reduce")
+    layers = line["steps"] if line["what"] in DIFFERENT else [line]
+    wanted: dict[str, float] = dict.fromkeys(names, 0.0)
+    for work, step in zip(works, layers, strict=True):
+        if work.is_counted:
+            layer = _sums(step["layer"]) | {"all-reduce": _least_reduces(step["layer"])}
+            for name in names:
+                wanted[name] += layer.get(name, 0.0) * n_layers
     if is_decode and "between" in line and cell.deployment.pp == 1:
-        head = _sums(line["between"]).get("matrices", 0.0) - layer.get("matrices", 0.0)
+        head = _sums(line["between"]).get("matrices", 0.0) - _sums(line["layer"]).get("matrices", 0.0)
         if not is_moe:
             wanted["head"] = head
         if is_plain and cell.deployment.tp == 1 and line["idle_us"] < LONGEST_IDLE_US:
             wanted["rest"] = 1e-6 * (line["between_us"] - line["layer_us"]) - head
     return {name: value for name, value in wanted.items() if value > 0}
+
+
+def _least_reduces(kernels: Iterable[Sequence[Any]]) -> float:
+    """Return the time of a layer's all-reduces as if each took what the shortest does: others wait for their peers."""
+    times = [1e-6 * float(us) for name, us in kernels if kind_of(str(name)) == "all-reduce"]
+    return min(times, default=0.0) * len(times)
 
 
 def _sums(kernels: Iterable[Sequence[Any]]) -> dict[str, float]:
@@ -165,8 +244,7 @@ def read_kernels(path: Path, cells: Sequence[Cell]) -> list[KernelStep]:
             mine = first.get(line["run_id"])
             if mine is None or has_one_route(mine.record, mine.model):
                 continue
-            context = float(line.get("n_context_tokens") or 0)
-            steps.append(KernelStep(mine, str(line["what"]), int(line["n"]), context, figures_of(line, mine)))
+            steps.append(KernelStep(mine, str(line["what"]), int(line["n"]), works_of(line), figures_of(line, mine)))
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadData(printable(path), f"not a file of condensed kernels ({type(error).__name__})") from None
     return steps

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from advisor.catalog import Catalog
+from advisor.catalog import Catalog, load_catalog
 from advisor.errors import BadData
 from advisor.fit.estimate import Estimate, as_coefficients, estimate
 from advisor.fit.kernels import KernelStep, read_kernels
@@ -115,6 +115,33 @@ def cross_validate(
         shown = ", ".join(f"{m} {100 * errors[m]['median']:.1f} %" for m in METRICS if m in errors)
         say(f"left out {number}/{len(runs)} {run}: {shown}")
     return rows, drawn
+
+
+def on_known_hosts(data: Data, full: Estimate, transfer: Transfer) -> list[Row]:
+    """Return the errors of left-out starts when other starts of their hosts are in the fit, with these hosts' factors.
+
+    What somebody gets who has measured one start on a host and asks for another one there (`advisor.fit.adapt`).
+    """
+    facts = EngineFacts.from_table(load_catalog().engine("vllm"), "0.26.0")
+    starts = {(c.host, c.run_id) for c in data.cells if c.host}
+    rows: list[Row] = []
+    for host, run in sorted(starts):
+        if sum(other == host for other, _ in starts) < 2:
+            continue
+        theta = full.without(data.of(run_id=run))
+
+        def predict(cell: Cell, theta: Mapping[str, float] = theta) -> Mapping[str, float]:
+            return predict_cell(cell, values_for(cell, theta, transfer), None, facts)
+
+        rows += rows_of([c for c in data.cells if c.run_id == run], predict, facts)
+    return rows
+
+
+def _known_hosts(data: Data, full: Estimate, transfer: Transfer, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the errors on known hosts, and those of the same starts on hosts of which nothing is known."""
+    known = on_known_hosts(data, full, transfer)
+    runs = {row.run_id for row in known}
+    return {"known": table(known), "unknown": table(r for r in rows if r.run_id in runs), "n_starts": len(runs)}
 
 
 def _as_a_stranger(data: Data, full: Estimate, run: str) -> dict[str, float]:
@@ -229,6 +256,7 @@ def fit_all(
         "coverage_by_pace": {pace: coverage(found) for pace, found in paced.items()},
         "open_loops_drawn_anew": table(drawn),
         "noise_floor": noise_floor(data.cells),
+        "known_hosts": _known_hosts(data, full, transfer, rows),
         "kernels": kernel_errors(data, full, transfer),
         "cells": cell_table(rows),
     }

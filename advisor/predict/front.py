@@ -1,14 +1,16 @@
 """The API server's process between the clients and the engine: one event loop reads requests and hands out tokens.
 
 Work is taken in the order in which it comes up. A burst of requests is therefore read before its first tokens go out,
-and an engine that makes more tokens a second than the loop can send leaves its clients behind.
+and an engine that makes more tokens a second than the loop can send leaves its clients behind. A request comes up
+twice: whoever awaits something goes behind all others, so that requests of a burst reach the engine together, near its
+end.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 BUSY = 0.7
 """Share of its time that an API server may work before the answer says so."""
@@ -47,12 +49,16 @@ def server_text(busy: float) -> str:
 
 
 class Front:
-    """An API server of one replica: its time for a request, for each token of the prompt, for each token sent [s]."""
+    """An API server of one replica: its time for a request, for each token of the prompt, for each token sent [s].
 
-    def __init__(self, request_s: float, prompt_token_s: float, out_token_s: float) -> None:
+    first_frac : share of a request's time after which it goes behind the others that have come meanwhile
+    """
+
+    def __init__(self, request_s: float, prompt_token_s: float, out_token_s: float, first_frac: float = 0.0) -> None:
         self.request_s = request_s
         self.prompt_token_s = prompt_token_s
         self.out_token_s = out_token_s
+        self.first_frac = first_frac
         self.free_s = 0.0
         self.fixed_s = math.inf
         """No request is sent before this time that has not been read; later tokens may yet have to wait for some."""
@@ -62,11 +68,37 @@ class Front:
         """Note steps that end evenly from `first_end_s` to `last_end_s`, each with a token for so many sequences."""
         self._due.append((first_end_s, last_end_s, n_steps, n_sequences))
 
-    def read(self, sent_s: float, prompt_tokens: float) -> float:
-        """Return when a request is read that is sent at `sent_s` [s]; calls in the order of sending."""
-        self._send_until(sent_s)
-        self.free_s = max(sent_s, self.free_s) + self.request_s + self.prompt_token_s * prompt_tokens
-        return self.free_s
+    def request_work_s(self, prompt_tokens: float) -> float:
+        """Return the time to read a request [s]."""
+        return self.request_s + self.prompt_token_s * prompt_tokens
+
+    def read(self, sent: Sequence[tuple[float, float]]) -> list[float]:
+        """Return when each of some requests has been read [s]; `sent`: when it is sent [s] and its prompt's tokens.
+
+        In the order of sending, here and from call to call: those of an earlier call are read before these.
+        """
+        done = [0.0] * len(sent)
+        queue: deque[tuple[int, float, bool]] = deque()
+        come = 0
+
+        def admit(at_s: float, prompt_tokens: float) -> None:
+            self._send_until(at_s)
+            self.free_s = max(self.free_s, at_s)
+            queue.append((come, self.request_work_s(prompt_tokens), True))
+
+        while come < len(sent) or queue:
+            if not queue:
+                admit(*sent[come])
+                come += 1
+            number, work_s, is_first = queue.popleft()
+            self.free_s += work_s * (self.first_frac if is_first else 1.0 - self.first_frac)
+            done[number] = self.free_s
+            if is_first:
+                while come < len(sent) and sent[come][0] <= self.free_s:
+                    admit(*sent[come])
+                    come += 1
+                queue.append((number, work_s, False))
+        return done
 
     def sent_s(self, end_s: float) -> float:
         """Return when the tokens of the steps up to `end_s` have been sent [s]."""

@@ -33,6 +33,7 @@ class Client:
     serial_token_s     : for each token of the second one's prompt
     wake_s             : an idle engine's, before it schedules: requests that arrive meanwhile share its first step
     front_s            : of an API server's process for a request, for each token of its prompt, and for each token sent
+    front_first_frac   : share of a request's time there after which others that have come meanwhile are taken first
     """
 
     submit_s: float
@@ -41,6 +42,7 @@ class Client:
     serial_token_s: float = 0.0
     wake_s: float = 0.0
     front_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    front_first_frac: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class _Run:
         self.n_done = 0
         if any(client.front_s):
             for engine in engines:
-                engine.front = Front(*client.front_s)
+                engine.front = Front(*client.front_s, client.front_first_frac)
         self.prompt = traffic.prompt_tokens.tolist()
         self.output = traffic.output_tokens.tolist()
         self.cached = traffic.cached_tokens.tolist()
@@ -220,11 +222,12 @@ class _Run:
             sequence.shared_blocks = self.engines[0].limits.blocks_held(shared * block_tokens)
         return sequence
 
-    def reaches_engine_s(self, engine: Engine, index: int, sent_s: float) -> float:
-        """Return when a request that is sent at `sent_s` is at the engine [s]; calls in the order of sending."""
+    def reach_engine_s(self, engine: Engine, sent: list[tuple[float, int]]) -> list[float]:
+        """Return when requests, given as (time of sending, number), are at the engine [s]; in the order of sending."""
         if engine.front:
-            sent_s = engine.front.read(sent_s, self.prompt[index])
-        return sent_s + self.client.submit_s
+            read = engine.front.read([(at, self.prompt[index]) for at, index in sent])
+            return [at + self.client.submit_s for at in read]
+        return [at + self.client.submit_s for at, _ in sent]
 
     def done(self, finished: list[tuple[Sequence_, float]]) -> None:
         for sequence, end_s in finished:
@@ -251,21 +254,25 @@ class _Run:
         todo = iter(indices)
         pending: list[tuple[float, int, Sequence_]] = []
         at = 0.0
+        sent: list[tuple[float, int]] = []
         for i, index in zip(range(concurrency), todo, strict=False):
             at += self.apart_s(index) if i else 0.0
-            heapq.heappush(pending, (self.reaches_engine_s(engine, index, at), index, self.sequence(index, 0.0)))
+            sent.append((at, index))
+        for (_, index), reached_s in zip(sent, self.reach_engine_s(engine, sent), strict=True):
+            heapq.heappush(pending, (reached_s, index, self.sequence(index, 0.0)))
         while True:
             finished = engine.advance(pending[0][0] if pending else float("inf"))
             if finished:
                 self.done(finished)
                 late_s = 0.0
+                sent = []
                 for k, (_, end_s) in enumerate(finished):
                     index = next(todo, -1)
                     if index >= 0:
                         late_s += self.apart_s(index) if k else 0.0
-                        at = end_s + client.return_s + late_s
-                        reached_s = self.reaches_engine_s(engine, index, at)
-                        heapq.heappush(pending, (reached_s, index, self.sequence(index, at)))
+                        sent.append((end_s + client.return_s + late_s, index))
+                for (at, index), reached_s in zip(sent, self.reach_engine_s(engine, sent), strict=True):
+                    heapq.heappush(pending, (reached_s, index, self.sequence(index, at)))
             elif pending:
                 at, _, sequence = heapq.heappop(pending)
                 if engine.is_idle:
@@ -286,16 +293,28 @@ class _Run:
             self.fix(submitted[index])
             self.advance(engines, submitted[index])
             # what is sent while the API server reads those before is read before the next tokens go out
-            read: list[tuple[float, Engine, int]] = []
+            sent: dict[int, list[tuple[float, int]]] = {}
+            targets: list[Engine] = []
             busy_s = submitted[index]
+            free_s = {}
             while index < self.n and submitted[index] <= busy_s:
-                target = self.least_loaded([engine for _, engine, _ in read])
-                at = self.reaches_engine_s(target, index, submitted[index])
-                busy_s = target.front.free_s if target.front else -math.inf
-                read.append((at, target, index))
+                target = self.least_loaded(targets)
+                targets.append(target)
+                place = engines.index(target)
+                sent.setdefault(place, []).append((submitted[index], index))
+                if target.front:
+                    begin_s = max(submitted[index], free_s.get(place, target.front.free_s))
+                    busy_s = free_s[place] = begin_s + target.front.request_work_s(self.prompt[index])
+                else:
+                    busy_s = -math.inf
                 index += 1
+            read = [
+                (at, engines[place], number)
+                for place, mine in sent.items()
+                for (_, number), at in zip(mine, self.reach_engine_s(engines[place], mine), strict=True)
+            ]
             self.fix(submitted[index] if index < self.n else math.inf)
-            for at, target, number in read:
+            for at, target, number in sorted(read, key=lambda r: (r[0], r[2])):
                 self.advance([target], at)
                 if target.is_idle:
                     target.idle_until(at + self.client.wake_s)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from advisor.laws.roofline import larger_of
 from advisor.predict.footprint import kv_cache_tokens
 from advisor.predict.front import front_of, server_s
+from advisor.predict.gemm import Gemm
 from advisor.predict.release import at_release
 from advisor.predict.shapes import shapes_of
-from advisor.predict.step import Gemm, StepCost, step_cost
+from advisor.predict.step import StepCost, step_cost
 from advisor.predict.traffic import mean_lengths
 from advisor.predict.transfer import transferred
 from advisor.schema import ClosedLoad, CoefficientSet, Deployment, EngineFacts, Gpu, Model, Workload

@@ -19,6 +19,7 @@ from advisor.laws.expert import expected_experts
 from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.cache_reads import cache_reads
 from advisor.predict.clock import Clock, clock_of
+from advisor.predict.gemm import FP8_CLUSTER_ROWS, ROW_QUANTUM, TILE_ROWS, Gemm, gemms_of
 from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, stage_layers
 from advisor.schema import Deployment, Gpu
 
@@ -38,35 +39,15 @@ TERMS = (
 
 FOUR_BIT = ("awq-int4", "gptq-int4", "mxfp4")
 
-TILE_ROWS = 128
-TILE_COLUMNS = 256
-"""Output tile of the large matrix kernels on tensor-core GPUs (CUTLASS 3 default for Hopper: 128 x 256 x 64)."""
-
 DEFAULT_SMS = 132
 """Streaming multiprocessors of an H100/H200 SXM, for cards whose number the catalogue does not give."""
 
-ROW_QUANTUM = 64
-"""Rows that a matrix instruction group computes at least (wgmma, m64); other tokens are padding."""
+FP8_INPUT_BYTES = 2.0
+"""Further bytes moved for each element of the input of an fp8 matrix, quantised token by token: an 8B's kernels of norms
+and activation take 22 and 29 ns a token and layer longer than in bf16 (h100 8b-q, 8b-fp8-q; h200 8b-p, 8b-fp8-p)."""
 
 N_EXPERT_GEMMS = 2
 """Matrix kernels of an expert layer: all experts' up (and gate) in one, all experts' down in the other."""
-
-FP8_CLUSTER_ROWS = 256
-"""Rows of a cluster of two tiles, which vLLM's fp8 kernels compute together above 128 tokens on Hopper (32b-fp8)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gemm:
-    """One kind of matrix of a stage: work of all its layers (a token's input and output too), tiles of a row of tiles.
-
-    All kinds of many plans can be one object (`is_stacked`): arrays with the kind as first axis, the plan as last.
-    """
-
-    flops_per_token: Real
-    weight_bytes: Real
-    token_bytes: Real
-    n_column_tiles: Real
-    is_stacked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +89,7 @@ class StepCost:
     pair_ramp_tokens: float
     n_sms: float
     wave_frac: float
+    odd_frac: float
     cluster_rows: Real
     joules_per_flop: Real
     joules_per_byte: Real
@@ -163,6 +145,7 @@ class StepCost:
                 self.sharpness,
             )
             linear = linear + (seconds.sum(axis=0) if gemm.is_stacked else seconds)
+        linear = linear * (1.0 + self.odd_frac * (n_tokens > TILE_ROWS) * (n_tokens % TILE_ROWS > 0))
         experts = 0.0 * n_tokens
         if self.n_experts:
             experts = smooth_max(
@@ -171,7 +154,7 @@ class StepCost:
                 self.sharpness,
             )
         message = n_tokens * self.all_reduce_bytes_per_token
-        is_large = message > self.all_reduce_switch_bytes
+        is_large = message >= self.all_reduce_switch_bytes
         latency = self.all_reduce_latency_s + is_large * (self.all_reduce_large_latency_s - self.all_reduce_latency_s)
         elementwise = n_tokens * (self.elementwise_bytes_per_token / self.elementwise_bytes_per_s)
         return linear, experts, elementwise, self.n_all_reduces * (latency + message / self.link_bytes_per_s)
@@ -278,32 +261,6 @@ class StepCost:
         return matrix, n_pairs * self.flops_per_pair
 
 
-def gemms_of(shapes: Shapes, tp: int, n_layers: int, weight_byte: float) -> tuple[Gemm, ...]:
-    """Return the matrices of a stage of so many layers: query-key-value, output, up (and gate), down.
-
-    Column tiles follow the output width on one rank; what the four do not cover (latent attention's extra factors) is
-    spread over them, so that work and bytes are exact.
-    """
-    n_dense = shapes.n_layers - shapes.n_moe_layers or shapes.n_layers
-    share, d_model = n_layers / shapes.n_layers, shapes.d_model
-    up = shapes.mlp_matrix_params * (1.0 - shapes.down_frac)
-    qkv, value = (shapes.n_heads + 2 * shapes.n_kv_heads) * shapes.d_head, shapes.n_heads * shapes.d_attention_value
-    qkv_params = shapes.attention_matrix_params * qkv / (qkv + value)
-    down = shapes.mlp_matrix_params - up
-    parts = [  # parameters, widths of input and output on one rank, layers
-        (qkv_params, d_model, qkv / tp, shapes.n_layers),
-        (shapes.attention_matrix_params - qkv_params, value / tp, d_model, shapes.n_layers),
-        (up, d_model, up / n_dense / d_model / tp, n_dense),
-        (down, down / n_dense / d_model / tp, d_model, n_dense),
-    ]
-    scale = share / tp
-    return tuple(
-        Gemm(2.0 * n * scale, n * weight_byte * scale, 2.0 * (a + b) * layers * share, max(1, -int(-b // TILE_COLUMNS)))
-        for n, a, b, layers in parts
-        if n > 0
-    )
-
-
 def step_cost(
     shapes: Shapes, gpu: Gpu, deployment: Deployment, coefficients: Mapping[str, float], stage: int = 0
 ) -> StepCost:
@@ -331,7 +288,12 @@ def step_cost(
     cache = cache_reads(shapes, gpu, deployment, c, n_layers, n_sms)
     d_attention = shapes.n_heads * (shapes.d_head + shapes.d_attention_value) / tp
     passes = 4 * shapes.d_model + 3 * shapes.d_ff / tp + d_attention
-    link = gpu.link_bytes_per_s
+    elementwise_bytes = 2.0 * passes
+    if kind == "fp8":
+        inputs = 2 * shapes.d_model + (shapes.n_heads * shapes.d_attention_value + shapes.d_ff) / tp
+        elementwise_bytes += FP8_INPUT_BYTES * inputs
+    bus_bytes = float(all_reduce_bus_bytes(2.0 * shapes.d_model, tp)) if tp > 1 else 0.0
+    elementwise_sm = n_sms * c["elementwise_sm_bytes_per_s"]
     joules_per_flop = c["joules_per_flop"] * (half_peak / peak if kind == "fp8" else 1.0) ** c["fp8_energy_exponent"]
     stream_bytes_per_s = bandwidth * c[f"stream_eff_{'bf16' if kind == 'int4' else kind}"]
     if kind == "int4":
@@ -359,8 +321,8 @@ def step_cost(
         head_bytes=2.0 * shapes.head_params / tp if is_last else 0.0,
         flops_per_pair=2.0 * d_attention * n_layers,
         kv_bytes_per_context_token=cache.bytes_per_token,
-        elementwise_bytes_per_token=2.0 * passes * n_layers,
-        all_reduce_bytes_per_token=float(all_reduce_bus_bytes(2.0 * shapes.d_model, tp)) if tp > 1 else 0.0,
+        elementwise_bytes_per_token=elementwise_bytes * n_layers,
+        all_reduce_bytes_per_token=bus_bytes,
         n_all_reduces=2 * n_layers if tp > 1 else 0,
         gemm_flops_per_s=peak * c[f"gemm_eff_{kind}"],
         stream_bytes_per_s=stream_bytes_per_s,
@@ -370,10 +332,10 @@ def step_cost(
         expert_bytes_per_s=stream_bytes_per_s * c["moe_stream_factor"],
         attention_flops_per_s=half_peak * c["attention_eff"],
         kv_bytes_per_s=cache.bytes_per_s,
-        elementwise_bytes_per_s=bandwidth * c["elementwise_eff"],
-        link_bytes_per_s=link * c["link_eff"],
+        elementwise_bytes_per_s=1.0 / (1.0 / (bandwidth * c["elementwise_eff"]) + 1.0 / elementwise_sm),
+        link_bytes_per_s=gpu.link_bytes_per_s * c["link_eff"],
         all_reduce_latency_s=c["all_reduce_s"],
-        all_reduce_switch_bytes=c["all_reduce_switch_bytes"],
+        all_reduce_switch_bytes=bus_bytes * (c["all_reduce_switch_bytes"] / (2.0 * shapes.d_model)),
         all_reduce_large_latency_s=c["all_reduce_large_s"],
         fixed_s=c["step_s"] / pp + n_layers * layer_s + is_last * c["gemm_s"],
         seq_s=(c["seq_s"] if is_last else 0.0) + cache.seq_s,
@@ -383,6 +345,7 @@ def step_cost(
         pair_ramp_tokens=c["pair_ramp_tokens"],
         n_sms=n_sms,
         wave_frac=c["wave_frac"],
+        odd_frac=c["odd_frac"],
         cluster_rows=FP8_CLUSTER_ROWS if kind == "fp8" and gpu.compute_capability >= "9" else ROW_QUANTUM,
         joules_per_flop=joules_per_flop,
         joules_per_byte=c["joules_per_byte"],

@@ -54,6 +54,26 @@ def test_between_two_steps_lie_a_layer_and_what_the_step_does_besides() -> None:
     assert found["idle_us"] == 40
 
 
+def test_steps_that_differ_are_told_apart_and_a_step_begun_before_is_dropped() -> None:
+    noted = [[512, 1, 1], [3000, 5, 5], [1000, 2, 1], [8, 8, 0]]
+    found = condense(line(what="burst", n=8, n_tokens=512, steps=noted))
+    assert found is not None
+    assert "layer" not in found
+    assert found["n_tokens"] == 512
+    assert [[s["n_tokens"], s["n_sequences"], s["n_new"]] for s in found["steps"]] == noted
+    slow, *others = [s["layer"][2][1] for s in found["steps"]]
+    assert slow == LAYER_US[2] + 50
+    assert others == [LAYER_US[2]] * 3
+    begins = [s["at_us"] for s in found["steps"]]
+    assert begins == sorted(begins)
+    assert begins[0] == 0.0
+    late = condense(line(what="mixed", steps=noted[1:]))
+    assert late is not None
+    assert [s["at_us"] for s in late["steps"]] == begins[1:]
+    assert condense(line(what="mixed", steps=noted[2:])) is None
+    assert condense(line(what="mixed", steps=[*noted, [8, 8, 0]])) is None
+
+
 def test_one_step_alone_has_nothing_between_and_a_trace_without_layers_says_nothing() -> None:
     found = condense(line(n_steps=1))
     assert found is not None

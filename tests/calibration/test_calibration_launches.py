@@ -70,8 +70,16 @@ def test_the_host_is_described_by_its_cpu(tmp_path: Path) -> None:
     found = cpu.describe(info)
     assert found["cpu"] == "Some CPU @ 2 GHz"
     assert found["cpu_threads_per_core"] == 2
-    low, middle, high = found["cpu_loop_us"]
-    assert 0 < low <= middle <= high
+    for name in ("cpu_loop_us", "cpu_echo_us"):
+        low, middle, high = found[name]
+        assert 0 < low <= middle <= high
+
+
+def test_a_host_that_starts_no_further_process_says_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.sys, "executable", "/nothing/python")
+    found = cpu.describe()
+    assert "cpu_loop_us" in found
+    assert "cpu_echo_us" not in found
 
 
 @pytest.mark.parametrize("text", ["", "model name without a colon", "siblings : many\ncpu cores : 0"])

@@ -12,7 +12,7 @@ import pytest
 
 from advisor.catalog import load_catalog
 from advisor.errors import BadData
-from advisor.fit.kernels import KernelStep, figures_of, kind_of, law_figures, read_kernels
+from advisor.fit.kernels import KernelStep, Work, figures_of, kind_of, law_figures, read_kernels, works_of
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.run import load_data
 from advisor.laws.decode_attention import tiles_s
@@ -33,6 +33,10 @@ def cells(tag: str) -> list[Cell]:
 
 def steps(tag: str) -> dict[tuple[str, int], KernelStep]:
     return {(step.what, step.n): step for step in read_kernels(KERNELS, cells(tag))}
+
+
+def decode(n: int, context: float) -> tuple[Work, ...]:
+    return (Work(0.0, 0.0, n, n * context, n),)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +78,62 @@ def test_oracle_figures_by_hand() -> None:
         {"attention": 320e-6, "matrices": 32 * 60e-6, "head": 250e-6, "rest": 430e-6 - 80e-6 - 250e-6}
     )
     assert "rest" not in figures_of(LINE | {"idle_us": 500.0}, cell)
-    assert "matrices" not in figures_of(LINE | {"what": "prompt", "n": 4096}, cell)
+    assert "elementwise" not in figures_of(LINE | {"what": "prompt", "n": 512}, cell)
     assert figures_of(LINE | {"what": "prompt", "n": 4096}, cell)["elementwise"] == pytest.approx(32 * 5e-6)
+
+
+def a_step(n_tokens: int, n_sequences: int, n_new: int, us: float = 40.0, **more: Any) -> dict[str, Any]:
+    layer = [["FlashAttnFwdSm90", 10.0], ["nvjet_a", us], ["triton_norm", 5.0]]
+    return {"n_tokens": n_tokens, "n_sequences": n_sequences, "n_new": n_new, "layer": layer} | more
+
+
+BURST = {"run_id": "r", "what": "burst", "n": 5, "n_tokens": 1000}
+BURST["steps"] = [a_step(1000, 1, 1), a_step(2500, 3, 3), a_step(1500, 2, 1, us=20.0)]
+
+
+def test_oracle_prompts_of_a_burst_follow_one_another() -> None:
+    first, second, third = works_of(BURST)
+    whole = 1000 * 1001 / 2
+    assert (first.n_pairs, second.n_pairs) == (whole, 2 * whole + 500 * 501 / 2)
+    assert first.n_pairs + second.n_pairs + third.n_pairs == 5 * whole
+    assert [w.is_counted for w in (first, second, third)] == [False, True, True]
+    assert [w.n_sampled for w in (first, second, third)] == [1, 3, 2]
+    assert works_of(BURST | {"steps": [a_step(5000, 5, 5)]})[0].is_counted
+    (cell,) = cells("8b-p")
+    found = figures_of(BURST, cell)
+    assert found == pytest.approx({"attention": 640e-6, "matrices": 32 * 60e-6, "elementwise": 320e-6})
+
+
+def test_oracle_a_prompt_among_decodes_is_a_step_of_both() -> None:
+    among = [a_step(8, 8, 0), a_step(520, 9, 1), a_step(8, 8, 0)]
+    line = {"run_id": "r", "what": "mixed", "n": 8, "n_tokens": 512, "n_context_tokens": 100, "steps": among}
+    before, both, _ = works_of(line)
+    assert both == Work(512, 512 * 513 / 2, 8, 800.0, 9, True)
+    assert not before.is_counted
+    assert before.n_prefill == 0
+    (cell,) = cells("8b-p")
+    assert figures_of(line, cell) == pytest.approx({"attention": 320e-6, "matrices": 32 * 40e-6})
+
+
+def test_oracle_who_waits_for_its_peer_is_not_an_all_reduce() -> None:
+    (cell,) = cells("qwen2.5-72b-tp4")
+    reduces = [["ncclDevKernel_AllReduce", 180.0], ["ncclDevKernel_AllReduce", 900.0]]
+    line = LINE | {"layer": LINE["layer"] + reduces}
+    assert figures_of(line, cell)["all-reduce"] == pytest.approx(80 * 2 * 180e-6)
+    assert "all-reduce" not in figures_of(line | {"what": "prompt", "n": 512}, cell)
+    assert figures_of(line | {"what": "prompt", "n": 8000}, cell)["all-reduce"] == pytest.approx(80 * 360e-6)
+
+
+def test_invariant_the_power_limit_stretches_what_is_computed_and_only_that() -> None:
+    (cell,) = cells("codellama-34b")
+    cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, VALUES)
+    work = Work(8192, 8 * 1024 * 1025 / 2, 0.0, 0.0, 8)
+    alone, late = (law_figures(cost, VALUES, [replace(work, is_counted=False)] * k + [work]) for k in (0, 4))
+    slower = {name for name in alone if late[name] > alone[name] * (1 + 1e-9)}
+    assert slower == {"matrices", "attention"}
+    free = replace(cost, dynamic_power_w=1e9)
+    assert law_figures(free, VALUES, [work])["elementwise"] == alone["elementwise"]
+    assert law_figures(free, VALUES, [work])["matrices"] < alone["matrices"]
 
 
 def test_edge_the_first_of_several_stages_has_its_layers_and_no_head() -> None:
@@ -87,7 +145,7 @@ def test_edge_the_first_of_several_stages_has_its_layers_and_no_head() -> None:
 def test_oracle_the_law_of_a_decode_by_hand() -> None:
     (cell,) = cells("8b-p")
     cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, VALUES)
-    found = law_figures(cost, VALUES, "decode", 1, 150.0)
+    found = law_figures(cost, VALUES, decode(1, 150.0))
     stream = 4.8e12 * VALUES["stream_eff_bf16"]
     n_bytes = 2 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336)
     assert found["matrices"] == pytest.approx(32 * (n_bytes / stream + 4 * VALUES["gemm_s"]), rel=0.01)
@@ -111,7 +169,7 @@ def test_invariant_more_sequences_never_take_less() -> None:
     for tag in ("8b-p", "8b-fp8-p", "14b-awq-p", "30b-a3b-tp2-p", "qwen2.5-72b-tp4"):
         (cell,) = cells(tag)
         cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, VALUES)
-        small, large = (law_figures(cost, VALUES, "decode", n, 200.0) for n in (8, 64))
+        small, large = (law_figures(cost, VALUES, decode(n, 200.0)) for n in (8, 64))
         assert all(large[name] >= small[name] for name in small), tag
 
 
@@ -126,7 +184,7 @@ def test_edge_a_step_moves_only_with_what_it_is_made_of() -> None:
 
 def test_every_recorded_step_belongs_to_a_start_and_has_figures() -> None:
     data = load_data(RUNS, CATALOG)
-    assert len(data.kernels) == 189
+    assert len(data.kernels) == 189 + 304
     assert all(step.figures for step in data.kernels)
     run = data.kernels[0].run_id
     mine = data.of(run_id=run)

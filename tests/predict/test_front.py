@@ -42,7 +42,7 @@ def test_it_is_an_event_loop_that_takes_tasks_as_they_come(
     for k, (at, n) in enumerate(sent):
         before = [(t, 1e-3 + 1e-5 * m) for t, m in sent[:k]] + [(t, 1e-4 * m) for t, m in ends if t <= at]
         alone = played(before)[-1] if before else 0.0
-        assert front.read(at, n) == pytest.approx(max(alone, at) + 1e-3 + 1e-5 * n)
+        assert front.read([(at, n)]) == pytest.approx([max(alone, at) + 1e-3 + 1e-5 * n])
     last_s = max(at for at, _ in tasks)
     assert front.sent_s(last_s) == pytest.approx(max(last_s, played(tasks)[-1]))
 
@@ -77,9 +77,34 @@ def test_tokens_that_are_not_sent_yet_wait_for_a_request_that_comes_before_them(
     front.step(0.5, 0.5, 1, 10)
     front.fixed_s = 0.1
     assert front.sent_s(0.5) == pytest.approx(0.501)
-    assert front.read(0.2, 100) == pytest.approx(0.202)
-    assert front.read(0.499, 100) == pytest.approx(0.501)
+    assert front.read([(0.2, 100)]) == pytest.approx([0.202])
+    assert front.read([(0.499, 100)]) == pytest.approx([0.501])
     assert front.sent_s(0.5) == pytest.approx(0.502), "behind the request that came before"
+
+
+def test_oracle_requests_of_a_burst_reach_the_engine_together() -> None:
+    """Three at once, 10 ms each, 8 of them before the others have their turn; a fourth comes when all are read."""
+    front = Front(1e-2, 0.0, 0.0, first_frac=0.8)
+    assert front.read([(0.0, 9), (0.0, 9), (0.0, 9), (0.1, 9)]) == pytest.approx([0.026, 0.028, 0.030, 0.110])
+    late = Front(1e-2, 0.0, 0.0, first_frac=0.8)
+    # the second comes while the first is being read and goes before its rest; the third comes during that rest
+    assert late.read([(0.0, 9), (0.004, 9), (0.017, 9)]) == pytest.approx([0.018, 0.020, 0.030])
+
+
+@given(reads=READS, first_frac=st.floats(0.0, 1.0))
+def test_invariant_two_turns_end_when_one_does(reads: list[tuple[int, int]], first_frac: float) -> None:
+    sent = sorted((1e-3 * at, float(n)) for at, n in reads)
+    once, twice = Front(1e-3, 1e-5, 0.0), Front(1e-3, 1e-5, 0.0, first_frac)
+    one, two = once.read(sent), twice.read(sent)
+    assert twice.free_s == pytest.approx(once.free_s)
+    assert all(t >= o - 1e-12 for o, t in zip(one, two, strict=True)), "nobody is read earlier"
+    assert all(t >= at + twice.request_work_s(n) - 1e-12 for t, (at, n) in zip(two, sent, strict=True))
+    assert two == sorted(two), "nobody overtakes"
+
+
+def test_edge_an_even_share_of_nothing() -> None:
+    assert Front(1e-3, 0.0, 0.0, 0.5).read([]) == []
+    assert Front(1e-3, 0.0, 0.0, 0.5).read([(2.0, 1.0)]) == pytest.approx([2.001])
 
 
 def test_without_an_api_server_nothing_waits() -> None:

@@ -263,3 +263,12 @@ def test_an_empty_step_costs_its_overhead_and_the_streams() -> None:
     terms = dict(zip(TERMS, cost().terms(0.0, 0.0, 0.0, 0.0, 0.0), strict=True))
     assert terms["prefill_attention"] == terms["decode_attention"] == terms["elementwise"] == terms["all_reduce"] == 0
     assert terms["overhead"] > 0
+
+
+def test_matrices_of_rows_that_fill_no_whole_tiles_take_longer() -> None:
+    whole, odd = (
+        dict(zip(TERMS, cost().terms(n, 0.0, 0.0, 0.0, 1.0), strict=True))["linear"] for n in (1024.0, 1025.0)
+    )
+    assert odd / whole > 1.0 + 0.9 * VALUES["odd_frac"]
+    few, fewer = (dict(zip(TERMS, cost().terms(0.0, 0.0, n, 0.0, n), strict=True))["linear"] for n in (65.0, 64.0))
+    assert few / fewer < 1.0 + 0.5 * VALUES["odd_frac"], "decodes stream weights, whatever their number"
