@@ -296,7 +296,7 @@ class _Run:
             sent: dict[int, list[tuple[float, int]]] = {}
             targets: list[Engine] = []
             busy_s = submitted[index]
-            free_s = {}
+            free_s: dict[int, float] = {}
             while index < self.n and submitted[index] <= busy_s:
                 target = self.least_loaded(targets)
                 targets.append(target)

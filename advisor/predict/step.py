@@ -43,8 +43,8 @@ DEFAULT_SMS = 132
 """Streaming multiprocessors of an H100/H200 SXM, for cards whose number the catalogue does not give."""
 
 FP8_INPUT_BYTES = 2.0
-"""Further bytes moved for each element of the input of an fp8 matrix, quantised token by token: an 8B's kernels of norms
-and activation take 22 and 29 ns a token and layer longer than in bf16 (h100 8b-q, 8b-fp8-q; h200 8b-p, 8b-fp8-p)."""
+"""Further bytes moved for each input element of an fp8 matrix, quantised token by token: an 8B's kernels of norms and
+activation take 22 and 29 ns a token and layer longer than in bf16 (h100 8b-q, 8b-fp8-q; h200 8b-p, 8b-fp8-p)."""
 
 N_EXPERT_GEMMS = 2
 """Matrix kernels of an expert layer: all experts' up (and gate) in one, all experts' down in the other."""

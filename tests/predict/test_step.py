@@ -221,7 +221,8 @@ def test_fp8_kernels_of_hopper_compute_pairs_of_tiles() -> None:
     """From 257 tokens on both tiles of a second cluster run; up to 128 tokens there are kernels of smaller tiles."""
     hopper = cost(weight_dtype="fp8")
     linear = [float(hopper.token_terms(n)[0]) for n in (256, 257, 300, 512, 513)]
-    assert linear[2:4] == pytest.approx([linear[1]] * 2, rel=0.02)  # but for the rows that are read and written
+    odd = 1.0 + VALUES["odd_frac"]
+    assert [linear[2], odd * linear[3]] == pytest.approx([linear[1]] * 2, rel=0.02)  # but for the rows read and written
     assert linear[1] > 1.3 * linear[0]
     assert linear[4] > 1.2 * linear[3]
     assert hopper.token_terms(64)[0] < linear[0]
