@@ -40,10 +40,10 @@ FIGURES = {
     "matrices": "matrices",
     "experts": "experts' matrices",
     "attention": "attention",
-    "elementwise": "norms, rotary embedding, activation, cache writes",
+    "elementwise": "norms, activation, cache",
     "all-reduce": "all-reduces",
     "head": "vocabulary head",
-    "rest": "between two steps: sampling, preparing the next",
+    "rest": "between two steps",
 }
 """What tables call the figures."""
 

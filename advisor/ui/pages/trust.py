@@ -42,6 +42,7 @@ def render() -> None:
             _held_out(report)
             _coverage(report)
             _paces(report)
+            _known_hosts(report)
             _kernels(report)
         _peers()
         _runs(chosen)
@@ -170,6 +171,27 @@ def _paces(report: Mapping[str, Any]) -> None:
     st.caption(
         "Paced by the host's CPU: a host that takes 30 % less CPU time would change the figure by 3 % or more. Which"
         " host you get is not known before you measure on it, so these intervals are wider."
+    )
+
+
+def _known_hosts(report: Mapping[str, Any]) -> None:
+    """Show left-out starts predicted with and without the factor of their host, which other starts tell."""
+    found = report.get("known_hosts")
+    if not found:
+        return
+    st.subheader("On a host that is known")
+    rows = []
+    for m in METRICS:
+        for host in ("unknown", "known"):
+            if m in found["known"] and m != "kv_blocks":
+                e = found[host][m]
+                row = {"metric": accuracy.TITLES[m], "host": host, "median error": e["median"], "P90": e["p90"]}
+                rows.append(row | {"cells": e["n"]})
+    share = dict.fromkeys(("median error", "P90"), "{:.1%}".format)
+    parts.table(rows, share, "known hosts")
+    st.caption(
+        "The same starts, left out as above, with the speed of their host from other starts on it. One start of yours"
+        " tells it: the page Calibrate refits your host's factor from its records."
     )
 
 
