@@ -241,6 +241,8 @@ def fit_all(
         progress=lambda n, cost: say(f"evaluation {n}: cost {cost:.1f}"),
     )
     rows, drawn = cross_validate(data, catalog, full, transfer, say)
+    say("the same starts once more, with the factors of their hosts")
+    known = _known_hosts(data, full, transfer, rows)
     quantiles, paced = error_quantiles(rows), by_pace(rows)
     coefficients = as_coefficients(full, data.cells, transfer, quantiles)
     accuracy = {
@@ -256,7 +258,7 @@ def fit_all(
         "coverage_by_pace": {pace: coverage(found) for pace, found in paced.items()},
         "open_loops_drawn_anew": table(drawn),
         "noise_floor": noise_floor(data.cells),
-        "known_hosts": _known_hosts(data, full, transfer, rows),
+        "known_hosts": known,
         "kernels": kernel_errors(data, full, transfer),
         "cells": cell_table(rows),
     }
