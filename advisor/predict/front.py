@@ -77,6 +77,11 @@ class Front:
 
         In the order of sending, here and from call to call: those of an earlier call are read before these.
         """
+        if len(sent) == 1:
+            ((at_s, prompt_tokens),) = sent
+            self._send_until(at_s)
+            self.free_s = max(self.free_s, at_s) + self.request_work_s(prompt_tokens)
+            return [self.free_s]
         done = [0.0] * len(sent)
         queue: deque[tuple[int, float, bool]] = deque()
         come = 0
