@@ -22,30 +22,49 @@ NOTHING = 1e-9
 THROTTLED_MHZ = 1800.0
 Limits = Callable[[EngineLimits], Mapping[str, Any]]
 
+HOST = ("host_step_s", "host_graph_layer_s", "host_large_layer_s", "host_eager_layer_s", "host_seq_s")
 PARTS: dict[str, Mapping[str, float | str]] = {
-    "no host time": dict.fromkeys(("host_step_s", "host_graph_layer_s", "host_eager_layer_s", "host_seq_s"), NOTHING),
-    "one host time a layer": {"host_eager_layer_s": "host_graph_layer_s", "host_tp_factor": 1.0},
+    "launching takes no time": dict.fromkeys(HOST, NOTHING),
+    "one host time a layer instead of two": {"host_large_layer_s": "host_graph_layer_s", "host_tp_factor": 1.0},
+    "the client takes no time": dict.fromkeys(("submit_s", "return_s", "serial_s", "wake_s"), NOTHING),
+    "arithmetic and streaming add": {"sharpness": 1.0, "sharpness_int4": 1.0},
+    "the larger of the two": {"sharpness": 50.0, "sharpness_int4": 50.0},
+    "no tile and wave quantisation": {"wave_frac": NOTHING, "odd_frac": NOTHING},
     "no power limit": {"joules_per_flop": 1e-20, "joules_per_byte": 1e-20},
-    "power limit at once": {"throttle_s": 1e-6},
-    "no tile and wave quantisation": {"wave_frac": NOTHING},
-    "maximum of arithmetic and streaming": {"sharpness": 50.0, "sharpness_int4": 50.0},
-    "sum of arithmetic and streaming": {"sharpness": 1.0, "sharpness_int4": 1.0},
-    "no client": dict.fromkeys(("submit_s", "return_s", "serial_s"), NOTHING),
+    "a limit that acts at once": {"throttle_s": 1e-6},
+    "all-reduces of one kind": {"all_reduce_switch_bytes": 1e16},
+    "an API server gives a request one turn": {"front_first_frac": NOTHING},
+    "an API server takes no time": dict.fromkeys(("http_s", "http_token_s", "http_out_s"), NOTHING),
 }
 SCHEDULES: dict[str, Limits] = {
-    "one batch in flight": lambda at: {"n_in_flight": 1 if at.pp == 1 else at.pp},
-    "launches never block": lambda at: {"blocks_on_launch": False},
-    "launches always block": lambda at: {"blocks_on_launch": True},
+    "one batch in flight instead of two": lambda at: {"n_in_flight": 1 if at.pp == 1 else at.pp},
+    "launches never block the core": lambda at: {"blocks_on_launch": False},
+    "launches always block the core": lambda at: {"blocks_on_launch": True},
 }
-GROUPS: dict[str, Callable[[Cell], bool]] = {
-    "all cells": lambda cell: True,
-    "closed loops of many clients": lambda c: c.workload.load.kind == "closed" and c.workload.load.concurrency > 1,
-    "the same on one GPU": lambda c: GROUPS["closed loops of many clients"](c) and c.deployment.n_gpus == 1,
-    "the same on several GPUs": lambda c: GROUPS["closed loops of many clients"](c) and c.deployment.n_gpus > 1,
-    "cells below 1800 MHz": lambda c: (_clock(c) or THROTTLED_MHZ) < THROTTLED_MHZ,
-    "the 1B start": lambda c: c.record.model == "llama-3.2-1b",
-    "the fp8 starts": lambda c: c.deployment.weight_dtype == "fp8",
+GROUPS: dict[str, tuple[Callable[[Cell], bool], tuple[str, ...]]] = {
+    "all": (lambda cell: True, ("one batch in flight instead of two", *tuple(PARTS)[:6])),
+    "the 1B starts": (lambda c: c.record.model == "llama-3.2-1b", ("launching takes no time",)),
+    "the fp8 starts": (lambda c: c.deployment.weight_dtype == "fp8", ("launching takes no time",)),
+    "clock below 1800 MHz": (
+        lambda c: (_clock(c) or THROTTLED_MHZ) < THROTTLED_MHZ,
+        ("no power limit", "a limit that acts at once"),
+    ),
+    "closed loops, one GPU": (lambda c: _is_loop(c) and c.deployment.n_gpus == 1, ("launches never block the core",)),
+    "closed loops, several GPUs": (
+        lambda c: _is_loop(c) and c.deployment.n_gpus > 1,
+        ("launches always block the core", "all-reduces of one kind"),
+    ),
+    "servers": (
+        objective.is_http,
+        ("an API server gives a request one turn", "an API server takes no time"),
+    ),
 }
+"""Which cells, and what is changed for them."""
+
+
+def _is_loop(cell: Cell) -> bool:
+    load = cell.workload.load
+    return load.kind == "closed" and load.concurrency > 1
 
 
 def _clock(cell: Cell) -> float | None:
@@ -64,7 +83,7 @@ def main() -> int:
         def changed(stages: Any, at: EngineLimits, *rest: Any, **named: Any) -> Any:
             return simulate(stages, replace(at, **limits(at)) if limits else at, *rest, **named)
 
-        cells = [cell for cell in data.cells if GROUPS[group](cell)]
+        cells = [cell for cell in data.cells if GROUPS[group][0](cell)]
         objective.simulate = changed
         rows = rows_of(cells, lambda cell: predict_cell(cell, objective.values_for(cell, values, transfer), None))
         objective.simulate = simulate
@@ -73,13 +92,12 @@ def main() -> int:
         sys.stdout.write(f"| {group} ({len(cells)}) | {name} | {errors} |\n")
         sys.stdout.flush()
 
-    for group in GROUPS:
-        show(group, "as fitted", fitted)
-        for name, change in PARTS.items():
+    for group, (_, changes) in GROUPS.items():
+        show(group, "none", fitted)
+        for name in changes:
+            change = PARTS.get(name, {})
             values = {k: fitted[v] if isinstance(v, str) else v for k, v in change.items()}
-            show(group, name, fitted | values)
-        for name, limits in SCHEDULES.items():
-            show(group, name, fitted, limits)
+            show(group, name, fitted | values, SCHEDULES.get(name))
     return 0
 
 
