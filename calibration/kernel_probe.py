@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from calibration.cells import Prompts
 from calibration.load import Send
-from calibration.vllm_probe import MemoryProbe
+from calibration.vllm_probe import MemoryProbe, held
 
 EXTENSION = "calibration.kernel_probe.KernelProbe"
 PROMPT_TOKENS = 128
@@ -50,11 +50,9 @@ class KernelProbe(MemoryProbe):
         execute = runner.execute_model
 
         def noted(scheduled: Any, *args: Any, **more: Any) -> Any:
-            n_tokens = getattr(scheduled, "total_num_scheduled_tokens", 0)
-            if n_tokens:
-                n_sequences = len(getattr(scheduled, "num_scheduled_tokens", ()))
-                n_new = len(getattr(scheduled, "scheduled_new_reqs", ()))
-                self.calibration_steps.append([n_tokens, n_sequences, n_new])
+            step = held(scheduled)
+            if step[0]:
+                self.calibration_steps.append(step)
             return execute(scheduled, *args, **more)
 
         runner.execute_model = noted
@@ -137,7 +135,7 @@ async def _decodes(engine: Any, send: Send, n_rows: int, _: int, prompts: Prompt
 
 
 async def _prompt(engine: Any, send: Send, n_tokens: int, _: int, prompts: Prompts) -> dict[str, Any]:
-    return await _recorded(engine, _first_tokens(send, f"p{n_tokens}", 1, n_tokens, prompts))
+    return await _burst(engine, send, 1, n_tokens, prompts)
 
 
 async def _burst(engine: Any, send: Send, n: int, n_tokens: int, prompts: Prompts) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from calibration.errors import JobError
+from calibration.kernel_probe import KINDS
 
 ANCHORS = ("FlashAttnFwd", "flash_fwd", "unified_attention", "BatchDecode", "BatchPrefill", "fmha")
 """What attention kernels are called; one of them is in each layer."""
 NOT_ANCHORS = ("Combine", "combine", "prepare", "reduce_segments")
 MIN_LAYERS = 4
-DIFFERENT = ("burst", "mixed")
+DIFFERENT = tuple(name for name, kind in KINDS.items() if kind.is_pair)
 """Recordings whose steps differ from one to the next."""
 LONGER = 1.5
 """Kernels from the last layer's attention to the next step's first one, over those of a layer, at least."""

@@ -8,7 +8,7 @@ import time
 from typing import Any, TextIO
 
 from calibration.cpu import loop_s
-from calibration.vllm_probe import MemoryProbe
+from calibration.vllm_probe import MemoryProbe, held
 
 EXTENSION = "calibration.launch_probe.LaunchProbe"
 COLUMNS = [
@@ -55,9 +55,7 @@ class LaunchProbe(MemoryProbe):
                 round(launch_s, 6),
                 round(cpu_s, 6),
                 0.0,
-                getattr(scheduled, "total_num_scheduled_tokens", 0),
-                len(getattr(scheduled, "num_scheduled_tokens", ())),
-                len(getattr(scheduled, "scheduled_new_reqs", ())),
+                *held(scheduled),
                 round(loop, 7),
                 after.ru_nvcsw - before.ru_nvcsw,
                 after.ru_nivcsw - before.ru_nivcsw,

@@ -48,6 +48,15 @@ class MemoryProbe:
         return percentiles_us(taken)
 
 
+def held(scheduled: Any) -> list[int]:
+    """Return what a step holds that vLLM's scheduler hands to a worker: tokens, sequences, of these new ones."""
+    return [
+        getattr(scheduled, "total_num_scheduled_tokens", 0),
+        len(getattr(scheduled, "num_scheduled_tokens", ())),
+        len(getattr(scheduled, "scheduled_new_reqs", ())),
+    ]
+
+
 _NUMBER = r"([0-9][0-9,]*\.?[0-9]*)"
 # what vLLM 0.11 to 0.26 print at start; each group is the figure, in GiB for the *_bytes names
 _LINES: dict[str, tuple[str, ...]] = {

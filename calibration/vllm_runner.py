@@ -199,7 +199,7 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
         try:
             common = common_fields(job, engine, host, vllm.__version__, args)
             common["startup"] = await start_up(engine, gpus, output.log_text(), startup_s, job.dp)
-            common["host"] = {**(common.get("host") or {}), **await launch_times(engine)}
+            common["host"] |= await launch_times(engine)
             output.say(f"{common['run_id']} started in {startup_s:.0f} s: {_memory(common['startup'])}")
             if job.times_launches:
                 name = f"{common['run_id']}-launches.jsonl"

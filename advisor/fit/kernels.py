@@ -47,8 +47,6 @@ FIGURES = {
 }
 """What tables call the figures."""
 
-DIFFERENT = ("burst", "mixed")
-"""Recordings whose steps differ from one to the next: prompts that come at once, a prompt among decodes."""
 SHORTEST_ELEMENTWISE = 1024
 """Prompt tokens from which norms, rotary embedding and activation take longer than to begin and end."""
 SHORTEST_REDUCED = 4096
@@ -201,9 +199,8 @@ def figures_of(line: Mapping[str, Any], cell: Cell) -> dict[str, float]:
         names.append("elementwise")
     if cell.deployment.tp > 1 and not is_moe and (is_decode or n_tokens >= SHORTEST_REDUCED):
         names.append("all-reduce")
-    layers = line["steps"] if line["what"] in DIFFERENT else [line]
     wanted: dict[str, float] = dict.fromkeys(names, 0.0)
-    for work, step in zip(works, layers, strict=True):
+    for work, step in zip(works, line.get("steps", [line]), strict=True):
         if work.is_counted:
             layer = _sums(step["layer"]) | {"all-reduce": _least_reduces(step["layer"])}
             for name in names:

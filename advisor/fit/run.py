@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from advisor.catalog import Catalog, load_catalog
+from advisor.catalog import Catalog
 from advisor.errors import BadData
 from advisor.fit.estimate import Estimate, as_coefficients, estimate
 from advisor.fit.kernels import KernelStep, read_kernels
@@ -117,12 +117,12 @@ def cross_validate(
     return rows, drawn
 
 
-def on_known_hosts(data: Data, full: Estimate, transfer: Transfer) -> list[Row]:
+def on_known_hosts(data: Data, catalog: Catalog, full: Estimate, transfer: Transfer) -> list[Row]:
     """Return the errors of left-out starts when other starts of their hosts are in the fit, with these hosts' factors.
 
     What somebody gets who has measured one start on a host and asks for another one there (`advisor.fit.adapt`).
     """
-    facts = EngineFacts.from_table(load_catalog().engine("vllm"), "0.26.0")
+    facts = EngineFacts.from_table(catalog.engine("vllm"), "0.26.0")
     starts = {(c.host, c.run_id) for c in data.cells if c.host}
     rows: list[Row] = []
     for host, run in sorted(starts):
@@ -137,9 +137,11 @@ def on_known_hosts(data: Data, full: Estimate, transfer: Transfer) -> list[Row]:
     return rows
 
 
-def _known_hosts(data: Data, full: Estimate, transfer: Transfer, rows: Sequence[Row]) -> dict[str, Any]:
+def _known_hosts(
+    data: Data, catalog: Catalog, full: Estimate, transfer: Transfer, rows: Sequence[Row]
+) -> dict[str, Any]:
     """Return the errors on known hosts, and those of the same starts on hosts of which nothing is known."""
-    known = on_known_hosts(data, full, transfer)
+    known = on_known_hosts(data, catalog, full, transfer)
     runs = {row.run_id for row in known}
     return {"known": table(known), "unknown": table(r for r in rows if r.run_id in runs), "n_starts": len(runs)}
 
@@ -242,7 +244,7 @@ def fit_all(
     )
     rows, drawn = cross_validate(data, catalog, full, transfer, say)
     say("the same starts once more, with the factors of their hosts")
-    known = _known_hosts(data, full, transfer, rows)
+    known = _known_hosts(data, catalog, full, transfer, rows)
     quantiles, paced = error_quantiles(rows), by_pace(rows)
     coefficients = as_coefficients(full, data.cells, transfer, quantiles)
     accuracy = {

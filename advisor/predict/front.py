@@ -55,9 +55,7 @@ class Front:
     """
 
     def __init__(self, request_s: float, prompt_token_s: float, out_token_s: float, first_frac: float = 0.0) -> None:
-        self.request_s = request_s
-        self.prompt_token_s = prompt_token_s
-        self.out_token_s = out_token_s
+        self.front_s = (request_s, prompt_token_s, out_token_s)
         self.first_frac = first_frac
         self.free_s = 0.0
         self.fixed_s = math.inf
@@ -68,10 +66,6 @@ class Front:
         """Note steps that end evenly from `first_end_s` to `last_end_s`, each with a token for so many sequences."""
         self._due.append((first_end_s, last_end_s, n_steps, n_sequences))
 
-    def request_work_s(self, prompt_tokens: float) -> float:
-        """Return the time to read a request [s]."""
-        return self.request_s + self.prompt_token_s * prompt_tokens
-
     def read(self, sent: Sequence[tuple[float, float]]) -> list[float]:
         """Return when each of some requests has been read [s]; `sent`: when it is sent [s] and its prompt's tokens.
 
@@ -80,7 +74,7 @@ class Front:
         if len(sent) == 1:
             ((at_s, prompt_tokens),) = sent
             self._send_until(at_s)
-            self.free_s = max(self.free_s, at_s) + self.request_work_s(prompt_tokens)
+            self.free_s = max(self.free_s, at_s) + server_s(self.front_s, prompt_tokens)
             return [self.free_s]
         done = [0.0] * len(sent)
         queue: deque[tuple[int, float, bool]] = deque()
@@ -89,7 +83,7 @@ class Front:
         def admit(at_s: float, prompt_tokens: float) -> None:
             self._send_until(at_s)
             self.free_s = max(self.free_s, at_s)
-            queue.append((come, self.request_work_s(prompt_tokens), True))
+            queue.append((come, server_s(self.front_s, prompt_tokens), True))
 
         while come < len(sent) or queue:
             if not queue:
@@ -127,6 +121,6 @@ class Front:
                 next_s = first_s + n_now * apart_s
                 due.appendleft((next_s, last_s, n_steps - n_now, n))
                 last_s, n_steps = next_s - apart_s, n_now
-            each_s = n * self.out_token_s
+            each_s = n * self.front_s[2]
             # of evenly spaced steps the queue is longest behind the first or behind the last one
             self.free_s = max(max(self.free_s, first_s) + n_steps * each_s, last_s + each_s)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from advisor.errors import DomainError
 from advisor.predict.engine import WAITING_SCORE, Engine
 from advisor.predict.engine_state import EngineLimits, Sequence_, Work
-from advisor.predict.front import Front
+from advisor.predict.front import Front, server_s
 from advisor.predict.quantile import quantile
 from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import Traffic
@@ -304,7 +304,7 @@ class _Run:
                 sent.setdefault(place, []).append((submitted[index], index))
                 if target.front:
                     begin_s = max(submitted[index], free_s.get(place, target.front.free_s))
-                    busy_s = free_s[place] = begin_s + target.front.request_work_s(self.prompt[index])
+                    busy_s = free_s[place] = begin_s + server_s(self.client.front_s, self.prompt[index])
                 else:
                     busy_s = -math.inf
                 index += 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.predict.front import Front
+from advisor.predict.front import Front, server_s
 from advisor.predict.replica import client_of
 from advisor.predict.simulate import Client, simulate
 from tests.predict.test_engine import Cost, limits, traffic
@@ -98,7 +98,7 @@ def test_invariant_two_turns_end_when_one_does(reads: list[tuple[int, int]], fir
     one, two = once.read(sent), twice.read(sent)
     assert twice.free_s == pytest.approx(once.free_s)
     assert all(t >= o - 1e-12 for o, t in zip(one, two, strict=True)), "nobody is read earlier"
-    assert all(t >= at + twice.request_work_s(n) - 1e-12 for t, (at, n) in zip(two, sent, strict=True))
+    assert all(t >= at + server_s(twice.front_s, n) - 1e-12 for t, (at, n) in zip(two, sent, strict=True))
     assert two == sorted(two), "nobody overtakes"
 
 
