@@ -12,14 +12,17 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from calibration import models
+from calibration.cells import Ask, Cell
+from calibration.client_processes import run_cell_apart
 from calibration.errors import EngineMissing, JobError, OutFileBusy
 from calibration.gpus import Gpus, PowerMeter
 from calibration.jobs import Job, start_fields
-from calibration.load import Send
+from calibration.load import Outcome, Send, run_cell
 from calibration.output import Output
 from calibration.session import Run
 
@@ -28,9 +31,12 @@ MAX_LINE_BYTES = 4_000_000
 
 
 class Server:
-    """An HTTP server with the OpenAI completions API; one connection a request."""
+    """An HTTP server with the OpenAI completions API.
 
-    def __init__(self, endpoint: str) -> None:
+    keeps : keep connections for later requests, as a gateway or a pool of connections does; else one a request
+    """
+
+    def __init__(self, endpoint: str, keeps: bool = False) -> None:
         parts = urlsplit(endpoint if "//" in endpoint else f"http://{endpoint}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise JobError(f"endpoint '{endpoint[:80]}' is not a URL such as http://localhost:8000")
@@ -40,23 +46,39 @@ class Server:
         self.base = path.removesuffix("/completions").removesuffix("/v1")
         self.url = f"{self.scheme}://{self.host}:{self.port}{self.base}"
         self.tls = ssl.create_default_context() if self.scheme == "https" else None
+        self.keeps = keeps
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def _open(
-        self, method: str, path: str, body: bytes = b""
-    ) -> tuple[asyncio.StreamReader, Any, int, dict[str, str]]:
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            reader, writer = await asyncio.wait_for(
+            return await asyncio.wait_for(
                 asyncio.open_connection(self.host, self.port, ssl=self.tls, limit=MAX_LINE_BYTES), CONNECT_LIMIT_S
             )
         except (OSError, TimeoutError) as err:
             raise EngineMissing(f"no server answers at {self.url} ({err or 'time-out'})") from None
+
+    async def _open(
+        self, method: str, path: str, body: bytes = b""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int, dict[str, str]]:
+        is_kept = bool(self._idle)
+        reader, writer = self._idle.pop() if is_kept else await self._connection()
         key = os.environ.get("OPENAI_API_KEY")
-        head = [f"{method} {self.base}{path} HTTP/1.1", f"Host: {self.host}:{self.port}", "Connection: close"]
+        head = [f"{method} {self.base}{path} HTTP/1.1", f"Host: {self.host}:{self.port}"]
+        head += [] if self.keeps else ["Connection: close"]
         head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "Accept: */*"]
         head += [f"Authorization: Bearer {key}"] if key else []
-        writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
-        await writer.drain()
-        status = int((await reader.readline()).split()[1])
+        try:
+            writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+            await writer.drain()
+            line = await reader.readline()
+        except ConnectionError:
+            line = b""
+        if not line and is_kept:  # the server has closed it meanwhile
+            writer.close()
+            return await self._open(method, path, body)
+        if not line:
+            raise EngineMissing(f"{self.url} closed the connection without an answer")
+        status = int(line.split()[1])
         headers = {}
         while (line := await reader.readline()) not in (b"\r\n", b"\n", b""):
             name, _, value = line.decode("latin-1").partition(":")
@@ -72,6 +94,7 @@ class Server:
         while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
             yield await reader.readexactly(size)
             await reader.readexactly(2)
+        await reader.readline()
 
     async def get(self, path: str) -> tuple[int, str]:
         """Return status and text of a page."""
@@ -84,6 +107,7 @@ class Server:
     async def events(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Yield the server-sent events of a streamed completion."""
         reader, writer, status, headers = await self._open("POST", "/v1/completions", json.dumps(body).encode())
+        is_kept = False
         try:
             rest = b""
             async for piece in self._pieces(reader, headers):
@@ -97,8 +121,12 @@ class Server:
                         yield json.loads(data)
             if status != 200:
                 raise RuntimeError(f"HTTP {status}: {rest.decode(errors='replace')[:300]}")
+            is_over = headers.get("transfer-encoding", "").lower() == "chunked"
+            if is_kept := self.keeps and is_over and headers.get("connection", "").lower() != "close":
+                self._idle.append((reader, writer))
         finally:
-            writer.close()
+            if not is_kept:
+                writer.close()
 
 
 def make_send(server: Server, served: str) -> Send:
@@ -131,6 +159,11 @@ def make_send(server: Server, served: str) -> Send:
                 yield max(0, int(usage.get("completion_tokens") or 0) - seen), cached
 
     return send
+
+
+def sender(endpoint: str, served: str, keeps: bool) -> Send:
+    """Return `make_send` of a server of its own, as each client process needs one."""
+    return make_send(Server(endpoint, keeps), served)
 
 
 async def describe(server: Server) -> dict[str, Any]:
@@ -173,6 +206,8 @@ def common_fields(job: Job, server: Server, said: dict[str, Any], host: dict[str
         **start_fields(job, engine, version, host["gpu"]),
         "client": "http",
         "api_server_count": job.options.get("api_server_count", 1),
+        "client_processes": job.options.get("client_processes", 1),
+        "keep_alive": job.options.get("keep_alive", False),
         "interconnect": host.get("interconnect", "unknown"),
         "idle_power_w": host.get("idle_power_w"),
         "power_limit_w_per_gpu": host.get("power_limit_w_per_gpu"),
@@ -245,7 +280,14 @@ def run_job(
             output.say(f"{common['run_id']}: {server.url} serves '{said['served']}', engine version {version}")
             vocab = models.resolve(job.model)[1]["vocab_size"]
             began = time.monotonic()
-            asyncio.run(run.run(make_send(server, str(said["served"])), server, common, vocab, meter))
+            send_of = partial(sender, endpoint, str(said["served"]), bool(job.options.get("keep_alive")))
+            n_processes = job.options.get("client_processes", 1)
+
+            async def apart(_: Send, tag: str, cell: Cell, asks: list[Ask], meter: PowerMeter | None) -> Outcome:
+                return await run_cell_apart(send_of, tag, cell, asks, n_processes, meter)
+
+            measure = apart if n_processes > 1 else run_cell
+            asyncio.run(run.run(send_of(), server, common, vocab, meter, measure))
             output.say(f"{common['run_id']}: done in {time.monotonic() - began:.0f} s")
         finally:
             if meter:

@@ -109,8 +109,11 @@ def parse_job(raw: Any) -> Job:
         need(isinstance(value, int) and value >= 1, f"{name} must be a positive whole number")
     need(0 < job.gpu_memory_utilization <= 1, "gpu_memory_utilization must be above 0 and at most 1")
     need(all(isinstance(c, int) and c >= 0 for c in job.cpus), "cpus must be a list of hardware threads such as [0, 2]")
-    n_servers = job.options.get("api_server_count", 1)
-    need(type(n_servers) is int and n_servers > 0, "the option api_server_count must be a positive whole number")
+    for option in ("api_server_count", "client_processes"):
+        n = job.options.get(option, 1)
+        need(type(n) is int and n > 0, f"the option {option} must be a positive whole number")
+    keeps = job.options.get("keep_alive", False)
+    need(type(keeps) is bool, "the option keep_alive must be true or false")
     need(job.budget_s > 0 and job.limit_s > 0, "budget_s and limit_s must be positive")
     if job.kind == "vllm":
         need(bool(job.cells), "it has no cells")

@@ -107,13 +107,25 @@ async def warm_prefixes(send: Send, tag: str, cell: Cell, seed: int, vocab_size:
             pass
 
 
+async def answers_of(send: Send, tag: str, cell: Cell, asks: list[Ask], start: float) -> list[Answer]:
+    """Send the requests of a cell that begins at `start` (`time.perf_counter`) and return what came back."""
+    if cell.kind == "closed":
+        return await _closed(send, tag, asks, cell.concurrency, start)
+    return await _open(send, tag, asks, start)
+
+
 async def run_cell(send: Send, tag: str, cell: Cell, asks: list[Ask], meter: PowerMeter | None) -> Outcome:
     """Send the requests of a cell and return what was measured, from the first submission to the last token."""
     before = meter.energy_j() if meter else None
     start = time.perf_counter()
-    closed = cell.kind == "closed"
-    answers = await (_closed(send, tag, asks, cell.concurrency, start) if closed else _open(send, tag, asks, start))
-    end = time.perf_counter()
+    answers = await answers_of(send, tag, cell, asks, start)
+    return outcome_of(answers, start, time.perf_counter(), before, meter)
+
+
+def outcome_of(
+    answers: list[Answer], start: float, end: float, before: float | None, meter: PowerMeter | None
+) -> Outcome:
+    """Return what was measured between two times (`time.perf_counter`); `before` is the energy counter at the first."""
     after = meter.energy_j() if meter else None
     measured = summarise(answers, end - start)
     if meter and (power := meter.window(start, end)):

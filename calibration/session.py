@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,10 +13,13 @@ from calibration.cells import Ask, Cell, Prompts, requests
 from calibration.errors import EngineDied, JobError, first_error
 from calibration.gpus import PowerMeter
 from calibration.jobs import Job
-from calibration.load import ROW_COLUMNS, Send, run_cell, warm_prefixes
+from calibration.load import ROW_COLUMNS, Outcome, Send, run_cell, warm_prefixes
 from calibration.output import Output
 from calibration.records import cells_done, matches, read_lines
 from calibration.vllm_probe import last_error
+
+Measure = Callable[[Send, str, Cell, list[Ask], PowerMeter | None], Coroutine[Any, Any, Outcome]]
+"""Sends the requests of a cell (sender, tag, cell, requests, power meter) and returns what was measured."""
 
 WARMUP = Cell(kind="closed", prompt_tokens=256, output_tokens=16, concurrency=8, n_requests=16, guard_s=180)
 START_MARGIN_S = 2.0
@@ -95,7 +99,15 @@ class Run:
         ends = [budget_end] if self.deadline is None else [budget_end, self.deadline]
         return min(ends) - time.time()
 
-    async def run(self, send: Send, engine: Any, common: dict[str, Any], vocab: int, meter: PowerMeter | None) -> None:
+    async def run(
+        self,
+        send: Send,
+        engine: Any,
+        common: dict[str, Any],
+        vocab: int,
+        meter: PowerMeter | None,
+        measure: Measure = run_cell,
+    ) -> None:
         """Run every cell that is left; an error in one is written down and the rest goes on."""
         say, run_id = self.output.say, common["run_id"]
         budget_end = time.time() + self.job.budget_s
@@ -122,7 +134,7 @@ class Run:
                 started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 if cell.shared_prefix_tokens and cell.prefix_warm:
                     await asyncio.wait_for(warm_prefixes(send, f"w{place}", cell, seed, vocab), guard_s)
-                outcome = await asyncio.wait_for(run_cell(send, f"r{place}", cell, asks, meter), guard_s)
+                outcome = await asyncio.wait_for(measure(send, f"r{place}", cell, asks, meter), guard_s)
             except (TimeoutError, Exception) as err:
                 text = f"exceeded {guard_s:.0f} s" if isinstance(err, TimeoutError) else first_error(err)
                 self.output.error(run_id, text, cell=asdict(cell), kind="error")

@@ -9,6 +9,7 @@ import pytest
 from advisor.schema.run_record import RunRecord
 from calibration.errors import JobError
 from calibration.http_runner import Server
+from calibration.jobs import parse_job
 
 STEP_S = 0.01
 JOB = {
@@ -28,6 +29,7 @@ class Tokens:
 
     def __init__(self, mode="ids"):
         self.mode, self.bodies, self.ready = mode, [], threading.Event()
+        self.n_connections = 0
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, daemon=True).start()
         self.ready.wait(5)
@@ -40,6 +42,16 @@ class Tokens:
         self.loop.run_forever()
 
     async def _answer(self, reader, writer):
+        self.n_connections += 1
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+    async def _one(self, reader, writer):
+        """Answer a request; return whether the connection stays open."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split()[1]
         size = int(next(line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")))
@@ -60,7 +72,7 @@ class Tokens:
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             await self._stream(writer, body)
         await writer.drain()
-        writer.close()
+        return "connection: close" not in head.lower() and self.mode != "hangs up"
 
     async def _stream(self, writer, body):
         def send(event):
@@ -68,10 +80,10 @@ class Tokens:
             half = len(text) // 2  # an event split over two chunks
             writer.write(b"".join(b"%x\r\n" % len(t) + t + b"\r\n" for t in (text[:half], text[half:])))
 
-        n, group = body["max_tokens"], 1 if self.mode == "ids" else 2
+        n, group = body["max_tokens"], 1 if self.mode in ("ids", "hangs up") else 2
         for _ in range(0, n, group):
             await asyncio.sleep(STEP_S)
-            choice = {"text": "", "token_ids": [5] * group} if self.mode == "ids" else {"text": "ab"}
+            choice = {"text": "", "token_ids": [5] * group} if group == 1 else {"text": "ab"}
             send({"choices": [choice]})
         if self.mode == "error":
             send({"error": {"message": "engine is dead"}})
@@ -100,6 +112,54 @@ def test_cells_on_a_live_server(run, write, lines, tmp_path):
     body = server.bodies[0]
     assert (body["model"], body["ignore_eos"], len(body["prompt"]), body["max_tokens"]) == ("served-name", True, 50, 10)
     assert "idle_power_w" not in record  # the GPUs were never free of the server
+
+
+def test_requests_from_several_processes_are_one_cell(run, write, lines, tmp_path):
+    server = Tokens()
+    job = JOB | {"cells": ["c,50,10,5,12", "p,50,10,0.8,1,0.1"], "options": {"client_processes": 3}}
+    url = f"http://127.0.0.1:{server.port}"
+    status, text = run("run-endpoint", "--endpoint", url, "--job", write(job), "--out", tmp_path / "r.jsonl")
+    assert status == 0, text
+    closed, poisson = lines(tmp_path / "r.jsonl")
+    assert (closed["client_processes"], closed["keep_alive"]) == (3, False)
+    m = closed["measured"]
+    assert (m["n_requests"], len(server.bodies)) == (12, 12 + poisson["measured"]["n_requests"])
+    assert m["tpot_s"]["p50"] == pytest.approx(STEP_S, rel=0.3)
+    # three requests of two clients, two of three: one after the other, however they are dealt out
+    assert 3 * 10 * STEP_S <= m["duration_s"] < 4.5 * 10 * STEP_S
+    sent = [tuple(body["prompt"]) for body in server.bodies]
+    assert len(set(sent)) == len(sent), "each prompt once"
+
+
+def test_an_error_in_one_process_is_the_cells(run, write, lines, tmp_path):
+    url = f"http://127.0.0.1:{Tokens('refuse').port}"
+    job = JOB | {"options": {"client_processes": 2}}
+    errors = tmp_path / "e.jsonl"
+    arguments = ("--job", write(job), "--out", tmp_path / "r.jsonl", "--errors", errors)
+    run("run-endpoint", "--endpoint", url, *arguments)
+    (error,) = lines(errors)
+    assert "prompt too long" in error["error"]
+
+
+@pytest.mark.parametrize(("mode", "keeps", "wanted"), [("ids", True, 3), ("ids", False, 6), ("hangs up", True, 6)])
+def test_connections_are_kept_where_both_sides_keep_them(run, write, lines, tmp_path, mode, keeps, wanted):
+    """Six requests of three clients; one connection more for each page that describes the server."""
+    server = Tokens(mode)
+    url = f"http://127.0.0.1:{server.port}"
+    job = JOB | {"options": {"keep_alive": keeps}}
+    status, text = run("run-endpoint", "--endpoint", url, "--job", write(job), "--out", tmp_path / "r.jsonl")
+    assert status == 0, text
+    (record,) = lines(tmp_path / "r.jsonl")
+    assert record["measured"]["n_requests"] == 6
+    assert server.n_connections == wanted + 3
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"), [({"client_processes": 0}, "client_processes"), ({"keep_alive": "yes"}, "keep_alive")]
+)
+def test_a_bad_option_is_told(options, rule):
+    with pytest.raises(JobError, match=rule):
+        parse_job(JOB | {"options": options})
 
 
 def test_a_server_that_groups_tokens_is_put_right_by_its_own_count(run, write, lines, tmp_path):
