@@ -29,7 +29,7 @@ PARTS: dict[str, Mapping[str, float | str]] = {
     "the client takes no time": dict.fromkeys(("submit_s", "return_s", "serial_s", "wake_s"), NOTHING),
     "arithmetic and streaming add": {"sharpness": 1.0, "sharpness_int4": 1.0},
     "the larger of the two": {"sharpness": 50.0, "sharpness_int4": 50.0},
-    "no tile and wave quantisation": {"wave_frac": NOTHING, "odd_frac": NOTHING},
+    "no tile and wave quantisation": {"wave_frac": NOTHING},
     "no power limit": {"joules_per_flop": 1e-20, "joules_per_byte": 1e-20},
     "a limit that acts at once": {"throttle_s": 1e-6},
     "all-reduces of one kind": {"all_reduce_switch_bytes": 1e16},

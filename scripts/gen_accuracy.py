@@ -6,6 +6,7 @@ coefficients. `--check` writes nothing and says which page is not current.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
@@ -278,6 +279,20 @@ def kernels(accuracy: Mapping[str, Any]) -> str:
     return table(["kernels of a step", "step", "steps", "median error", "P90", "bias"], lines)
 
 
+def kernel_steps() -> str:
+    """Return which starts recorded the kernels of their steps, and of how many."""
+    n_steps: dict[str, int] = {}
+    for path in sorted((ROOT / "data" / "runs" / "kernels").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                run = json.loads(line)["run_id"]
+                n_steps[run] = n_steps.get(run, 0) + 1
+    cards = [card.upper() for card in ("h100", "h200")]
+    of_card = [f"{sum(f'__{card.lower()}-' in run for run in n_steps)} on {card} hosts" for card in cards]
+    starts = f"{len(n_steps)} starts ({', '.join(of_card)})"
+    return f"{starts} recorded which GPU kernels ran in {sum(n_steps.values())} of their steps"
+
+
 def _apart(found: Mapping[str, float] | None) -> list[str]:
     """Return pairs, median and P90 of how far they are apart, or dashes."""
     if not found:
@@ -374,7 +389,9 @@ is first needed, on an idle GPU: the first step of 17 to 24 sequences, of 25 to 
 waits until all before it has run, and the tokens of the step before it are handed out that much late. A dozen sizes up
 to 192 do this once in the life of a process. Replays of records have it, for the batches that the start had not met
 before (a quarter of the cells; their median first token was 8 % early without it); predictions do not: a server that
-has run a while has loaded its kernels. Load a fresh one with a burst of 200 short requests before you measure it.
+has run a while has loaded its kernels. Load a fresh one with a burst of 200 short requests before you measure it. The
+first prompt step beyond the CUDA graphs whose tokens fill no whole tiles (bf16, up to 2,048 tokens) loads kernels for
+such numbers of rows (`engine_state.has_new_rows`): it is some 9 ms late, in replays too.
 
 ## Intervals
 
@@ -395,10 +412,11 @@ what the GPUs do ([power](power.md)); the line here is its error end to end.
 
 ## Kernels of single steps
 
-A sum can be right for the wrong reasons. Sixteen starts on one H200 host recorded which GPU kernels ran in some of
-their steps (1 to 256 decodes, prompts of 128 to 8,000 tokens; `data/runs/kernels`), and the fit is held to them. Terms
-of the law against the kernels that they describe, the start left out as above; of prompts only matrices of up to 1,024
-tokens, before the board's power limit acts, and norms of 1,024 and more, which are longer than a kernel's beginning:
+A sum can be right for the wrong reasons. {kernel_steps()}
+(`data/runs/kernels`; 1 to 256 decodes, prompts of 128 to 8,000 tokens, bursts, prompts among decodes), and the fit is
+held to them. Terms of the law against the kernels that they describe, the start left out as above; of prompts only
+matrices of up to 1,024 tokens, before the board's power limit acts, and norms of 1,024 and more, which are longer than
+a kernel's beginning:
 
 {kernels(accuracy)}
 

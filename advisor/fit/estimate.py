@@ -171,7 +171,7 @@ OF_KIND = {
     "link_eff": "group", "all_reduce_s": "group", "all_reduce_large_s": "group", "host_tp_factor": "group",
     "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http",
-    "http_out_s": "http", "front_first_frac": "http", "host_eager_layer_s": "eager",
+    "http_out_s": "http", "host_eager_layer_s": "eager",
     "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from advisor.errors import BadData
+from advisor.fit import records
 from advisor.fit.parameters import BY_NAME
-from advisor.fit.records import Cell, has_one_route
+from advisor.fit.records import FIRST_WAKES, Cell, has_one_route
 from advisor.predict.replica import client_of, engine_limits
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Simulation, simulate
@@ -80,7 +81,7 @@ def targets(cell: Cell) -> list[Target]:
             factor = 3.0 if is_short else 1.0
         elif few and metric != "tpot_s.p50":
             factor = 2.0
-        if len(cell.traffics) > 1:
+        if cell.traffics[0] is not cell.traffics[-1]:  # other requests than those that were sent
             factor *= 2.0
         wanted.append(Target(metric, found[metric], width * factor))
     return wanted
@@ -88,13 +89,13 @@ def targets(cell: Cell) -> list[Target]:
 
 def is_http(cell: Cell) -> bool:
     """Return whether a cell was measured through an HTTP server; the others were by a client in its process."""
-    return str((cell.record.model_extra or {}).get("client", "")).startswith("http")
+    return records.is_http(cell.record)
 
 
 def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None = None) -> list[Simulation]:
     """Return one simulation a draw of the cell's traffic, with the cache that the engine really had.
 
-    The host's paces begin at another turn in each draw.
+    The host's paces begin at another turn in each draw, and a closed loop's engine wakes earlier or later.
     """
     record, deployment = cell.record, cell.deployment
     startup = record.startup
@@ -105,13 +106,15 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
         stages = [replace(stage, has_one_route=True) for stage in stages]
     prefix = cell.workload.prefix if deployment.prefix_caching else PrefixSharing()
     send_s = values["send_s"] if deployment.pp > 1 else 0.0
-    client = client_of(values, is_http=is_http(cell), n_servers=record.api_server_count)
+    client = client_of(values, is_http=is_http(cell))
     found = []
     for k, traffic in enumerate(cell.traffics):
-        begin = k / len(cell.traffics)
+        begin, mine = k / len(cell.traffics), client
         limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix, begin)
-        limits = replace(limits, cold_heads=cell.cold_heads)
-        found.append(simulate(stages, limits, traffic, client, dp=deployment.dp, send_s=send_s))
+        limits = replace(limits, cold_heads=cell.cold_heads, cold_rows=cell.cold_rows)
+        if traffic.arrival_s is None and len(cell.traffics) == len(FIRST_WAKES):
+            mine = replace(client, wake_s=client.wake_s * FIRST_WAKES[k])
+        found.append(simulate(stages, limits, traffic, mine, dp=deployment.dp, send_s=send_s))
     return found
 
 

@@ -79,7 +79,6 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("sharpness_int4", 2.5, 1.0, 12.0, "1", "the same for 4-bit kernels", prior_rel=0.5),
     _P("pair_ramp_tokens", 250.0, 10, 4000, "tokens", "keys that a prompt's query pays for before the first"),
     _P("wave_frac", 0.38, 1e-3, 1.0, "1", "how much of tile and wave quantisation shows", prior_rel=0.5),
-    _P("odd_frac", 0.06, 1e-3, 0.5, "1", "further time of matrices of rows that fill no whole tiles", prior_rel=1.0),
     _P("joules_per_flop", 1.2e-12, 3e-13, 2e-12, "J", "energy of a bf16 operation at full clock", prior_rel=0.3),
     _P(
         "fp8_energy_exponent", 1.0, 0.3, 2.0, "1", "how energy an operation follows its peak's inverse", is_fitted=False
@@ -131,7 +130,6 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("return_s", 1.3e-3, 1e-4, 2e-2, "s", "engine core to client", is_fitted=False),
     _P("http_s", 1e-3, 1e-5, 2e-2, "s", "an API server's time a request, one after the other"),
     _P("http_token_s", 2.7e-6, 1e-8, 5e-5, "s", "the same for each token of the prompt"),
-    _P("front_first_frac", 0.9, 0.01, 0.99, "1", "share of a request's time there before others have their turn"),
     _P("http_out_s", 6e-5, 1e-6, 1e-3, "s", "the same for each token that it sends"),
     # between the requests of the first bursts of closed loops (data/runs/rows), medians of the bursts' medians: 0.18 ms
     # for prompts of 128 tokens (83 bursts), 0.23 of 512 (135), 0.20 of 1,024 (245), 0.24 of 4,096 (68)
@@ -170,7 +168,6 @@ FALLBACKS: dict[str, float | str] = {
     "send_s": 5e-5,
     "http_s": 1e-3,
     "http_token_s": 2e-6,
-    "front_first_frac": 0.9,
 }
 """What a coefficient is where no run tells: another one, nothing special (1), or a kernel figure of the H100 in the
 aiconfigurator database (fp8 GEMM 0.55 of peak, attention of an fp8 cache, all-reduce, link)."""

@@ -23,12 +23,14 @@ from advisor.predict.clock import Decodes
 from advisor.predict.engine_state import (
     EMPTY_BATCH_S,
     LOAD_HEAD_S,
+    LOAD_ROWS_S,
     EngineLimits,
     Group,
     Part,
     Sequence_,
     Step,
     Work,
+    has_new_rows,
     head_of,
 )
 from advisor.predict.front import Front
@@ -49,11 +51,10 @@ class Engine:
     def __init__(self, stages: Sequence[StepCost], limits: EngineLimits, send_s: float = 0.0) -> None:
         self.parts = [Part(cost, len([*same]), send_s) for cost, same in groupby(stages)]
         self.parts[0].stages[0].is_first = True
-        self.first = self.parts[0].stages[0]
+        self.first, self.limits = self.parts[0].stages[0], limits
         self.laws: dict[int, list[tuple[Decodes, Part]]] = {}
-        self.limits = limits
         self.has_windows = limits.kv_groups.n_sliding > 0
-        self.cold = set(limits.cold_heads)
+        self.cold, self.cold_rows = set(limits.cold_heads), limits.cold_rows
         self.has_stood = False
         """whether the last launch waited for the GPU, which is therefore idle"""
         self.now_s = 0.0
@@ -76,7 +77,6 @@ class Engine:
         self.takes_runs = all(part.clock.is_linear for part in self.parts)
         self._next_sample_s = 0.0
 
-    # ---- outside view -------------------------------------------------------------------------------------------
     def enqueue(self, sequence: Sequence_) -> None:
         """Add a request that has arrived; the next scheduling decision sees it."""
         sequence.to_compute_tokens = max(1, sequence.prompt_tokens - sequence.cached_tokens)
@@ -142,13 +142,12 @@ class Engine:
         if time_s > self.now_s:
             self.now_s = time_s
 
-    # ---- results of a step --------------------------------------------------------------------------------------
     def process(
         self, end_s: float, firsts: Sequence[Sequence_], finished: Sequence[Sequence_]
     ) -> list[tuple[Sequence_, float]]:
         """Hand out the tokens of a step that has ended; return the requests that finished with it, and when."""
         if self.front:
-            end_s = self.front.sent_s(end_s)
+            end_s = self.front.tokens.sent_s(end_s)
         for sequence in firsts:
             if sequence.first_token_s < 0:
                 sequence.first_token_s = end_s
@@ -168,7 +167,6 @@ class Engine:
         self.n_running -= 1
         self.free_blocks += self.limits.blocks_of(n_tokens, sequence)
 
-    # ---- one scheduling decision --------------------------------------------------------------------------------
     def _schedule(self) -> bool:
         """Launch the next step that has something to compute; return whether there is one."""
         n_preemptions = self.ledger.n_preemptions
@@ -223,7 +221,9 @@ class Engine:
         ready_s = self.group_ready_s[slot]
         begin_s = end_s = busy_s = launched_s = 0.0
         weights: list[float] = []
-        pace = 1.0
+        pace, load_s = 1.0, 0.0
+        if n_prefill and self.cold_rows and has_new_rows(n_prefill + n_tokens, self.cold_rows):
+            self.cold_rows, load_s = 0, LOAD_ROWS_S
         if n_prefill and n_decode and self.paces:
             if self.first_turn_s < 0:
                 self.first_turn_s = launch_s
@@ -232,6 +232,8 @@ class Engine:
             full_s, ratio, host_s, prepare_s = part.clock.step(n_prefill, pairs, n_tokens, n_padded, context, n_sampled)
             if pace != 1.0:
                 host_s = prepare_s + (host_s - prepare_s) * pace
+            if load_s:
+                host_s, prepare_s = host_s + load_s, prepare_s + load_s
             if not weights:
                 self.launch_free_s = launched_s = launch_s + host_s
                 if launch_s + prepare_s > ready_s:
@@ -370,7 +372,6 @@ class Engine:
         self.waiting.appendleft(victim)
         return True
 
-    # ---- execution ----------------------------------------------------------------------------------------------
     def graph(self, n: int) -> int:
         """Return the batch size of the CUDA graph that `n` decode tokens run in."""
         sizes = self.limits.graph_sizes

@@ -1,27 +1,28 @@
 """The API server's process between the clients and the engine: one event loop reads requests and hands out tokens.
 
-Work is taken in the order in which it comes up. A burst of requests is therefore read before its first tokens go out,
-and an engine that makes more tokens a second than the loop can send leaves its clients behind. A request comes up
-twice: whoever awaits something goes behind all others, so that requests of a burst reach the engine together, near its
-end.
+The tokens of a step are few tasks that come up together and hold nothing up for long: they go out first, and requests
+are read in what time is left. An engine that makes more tokens a second than the loop can send therefore leaves its
+clients behind, and new requests wait until it has sent the rest. A request comes up twice: whoever awaits something
+goes behind all others, so that requests of a burst reach the engine in the second half of its reading.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+N_TURNS = 2
+"""How often a request comes up before it is with the engine: its connection, its body."""
 
 BUSY = 0.7
 """Share of its time that an API server may work before the answer says so."""
 
 
-def front_of(values: Mapping[str, float], n_servers: int = 1) -> tuple[float, float, float]:
-    """Return the API server's time for a request, for each token of its prompt, and for each token sent [s].
-
-    Several (`--api-server-count`) get the work done so many times as fast.
-    """
-    return values["http_s"] / n_servers, values["http_token_s"] / n_servers, values["http_out_s"] / n_servers
+def front_of(values: Mapping[str, float]) -> tuple[float, float, float]:
+    """Return the API server's time for a request, for each token of its prompt, and for each token sent [s]."""
+    return values["http_s"], values["http_token_s"], values["http_out_s"]
 
 
 def server_s(front_s: tuple[float, float, float], prompt_tokens: float, output_tokens: float = 0.0) -> float:
@@ -44,83 +45,125 @@ def server_text(busy: float) -> str:
         return ""
     return (
         f"a replica's API server would be busy {100 * min(busy, 1.0):.0f} % of the time: one process reads each request"
-        " and sends every token; further ones (--api-server-count) share that work"
+        " and sends every token; four (--api-server-count) sent 3 and 10 % more than one where we tried"
     )
 
 
-class Front:
-    """An API server of one replica: its time for a request, for each token of the prompt, for each token sent [s].
+class Tokens:
+    """The tokens of the engine's steps on their way out: a step's wait for those of the steps before, for no more."""
 
-    first_frac : share of a request's time after which it goes behind the others that have come meanwhile
-    """
-
-    def __init__(self, request_s: float, prompt_token_s: float, out_token_s: float, first_frac: float = 0.0) -> None:
-        self.front_s = (request_s, prompt_token_s, out_token_s)
-        self.first_frac = first_frac
+    def __init__(self, out_token_s: float) -> None:
+        self.out_token_s = out_token_s
         self.free_s = 0.0
-        self.fixed_s = math.inf
-        """No request is sent before this time that has not been read; later tokens may yet have to wait for some."""
         self._due: deque[tuple[float, float, int, int]] = deque()
 
     def step(self, first_end_s: float, last_end_s: float, n_steps: int, n_sequences: int) -> None:
         """Note steps that end evenly from `first_end_s` to `last_end_s`, each with a token for so many sequences."""
         self._due.append((first_end_s, last_end_s, n_steps, n_sequences))
 
-    def read(self, sent: Sequence[tuple[float, float]]) -> list[float]:
-        """Return when each of some requests has been read [s]; `sent`: when it is sent [s] and its prompt's tokens.
-
-        In the order of sending, here and from call to call: those of an earlier call are read before these.
-        """
-        if len(sent) == 1:
-            ((at_s, prompt_tokens),) = sent
-            self._send_until(at_s)
-            self.free_s = max(self.free_s, at_s) + server_s(self.front_s, prompt_tokens)
-            return [self.free_s]
-        done = [0.0] * len(sent)
-        queue: deque[tuple[int, float, bool]] = deque()
-        come = 0
-
-        def admit(at_s: float, prompt_tokens: float) -> None:
-            self._send_until(at_s)
-            self.free_s = max(self.free_s, at_s)
-            queue.append((come, server_s(self.front_s, prompt_tokens), True))
-
-        while come < len(sent) or queue:
-            if not queue:
-                admit(*sent[come])
-                come += 1
-            number, work_s, is_first = queue.popleft()
-            self.free_s += work_s * (self.first_frac if is_first else 1.0 - self.first_frac)
-            done[number] = self.free_s
-            if is_first:
-                while come < len(sent) and sent[come][0] <= self.free_s:
-                    admit(*sent[come])
-                    come += 1
-                queue.append((number, work_s, False))
-        return done
-
     def sent_s(self, end_s: float) -> float:
         """Return when the tokens of the steps up to `end_s` have been sent [s]."""
-        if end_s <= self.fixed_s:
-            self._send_until(end_s)
-            return max(end_s, self.free_s)
-        self._send_until(self.fixed_s)
-        kept = self.free_s, self._due.copy()
-        self._send_until(end_s)
-        found_s = max(end_s, self.free_s)
-        self.free_s, self._due = kept
-        return found_s
-
-    def _send_until(self, time_s: float) -> None:
         due = self._due
-        while due and due[0][0] <= time_s:
+        while due and due[0][0] <= end_s:
             first_s, last_s, n_steps, n = due.popleft()
-            if last_s > time_s and n_steps > 1:
+            if last_s > end_s and n_steps > 1:
                 apart_s = (last_s - first_s) / (n_steps - 1)
-                n_now = min(n_steps - 1, 1 + int((time_s - first_s) / apart_s))
+                n_now = min(n_steps - 1, 1 + int((end_s - first_s) / apart_s))
                 next_s = first_s + n_now * apart_s
                 due.appendleft((next_s, last_s, n_steps - n_now, n))
                 last_s, n_steps = next_s - apart_s, n_now
-            each_s = n * self.front_s[2]
+            each_s = n * self.out_token_s
             # of evenly spaced steps the queue is longest behind the first or behind the last one
             self.free_s = max(max(self.free_s, first_s) + n_steps * each_s, last_s + each_s)
+        return max(end_s, self.free_s)
+
+
+class Front:
+    """An API server of one replica: its time for a request, for each token of the prompt, for each token sent [s].
+
+    Whoever plays the engine asks `next_s`, plays it up to then (`step` tells of its steps, which may put `next_s` off),
+    and takes what is read (`take`) once nothing puts it off any more.
+    """
+
+    def __init__(self, request_s: float, prompt_token_s: float, out_token_s: float, n_turns: int = N_TURNS) -> None:
+        self.front_s = (request_s, prompt_token_s, out_token_s)
+        self.n_turns = n_turns
+        self.tokens = Tokens(out_token_s)
+        self.free_s = 0.0
+        """Everything that came up before this time is done."""
+        self._come: list[tuple[float, int, float]] = []
+        self._turns: deque[tuple[int, float, int]] = deque()
+        self._steps: deque[tuple[float, float, int, float]] = deque()
+        self._next: tuple[float, int, int] | None = None
+
+    def step(self, first_end_s: float, last_end_s: float, n_steps: int, n_sequences: int) -> None:
+        """Note steps that end evenly from `first_end_s` to `last_end_s`, each with a token for so many sequences."""
+        self.tokens.step(first_end_s, last_end_s, n_steps, n_sequences)
+        apart_s = (last_end_s - first_end_s) / (n_steps - 1) if n_steps > 1 else 0.0
+        self._steps.append((first_end_s, apart_s, n_steps, n_sequences * self.front_s[2]))
+        if self._next and self._next[0] > first_end_s:
+            self._next = None
+
+    def send(self, at_s: float, number: int, prompt_tokens: float) -> None:
+        """Note a request that comes in at a time [s], later than anything that has been taken."""
+        heapq.heappush(self._come, (at_s, number, prompt_tokens))
+        self._next = None
+
+    def next_s(self) -> float:
+        """Return when the turn of a request that is next ends, as far as the engine's steps are known; inf: no turn."""
+        if self._next is None:
+            if self._turns:
+                self._next = self._worked(self.free_s, self._turns[0][1])
+            elif self._come:
+                at_s, _, prompt_tokens = self._come[0]
+                self._next = self._worked(at_s, self._turn_s(prompt_tokens))
+            else:
+                return math.inf
+        return self._next[0]
+
+    def take(self) -> int | None:
+        """End the turn that is next; return the request if it has been read, or None if it goes behind the others."""
+        end_s = self.next_s()
+        _, n_runs, n_steps = self._next or (end_s, 0, 0)
+        for _ in range(n_runs):
+            self._steps.popleft()
+        if n_steps:
+            first_s, apart_s, n, each_s = self._steps.popleft()
+            self._steps.appendleft((first_s + n_steps * apart_s, apart_s, n - n_steps, each_s))
+        if not self._turns:
+            self._admit()
+        number, turn_s, n_left = self._turns.popleft()
+        self.free_s, self._next = end_s, None
+        while self._come and self._come[0][0] <= end_s:
+            self._admit()
+        if n_left > 1:
+            self._turns.append((number, turn_s, n_left - 1))
+            return None
+        return number
+
+    def _admit(self) -> None:
+        _, number, prompt_tokens = heapq.heappop(self._come)
+        self._turns.append((number, self._turn_s(prompt_tokens), self.n_turns))
+
+    def _turn_s(self, prompt_tokens: float) -> float:
+        return server_s(self.front_s, prompt_tokens) / self.n_turns
+
+    def _worked(self, come_s: float, work_s: float) -> tuple[float, int, int]:
+        """Return when work that has come then is done, and the steps sent before: whole runs, steps of the next."""
+        time_s, n_runs, k = self.free_s, 0, 0
+        while n_runs < len(self._steps):
+            first_s, apart_s, n, each_s = self._steps[n_runs]
+            next_s = first_s + k * apart_s
+            if next_s > time_s:
+                begin_s = max(time_s, come_s)
+                if next_s >= begin_s + work_s:
+                    break
+                work_s -= max(0.0, next_s - begin_s)
+                time_s = next_s
+            # steps that come up while those before are being sent are sent at once, too
+            n_sent = n - k if each_s >= apart_s else min(n - k, 1 + int((time_s - next_s) / (apart_s - each_s)))
+            time_s += n_sent * each_s
+            k += n_sent
+            if k == n:
+                n_runs, k = n_runs + 1, 0
+        return max(time_s, come_s) + work_s, n_runs, k

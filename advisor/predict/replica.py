@@ -107,12 +107,11 @@ def engine_limits(
     )
 
 
-def client_of(values: Mapping[str, float], *, is_http: bool = True, n_servers: int = 1) -> Client:
+def client_of(values: Mapping[str, float], *, is_http: bool = True) -> Client:
     """Return the delays outside the engine: of a client of its API servers, or of one in the engine's process."""
     own = values if is_http else in_process(values)
     serial = (own["serial_s"], own["serial_token_s"])
-    front = (front_of(own, n_servers), own["front_first_frac"])
-    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], *front)
+    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], front_of(own))
 
 
 def replica_of(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from advisor.errors import DomainError
 from advisor.predict.engine import WAITING_SCORE, Engine
 from advisor.predict.engine_state import EngineLimits, Sequence_, Work
-from advisor.predict.front import Front, server_s
+from advisor.predict.front import Front
 from advisor.predict.quantile import quantile
 from advisor.predict.step import TERMS, StepCost
 from advisor.predict.traffic import Traffic
@@ -33,7 +33,6 @@ class Client:
     serial_token_s     : for each token of the second one's prompt
     wake_s             : an idle engine's, before it schedules: requests that arrive meanwhile share its first step
     front_s            : of an API server's process for a request, for each token of its prompt, and for each token sent
-    front_first_frac   : share of a request's time there after which others that have come meanwhile are taken first
     """
 
     submit_s: float
@@ -42,7 +41,6 @@ class Client:
     serial_token_s: float = 0.0
     wake_s: float = 0.0
     front_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    front_first_frac: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,55 @@ def simulate(
     return run.result()
 
 
+class Door:
+    """One replica as its clients meet it: its API server if it has one, requests on their way, the engine."""
+
+    def __init__(self, engine: Engine, client: Client) -> None:
+        self.engine, self.client = engine, client
+        if any(client.front_s):
+            engine.front = Front(*client.front_s)
+        self._reading: dict[int, Sequence_] = {}
+        self._coming: list[tuple[float, int, Sequence_]] = []
+
+    @property
+    def load_score(self) -> int:
+        """Return the balancing score of the engine, with those that are on their way to it."""
+        return self.engine.load_score + WAITING_SCORE * (len(self._reading) + len(self._coming))
+
+    def send(self, at_s: float, sequence: Sequence_) -> None:
+        """Send a request."""
+        if self.engine.front:
+            self._reading[sequence.index] = sequence
+            self.engine.front.send(at_s, sequence.index, sequence.prompt_tokens)
+        else:
+            heapq.heappush(self._coming, (at_s + self.client.submit_s, sequence.index, sequence))
+
+    def advance(self, until_s: float) -> list[tuple[Sequence_, float]]:
+        """Let time pass; return those who are done and when their last tokens are sent, as soon as any are.
+
+        An empty list: nothing more happens before `until_s` without a further request.
+        """
+        engine, front, coming = self.engine, self.engine.front, self._coming
+        while True:
+            reach_s = coming[0][0] if coming else math.inf
+            read_s = front.next_s() if front else math.inf
+            at_s = min(reach_s, read_s, until_s)
+            if engine.now_s < at_s and (finished := engine.advance(at_s)):
+                return finished
+            if front and front.next_s() > read_s:
+                continue  # tokens that have come up since go first
+            if at_s >= until_s:
+                return []
+            if front and read_s <= reach_s:
+                if (number := front.take()) is not None:
+                    heapq.heappush(coming, (front.free_s + self.client.submit_s, number, self._reading.pop(number)))
+            else:
+                _, _, sequence = heapq.heappop(coming)
+                if engine.is_idle:
+                    engine.idle_until(reach_s + self.client.wake_s)
+                engine.enqueue(sequence)
+
+
 class _Run:
     """One replay: keeps who was submitted when, and collects completions."""
 
@@ -186,6 +233,7 @@ class _Run:
         progress: Callable[[float], None] | None,
     ) -> None:
         self.engines = engines
+        self.replicas = [Door(engine, client) for engine in engines]
         self.traffic = traffic
         self.client = client
         self.shared_blocks = traffic.shared_prefix_tokens // block_tokens
@@ -196,9 +244,6 @@ class _Run:
         self.first = [math.nan] * n
         self.end = [math.nan] * n
         self.n_done = 0
-        if any(client.front_s):
-            for engine in engines:
-                engine.front = Front(*client.front_s, client.front_first_frac)
         self.prompt = traffic.prompt_tokens.tolist()
         self.output = traffic.output_tokens.tolist()
         self.cached = traffic.cached_tokens.tolist()
@@ -222,13 +267,6 @@ class _Run:
             sequence.shared_blocks = self.engines[0].limits.blocks_held(shared * block_tokens)
         return sequence
 
-    def reach_engine_s(self, engine: Engine, sent: list[tuple[float, int]]) -> list[float]:
-        """Return when requests, given as (time of sending, number), are at the engine [s]; in the order of sending."""
-        if engine.front:
-            read = engine.front.read([(at, self.prompt[index]) for at, index in sent])
-            return [at + self.client.submit_s for at in read]
-        return [at + self.client.submit_s for at, _ in sent]
-
     def done(self, finished: list[tuple[Sequence_, float]]) -> None:
         for sequence, end_s in finished:
             self.first[sequence.index] = sequence.first_token_s
@@ -240,46 +278,30 @@ class _Run:
 
     def closed(self) -> None:
         """Run clients that each send their next request when the last one ends, spread evenly over the replicas."""
-        dp = len(self.engines)
+        dp = len(self.replicas)
         shares = [self.traffic.concurrency // dp + (r < self.traffic.concurrency % dp) for r in range(dp)]
         counts = [self.n * share // max(1, self.traffic.concurrency) for share in shares]
         counts[0] += self.n - sum(counts)
         begin = 0
-        for engine, share, count in zip(self.engines, shares, counts, strict=True):
-            self._closed_one(engine, share, range(begin, begin + count))
+        for replica, share, count in zip(self.replicas, shares, counts, strict=True):
+            self._closed_one(replica, share, range(begin, begin + count))
             begin += count
 
-    def _closed_one(self, engine: Engine, concurrency: int, indices: range) -> None:
-        client = self.client
+    def _closed_one(self, replica: Door, concurrency: int, indices: range) -> None:
         todo = iter(indices)
-        pending: list[tuple[float, int, Sequence_]] = []
         at = 0.0
-        sent: list[tuple[float, int]] = []
         for i, index in zip(range(concurrency), todo, strict=False):
             at += self.apart_s(index) if i else 0.0
-            sent.append((at, index))
-        for (_, index), reached_s in zip(sent, self.reach_engine_s(engine, sent), strict=True):
-            heapq.heappush(pending, (reached_s, index, self.sequence(index, 0.0)))
-        while True:
-            finished = engine.advance(pending[0][0] if pending else float("inf"))
-            if finished:
-                self.done(finished)
-                late_s = 0.0
-                sent = []
-                for k, (_, end_s) in enumerate(finished):
-                    index = next(todo, -1)
-                    if index >= 0:
-                        late_s += self.apart_s(index) if k else 0.0
-                        sent.append((end_s + client.return_s + late_s, index))
-                for (at, index), reached_s in zip(sent, self.reach_engine_s(engine, sent), strict=True):
-                    heapq.heappush(pending, (reached_s, index, self.sequence(index, at)))
-            elif pending:
-                at, _, sequence = heapq.heappop(pending)
-                if engine.is_idle:
-                    engine.idle_until(at + client.wake_s)
-                engine.enqueue(sequence)
-            else:
-                return
+            replica.send(at, self.sequence(index, 0.0))
+        while finished := replica.advance(math.inf):
+            self.done(finished)
+            late_s = 0.0
+            for k, (_, end_s) in enumerate(finished):
+                index = next(todo, -1)
+                if index >= 0:
+                    late_s += self.apart_s(index) if k else 0.0
+                    at = end_s + self.client.return_s + late_s
+                    replica.send(at, self.sequence(index, at))
 
     def apart_s(self, index: int) -> float:
         """Return how long the client works on a request that it sends right after another [s]."""
@@ -287,56 +309,18 @@ class _Run:
 
     def open(self, arrival_s: Floats) -> None:
         """Send requests at their times, each to the replica with the smallest load score."""
-        engines, submitted = self.engines, arrival_s.tolist()
-        index = 0
-        while index < self.n:
-            self.fix(submitted[index])
-            self.advance(engines, submitted[index])
-            # what is sent while the API server reads those before is read before the next tokens go out
-            sent: dict[int, list[tuple[float, int]]] = {}
-            targets: list[Engine] = []
-            busy_s = submitted[index]
-            free_s: dict[int, float] = {}
-            while index < self.n and submitted[index] <= busy_s:
-                target = self.least_loaded(targets)
-                targets.append(target)
-                place = engines.index(target)
-                sent.setdefault(place, []).append((submitted[index], index))
-                if target.front:
-                    begin_s = max(submitted[index], free_s.get(place, target.front.free_s))
-                    busy_s = free_s[place] = begin_s + server_s(self.client.front_s, self.prompt[index])
-                else:
-                    busy_s = -math.inf
-                index += 1
-            read = [
-                (at, engines[place], number)
-                for place, mine in sent.items()
-                for (_, number), at in zip(mine, self.reach_engine_s(engines[place], mine), strict=True)
-            ]
-            self.fix(submitted[index] if index < self.n else math.inf)
-            for at, target, number in sorted(read, key=lambda r: (r[0], r[2])):
-                self.advance([target], at)
-                if target.is_idle:
-                    target.idle_until(at + self.client.wake_s)
-                target.enqueue(self.sequence(number, submitted[number]))
-        self.advance(engines, math.inf)
+        for index, at in enumerate(arrival_s.tolist()):
+            self.advance(at)
+            replica = self.replicas[0]
+            if len(self.replicas) > 1:
+                replica = min(self.replicas, key=lambda r: r.load_score)
+            replica.send(at, self.sequence(index, at))
+        self.advance(math.inf)
 
-    def least_loaded(self, sent: list[Engine]) -> Engine:
-        """Return the engine with the smallest load score; `sent` are those to which requests are on their way."""
-        if len(self.engines) == 1:
-            return self.engines[0]
-        return min(self.engines, key=lambda e: e.load_score + WAITING_SCORE * sent.count(e))
-
-    def fix(self, time_s: float) -> None:
-        """Tell the API servers that nobody sends a request before `time_s` but those that they have read."""
-        for engine in self.engines:
-            if engine.front:
-                engine.front.fixed_s = time_s
-
-    def advance(self, engines: list[Engine], until_s: float) -> None:
+    def advance(self, until_s: float) -> None:
         """Let time pass, and note who is done."""
-        for engine in engines:
-            while engine.now_s < until_s and (finished := engine.advance(until_s)):
+        for replica in self.replicas:
+            while finished := replica.advance(until_s):
                 self.done(finished)
 
     def result(self) -> Simulation:

@@ -89,7 +89,6 @@ class StepCost:
     pair_ramp_tokens: float
     n_sms: float
     wave_frac: float
-    odd_frac: float
     cluster_rows: Real
     joules_per_flop: Real
     joules_per_byte: Real
@@ -145,7 +144,6 @@ class StepCost:
                 self.sharpness,
             )
             linear = linear + (seconds.sum(axis=0) if gemm.is_stacked else seconds)
-        linear = linear * (1.0 + self.odd_frac * (n_tokens > TILE_ROWS) * (n_tokens % TILE_ROWS > 0))
         experts = 0.0 * n_tokens
         if self.n_experts:
             experts = smooth_max(
@@ -261,6 +259,11 @@ class StepCost:
         return matrix, n_pairs * self.flops_per_pair
 
 
+def largest_graph(deployment: Deployment) -> int:
+    """Return the tokens of the largest CUDA graph, 0 without any (vLLM's default sizes)."""
+    return 0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512)
+
+
 def step_cost(
     shapes: Shapes, gpu: Gpu, deployment: Deployment, coefficients: Mapping[str, float], stage: int = 0
 ) -> StepCost:
@@ -345,7 +348,6 @@ def step_cost(
         pair_ramp_tokens=c["pair_ramp_tokens"],
         n_sms=n_sms,
         wave_frac=c["wave_frac"],
-        odd_frac=c["odd_frac"],
         cluster_rows=FP8_CLUSTER_ROWS if kind == "fp8" and gpu.compute_capability >= "9" else ROW_QUANTUM,
         joules_per_flop=joules_per_flop,
         joules_per_byte=c["joules_per_byte"],
@@ -356,7 +358,7 @@ def step_cost(
         host_eager_s=launch_s * (c["host_tp_factor"] if tp > 1 else 1.0),
         host_seq_s=c["host_seq_s"] + (shapes.kv_groups.n_tables - 1) * c["host_table_s"],
         host_busy_factor=c["host_busy_factor"],
-        graph_tokens=0 if deployment.enforce_eager else min(2 * deployment.max_num_seqs, 512),
+        graph_tokens=largest_graph(deployment),
         window_tokens=float(shapes.sliding_window_tokens),
         window_frac=shapes.n_sliding_layers / shapes.n_layers,
     )

@@ -255,9 +255,7 @@ def test_slow_boards_serve_as_fast_ones_do_with_closer_arrivals() -> None:
         **{
             name: tuple(x / speed for x in delay) if isinstance(delay, tuple) else delay / speed
             for name, delay in asdict(client).items()
-            if name != "front_first_frac"
-        },
-        front_first_frac=client.front_first_frac,
+        }
     )
     limits = base.replica.limits
     limits = replace(limits, pace_s=limits.pace_s / speed)

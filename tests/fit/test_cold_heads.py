@@ -12,7 +12,7 @@ import pytest
 from advisor.catalog import load_catalog
 from advisor.fit.objective import read_rows, run_cell, values_for
 from advisor.fit.records import Cell, cells_of, parse_records, read_records
-from advisor.predict.engine_state import LOAD_HEAD_S, head_of
+from advisor.predict.engine_state import LOAD_HEAD_S, LOAD_ROWS_S, head_of
 from tests.fit.test_records import line
 
 CATALOG = load_catalog()
@@ -74,7 +74,8 @@ def burst(run: str, file: str, rows: str) -> tuple[Cell, np.ndarray[Any, Any]]:
 
 
 def first_tokens(cell: Cell) -> np.ndarray[Any, Any]:
-    sim = run_cell(cell, values_for(cell, THETA, {}))[0]
+    one = replace(cell, traffics=cell.traffics[:1])  # an engine that wakes as it does in the mean
+    sim = run_cell(one, values_for(one, THETA, {}))[0]
     return np.sort(sim.submitted_s + sim.ttft_s)[:64]
 
 
@@ -101,3 +102,36 @@ def test_cold_kernels_hold_up_but_lose_nothing() -> None:
     assert cold.total("tokens") == warm.total("tokens")
     assert (first_tokens(cell) >= first_tokens(replace(cell, cold_heads=frozenset())) - 1e-9).all()
     assert cold.duration_s <= warm.duration_s + len(ALL) * (LOAD_HEAD_S + 0.05)
+
+
+def rows(*cells: tuple[dict[str, Any], int], **record: Any) -> list[int]:
+    lines = "\n".join(
+        line(
+            load=load,
+            lengths={"kind": "fixed", "prompt_tokens": n, "output_tokens": 1},
+            startup={"startup_s": 60.0},
+            **record,
+        )
+        for load, n in cells
+    )
+    return [cell.cold_rows for cell in cells_of(parse_records(lines, "x.jsonl"), CATALOG)]
+
+
+def test_a_start_loads_the_kernels_of_odd_rows_once() -> None:
+    """Prompts within the CUDA graphs, of whole tiles and of as many tokens as the memory profile's load none."""
+    one = closed(1)
+    assert rows((one, 300), (one, 1024), (one, 6000), (one, 700), (one, 900)) == [513, 513, 513, 513, 0]
+    assert rows((closed(4), 300), (one, 700)) == [513, 0], "several prompts add up to such a number"
+    assert rows((closed(4), 40), (one, 700)) == [513, 513], "but not if all fit into a graph"
+    assert rows((one, 700), warm_up="lm head kernels") == [513], "single tokens load no others"
+    assert rows((one, 700), weight_dtype="fp8") == [0], "kernels of vLLM's own"
+
+
+def test_the_first_prompt_of_an_odd_length_is_late_and_no_other() -> None:
+    """3B, 700 tokens: measured 42 ms, then 29 to 32."""
+    run = "vllm-0.26.0__h100-sxm-80gb__3b-r"
+    cells = cells_of(read_records(RUNS / "vllm-0.26.0_h100-21.jsonl"), CATALOG)
+    cell = next(c for c in cells if c.run_id == run and c.traffics[0].prompt_tokens[0] == 700)
+    cold, warm = first_tokens(cell), first_tokens(replace(cell, cold_rows=0))
+    assert cold[0] - warm[0] == pytest.approx(LOAD_ROWS_S, rel=0.2)
+    assert np.allclose(np.diff(cold), np.diff(warm), rtol=0.02)

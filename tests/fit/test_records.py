@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.catalog import load_catalog
 from advisor.errors import AdvisorError, BadData
+from advisor.fit.objective import run_cell, targets, values_for
 from advisor.fit.records import cell_of, cells_of, is_serving, parse_records, read_records
 from advisor.schema import FixedLengths, PoissonLoad
 
@@ -67,8 +70,27 @@ def test_a_model_outside_the_catalogue_comes_from_its_config() -> None:
     assert cell.model.n_layers == 8
     assert cell.model.n_kv_heads == 4
     assert cell.deployment.model == "a-model-nobody-knows"
-    assert len(cell.traffics) == 1  # nothing is random: one draw
     assert cell.traffics[0].concurrency == 4
+
+
+@pytest.mark.parametrize(("clients", "client", "n"), [(1, "", 1), (4, "", 3), (64, "", 3), (65, "", 1), (4, "http", 1)])
+def test_a_burst_is_replayed_with_each_first_group_and_all_else_once(clients: int, client: str, n: int) -> None:
+    """Nothing else is random about it: the requests are the same."""
+    load = {"kind": "closed", "concurrency": clients, "n_requests": 80}
+    cell = cell_of(parse_records(line(load=load, client=client), "x")[0], CATALOG)
+    assert len(cell.traffics) == n
+    assert all(traffic is cell.traffics[0] for traffic in cell.traffics)
+    assert targets(cell) == targets(replace(cell, traffics=cell.traffics[:1])), "as certain as with one replay"
+
+
+def test_the_first_group_of_a_burst_is_one_to_three_requests() -> None:
+    """Of 48 clients with 300 tokens, an 8B: measured 2 and 2 in two rounds; 1 to 5 over ten models."""
+    runs = Path(__file__).resolve().parents[2] / "data" / "runs"
+    cells = cells_of(read_records(runs / "vllm-0.26.0_h100-21.jsonl"), CATALOG)
+    cell = next(c for c in cells if c.run_id.endswith("__8b-r") and c.traffics[0].concurrency == 48)
+    theta = {name: c.value for name, c in CATALOG.coefficients("vllm").coefficients.items()}
+    tokens = [np.sort((s.submitted_s + s.ttft_s)[:48]) for s in run_cell(cell, values_for(cell, theta, {}))]
+    assert [int((first < first[0] + 1e-6).sum()) for first in tokens] == [1, 2, 3]
 
 
 def test_engine_defaults_fill_what_a_record_leaves_out() -> None:
