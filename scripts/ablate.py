@@ -33,7 +33,6 @@ PARTS: dict[str, Mapping[str, float | str]] = {
     "no power limit": {"joules_per_flop": 1e-20, "joules_per_byte": 1e-20},
     "a limit that acts at once": {"throttle_s": 1e-6},
     "all-reduces of one kind": {"all_reduce_switch_bytes": 1e16},
-    "an API server gives a request one turn": {"front_first_frac": NOTHING},
     "an API server takes no time": dict.fromkeys(("http_s", "http_token_s", "http_out_s"), NOTHING),
 }
 SCHEDULES: dict[str, Limits] = {
