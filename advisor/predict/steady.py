@@ -145,7 +145,12 @@ class _Replicas:
         # each token of a running sequence brings 1/output of a prompt
         made_s = decode + n / self.output * extra
         # an API server that sends fewer tokens than the engine makes sets the pace
-        return larger_of(made_s, n * (self.out_s + self.read_s / self.output)), mixed * (to_compute / chunk)
+        return larger_of(made_s, n * self.out_s), mixed * (to_compute / chunk)
+
+    @property
+    def server_s(self) -> float:
+        """Return what the API server works on a request until its last token is sent [s]."""
+        return self.read_s + self.output * self.out_s
 
 
 def _solved(
@@ -170,10 +175,12 @@ def _solved(
     held, to_compute, n_most = replicas.held, replicas.to_compute, replicas.n_most
     load = workload.load
     # past the largest CUDA graph each decode step is launched kernel by kernel, and more sequences may serve less
-    n_top, most = n_most, n_most / (output * replicas.mean_step(n_most)[0])
+    # tokens go out before requests are read: a server with too much of both lets requests wait, not tokens
+    served = 1.0 / max(replicas.server_s, 1e-12)
+    n_top, most = n_most, np.minimum(n_most / (output * replicas.mean_step(n_most)[0]), served)
     n_graph = np.minimum(n_most, np.maximum(cost.graph_tokens * pp, 1.0))
     if not isinstance(load, ClosedLoad) and (n_graph < n_most).any():
-        most_graph = n_graph / (output * replicas.mean_step(n_graph)[0])
+        most_graph = np.minimum(n_graph / (output * replicas.mean_step(n_graph)[0]), served)
         n_top, most = np.where(most_graph > most, n_graph, n_most), np.maximum(most, most_graph)
     target = np.minimum(load.concurrency / dp, n_most) if isinstance(load, ClosedLoad) else np.zeros(len(dp))
     offered = 0.0 if isinstance(load, ClosedLoad) else load.arrivals_per_s
@@ -192,7 +199,7 @@ def _solved(
         step, mixed = many.mean_step(n)
         rate = n / (output * step)
         if isinstance(load, ClosedLoad):
-            over = n + rate * (2.0 * step + mixed + client_s) > many_target
+            over = (n + rate * (2.0 * step + mixed + client_s) > many_target) | (rate > served)
         else:
             over = rate > offered / many_dp
         return np.asarray(over).reshape(points.shape)
@@ -203,7 +210,8 @@ def _solved(
     if isinstance(load, ClosedLoad):
         saturated = np.zeros(len(dp))
         queue = np.maximum(load.concurrency / dp - n_most, 0.0) / rate
-        ttft = 2.0 * step + mixed + client_s + queue
+        # clients that do not run wait for their first token (Little's law), if only to be read
+        ttft = np.maximum(2.0 * step + mixed + client_s, (target - n) / rate) + queue
         ttft_tail = ttft + TAIL * 0.5 * mixed
         requests = rate * dp
     else:

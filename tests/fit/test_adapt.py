@@ -13,7 +13,7 @@ from advisor.catalog import load_catalog
 from advisor.errors import DomainError
 from advisor.fit.adapt import HOST, SPEED, refit
 from advisor.fit.objective import predicted, run_cell
-from advisor.fit.records import cell_of, read_records
+from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.validate import table
 from advisor.predict.transfer import HOST_TIMES, transferred
 from advisor.schema import RunRecord
@@ -21,9 +21,13 @@ from advisor.schema import RunRecord
 CATALOG = load_catalog()
 
 
-def of_a_host(record: RunRecord, speed: float) -> RunRecord:
-    """The record as the law says that a host with CPU times `speed` times longer would have written it."""
-    cell = cell_of(record, CATALOG, HOST)
+def of_a_host(records: list[RunRecord], speed: float) -> list[RunRecord]:
+    """The records as the law says that a host with CPU times `speed` times longer would have written them."""
+    return [_of_a_host(cell, speed) for cell in cells_of(records, CATALOG, HOST)]
+
+
+def _of_a_host(cell: Cell, speed: float) -> RunRecord:
+    record = cell.record
     values = transferred(CATALOG.coefficients("vllm"), cell.gpu)
     for name in HOST_TIMES:
         values[name] *= speed
@@ -46,7 +50,7 @@ def records(root: Path) -> list[RunRecord]:
 
 
 def test_a_slower_host_is_found_and_helps_on_starts_that_were_left_out(records: list[RunRecord]) -> None:
-    found = refit([of_a_host(r, 1.4) for r in records], CATALOG, "host")
+    found = refit(of_a_host(records, 1.4), CATALOG, "host")
     change = next(c for c in found.changes if c.name == "host")
     assert change.after == pytest.approx(1.4, rel=0.04)
     assert change.after_low < 1.4 < change.after_high * 1.02
@@ -61,13 +65,13 @@ def test_a_slower_host_is_found_and_helps_on_starts_that_were_left_out(records: 
 
 
 def test_records_of_the_reference_host_change_nothing(records: list[RunRecord]) -> None:
-    found = refit([of_a_host(r, 1.0) for r in records], CATALOG, "host")
+    found = refit(of_a_host(records, 1.0), CATALOG, "host")
     assert all(c.after == pytest.approx(1.0, abs=0.01) for c in found.changes)
 
 
 def test_all_coefficients_stay_within_what_the_shipped_fit_knew(records: list[RunRecord]) -> None:
     said: list[float] = []
-    found = refit([of_a_host(r, 1.2) for r in records], CATALOG, "all", lambda share, text: said.append(share))
+    found = refit(of_a_host(records, 1.2), CATALOG, "all", lambda share, text: said.append(share))
     assert said == sorted(said)
     assert said[-1] == 1.0
     assert len(found.changes) > 15

@@ -99,9 +99,10 @@ def test_a_closed_load_runs_at_most_its_clients() -> None:
     [
         (ClosedLoad(concurrency=1), 0.05, 0.1),
         # the replay's median client is spared most prompts of its group, the closed form's mean is not; nor does the
-        # closed form put several prompts of a crowd into one step
+        # closed form put several prompts of a crowd into one step. Clients who ended together begin together: a crowd's
+        # prompts are nearly all computed before its decodes.
         (ClosedLoad(concurrency=16), 0.4, 0.15),
-        (ClosedLoad(concurrency=256), 0.5, 0.3),
+        (ClosedLoad(concurrency=256), 0.6, 0.3),
         (PoissonLoad(arrivals_per_s=5), 0.1, 0.03),
         (PoissonLoad(arrivals_per_s=15), 0.25, 0.03),
     ],
