@@ -115,8 +115,10 @@ class Front:
             if self._turns:
                 self._next = self._worked(self.free_s, self._turns[0][1])
             elif self._come:
+                # with nobody else there, all turns of the one who has come are one
                 at_s, _, prompt_tokens = self._come[0]
-                self._next = self._worked(at_s, self._turn_s(prompt_tokens))
+                n_turns = self.n_turns if len(self._come) == 1 else 1
+                self._next = self._worked(at_s, n_turns * self._turn_s(prompt_tokens))
             else:
                 return math.inf
         return self._next[0]
@@ -130,13 +132,14 @@ class Front:
         if n_steps:
             first_s, apart_s, n, each_s = self._steps.popleft()
             self._steps.appendleft((first_s + n_steps * apart_s, apart_s, n - n_steps, each_s))
+        is_alone = not self._turns and len(self._come) == 1
         if not self._turns:
             self._admit()
         number, turn_s, n_left = self._turns.popleft()
         self.free_s, self._next = end_s, None
         while self._come and self._come[0][0] <= end_s:
             self._admit()
-        if n_left > 1:
+        if n_left > 1 and not is_alone:
             self._turns.append((number, turn_s, n_left - 1))
             return None
         return number

@@ -205,10 +205,11 @@ class Door:
             reach_s = coming[0][0] if coming else math.inf
             read_s = front.next_s() if front else math.inf
             at_s = min(reach_s, read_s, until_s)
-            if engine.now_s < at_s and (finished := engine.advance(at_s)):
-                return finished
-            if front and front.next_s() > read_s:
-                continue  # tokens that have come up since go first
+            if engine.now_s < at_s:
+                if finished := engine.advance(at_s):
+                    return finished
+                if front and front.next_s() > read_s:
+                    continue  # tokens that have come up since go first
             if at_s >= until_s:
                 return []
             if front and read_s <= reach_s:
