@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,16 +122,16 @@ async def _first_tokens(send: Send, name: str, n: int, n_tokens: int, prompts: P
     await asyncio.gather(*(one(k) for k in range(n)))
 
 
-async def _recorded(engine: Any, work: Awaitable[None]) -> dict[str, Any]:
+async def _recorded(engine: Any, work: Callable[[], Awaitable[None]]) -> dict[str, Any]:
     await engine.collective_rpc("calibration_record_kernels")
-    await work
+    await work()
     answers = await engine.collective_rpc("calibration_kernels")
     return dict(answers[0])
 
 
 async def _decodes(engine: Any, send: Send, n_rows: int, _: int, prompts: Prompts) -> dict[str, Any]:
     async with _decoding(send, f"d{n_rows}", n_rows, prompts) as seen:
-        found = await _recorded(engine, asyncio.sleep(WINDOW_S))
+        found = await _recorded(engine, partial(asyncio.sleep, WINDOW_S))
         return {"n_context_tokens": PROMPT_TOKENS + min(seen), **found}
 
 
@@ -139,12 +140,12 @@ async def _prompt(engine: Any, send: Send, n_tokens: int, _: int, prompts: Promp
 
 
 async def _burst(engine: Any, send: Send, n: int, n_tokens: int, prompts: Prompts) -> dict[str, Any]:
-    return await _recorded(engine, _first_tokens(send, f"b{n}x{n_tokens}", n, n_tokens, prompts))
+    return await _recorded(engine, partial(_first_tokens, send, f"b{n}x{n_tokens}", n, n_tokens, prompts))
 
 
 async def _mixed(engine: Any, send: Send, n_rows: int, n_tokens: int, prompts: Prompts) -> dict[str, Any]:
     async with _decoding(send, f"m{n_rows}x{n_tokens}", n_rows, prompts) as seen:
-        found = await _recorded(engine, _first_tokens(send, f"m{n_rows}x{n_tokens}-p", 1, n_tokens, prompts))
+        found = await _recorded(engine, partial(_first_tokens, send, f"m{n_rows}x{n_tokens}-p", 1, n_tokens, prompts))
         return {"n_context_tokens": PROMPT_TOKENS + min(seen), **found}
 
 
