@@ -60,24 +60,25 @@ class Server:
     async def _open(
         self, method: str, path: str, body: bytes = b""
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int, dict[str, str]]:
-        is_kept = bool(self._idle)
-        reader, writer = self._idle.pop() if is_kept else await self._connection()
         key = os.environ.get("OPENAI_API_KEY")
         head = [f"{method} {self.base}{path} HTTP/1.1", f"Host: {self.host}:{self.port}"]
         head += [] if self.keeps else ["Connection: close"]
         head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "Accept: */*"]
         head += [f"Authorization: Bearer {key}"] if key else []
-        try:
-            writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
-            await writer.drain()
-            line = await reader.readline()
-        except ConnectionError:
-            line = b""
-        if not line and is_kept:  # the server has closed it meanwhile
-            writer.close()
-            return await self._open(method, path, body)
-        if not line:
-            raise EngineMissing(f"{self.url} closed the connection without an answer")
+        line = b""
+        while not line:
+            is_kept = bool(self._idle)
+            reader, writer = self._idle.pop() if is_kept else await self._connection()
+            try:
+                writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+                await writer.drain()
+                line = await reader.readline()
+            except ConnectionError:
+                pass
+            if not line:
+                writer.close()
+                if not is_kept:  # a kept one the server may have closed meanwhile
+                    raise EngineMissing(f"{self.url} closed the connection without an answer")
         status = int(line.split()[1])
         headers = {}
         while (line := await reader.readline()) not in (b"\r\n", b"\n", b""):

@@ -287,8 +287,7 @@ def kernel_steps() -> str:
             for line in file:
                 run = json.loads(line)["run_id"]
                 n_steps[run] = n_steps.get(run, 0) + 1
-    cards = [card.upper() for card in ("h100", "h200")]
-    of_card = [f"{sum(f'__{card.lower()}-' in run for run in n_steps)} on {card} hosts" for card in cards]
+    of_card = [f"{sum(f'__{card}-' in run for run in n_steps)} on {card.upper()} hosts" for card in ("h100", "h200")]
     starts = f"{len(n_steps)} starts ({', '.join(of_card)})"
     return f"{starts} recorded which GPU kernels ran in {sum(n_steps.values())} of their steps"
 

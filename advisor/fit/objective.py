@@ -81,7 +81,7 @@ def targets(cell: Cell) -> list[Target]:
             factor = 3.0 if is_short else 1.0
         elif few and metric != "tpot_s.p50":
             factor = 2.0
-        if cell.traffics[0] is not cell.traffics[-1]:  # other requests than those that were sent
+        if cell.is_drawn:  # other requests than those that were sent
             factor *= 2.0
         wanted.append(Target(metric, found[metric], width * factor))
     return wanted
@@ -112,7 +112,7 @@ def run_cell(cell: Cell, values: Mapping[str, float], facts: EngineFacts | None 
         begin, mine = k / len(cell.traffics), client
         limits = engine_limits(cell.model, deployment, blocks, values, facts, prefix, begin)
         limits = replace(limits, cold_heads=cell.cold_heads, cold_rows=cell.cold_rows)
-        if traffic.arrival_s is None and len(cell.traffics) == len(FIRST_WAKES):
+        if len(cell.traffics) > 1 and not cell.is_drawn:
             mine = replace(client, wake_s=client.wake_s * FIRST_WAKES[k])
         found.append(simulate(stages, limits, traffic, mine, dp=deployment.dp, send_s=send_s))
     return found

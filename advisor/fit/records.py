@@ -63,6 +63,11 @@ class Cell:
     """tokens of the smallest step whose matrix kernels it has not loaded yet (`engine_state.has_new_rows`), 0: none"""
 
     @property
+    def is_drawn(self) -> bool:
+        """Return whether its replays have different requests, drawn from the same distributions."""
+        return self.traffics[0] is not self.traffics[-1]
+
+    @property
     def run_id(self) -> str:
         """Return the engine start that the cell belongs to."""
         return self.record.run_id

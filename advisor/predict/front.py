@@ -45,7 +45,7 @@ def server_text(busy: float) -> str:
         return ""
     return (
         f"a replica's API server would be busy {100 * min(busy, 1.0):.0f} % of the time: one process reads each request"
-        " and sends every token; four (--api-server-count) sent 3 and 10 % more than one where we tried"
+        " and sends every token; four (--api-server-count) sent 3 and 9 % more than one where we tried"
     )
 
 

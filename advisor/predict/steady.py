@@ -147,11 +147,6 @@ class _Replicas:
         # an API server that sends fewer tokens than the engine makes sets the pace
         return larger_of(made_s, n * self.out_s), mixed * (to_compute / chunk)
 
-    @property
-    def server_s(self) -> float:
-        """Return what the API server works on a request until its last token is sent [s]."""
-        return self.read_s + self.output * self.out_s
-
 
 def _solved(
     costs: Sequence[StepCost],
@@ -176,7 +171,7 @@ def _solved(
     load = workload.load
     # past the largest CUDA graph each decode step is launched kernel by kernel, and more sequences may serve less
     # tokens go out before requests are read: a server with too much of both lets requests wait, not tokens
-    served = 1.0 / max(replicas.server_s, 1e-12)
+    served = 1.0 / max(server_s(front_of(values), prompt, output), 1e-12)
     n_top, most = n_most, np.minimum(n_most / (output * replicas.mean_step(n_most)[0]), served)
     n_graph = np.minimum(n_most, np.maximum(cost.graph_tokens * pp, 1.0))
     if not isinstance(load, ClosedLoad) and (n_graph < n_most).any():
