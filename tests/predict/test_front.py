@@ -223,7 +223,7 @@ def test_servers_sent_as_many_tokens_as_the_fit_says(root: Path) -> None:
 
 
 def test_more_servers_sent_no_more_tokens_to_our_one_client(root: Path) -> None:
-    """1B to 256 clients of one process: four API servers sent 1.03 and, on another H100 host, 1.09 times as many as one."""
+    """1B to 256 clients: four API servers sent 1.03 and, on another H100 host, 1.09 times as many as one."""
     files = [root / f"data/runs/vllm-0.26.0_{name}.jsonl" for name in ("h200-http", "h100-http-4", "h100-http-5")]
     cells = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     rates = {
