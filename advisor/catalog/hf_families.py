@@ -68,6 +68,9 @@ _COHERE = Family(
 _OLMO2 = Family(
     qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True, is_qk_norm_over_all_heads=True
 )
+_ERNIE = Family(
+    has_tied_embeddings=True, qkv_bias_field="use_bias", bias_field_covers_output=True, mlp_bias_field="use_bias"
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -184,6 +187,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmo2": _OLMO2,
     "olmo3": replace(_OLMO2, sliding_window=4096, sliding_period=4),
+    "olmoe": _OLMO2,
+    "ernie4_5": replace(_ERNIE, d_head=128),
+    "ernie4_5_moe": replace(_ERNIE, head_bias_field="use_bias"),
     "granite": _LLAMA,
     "granitemoe": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
     "cohere": replace(_COHERE, qk_norm_field="use_qk_norm", is_qk_norm_over_all_heads=True),

@@ -10,7 +10,13 @@ from advisor.schema.model import MAX_DIM
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Keys of a config.json under which families keep the number of experts."""
-_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k")
+_EXPERTS_PER_TOKEN = (
+    *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "moe_k"),
+)
+"""Keys for the experts that one token uses."""
+_SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_CORRECTED_ROUTERS = frozenset(("deepseek_v3", "ernie4_5_moe", "glm4_moe", "kimi_k2"))
+"""Families whose router has a bias an expert that balances the load without an auxiliary loss."""
 _SLIDING_TYPES = ("sliding_attention", "chunked_attention")
 
 
@@ -22,7 +28,7 @@ def moe_of(fields: Fields, family: str, n_layers: int) -> Moe | None:
     if n_experts == 0:
         return None
     d_ff_expert = fields.integer("moe_intermediate_size", "intermediate_size", low=1, high=MAX_DIM)
-    n_shared = fields.integer("n_shared_experts", "num_shared_experts", low=0, high=1024, default=0)
+    n_shared = fields.integer(*_SHARED_EXPERTS, low=0, high=1024, default=0)
     d_ff_shared = n_shared * d_ff_expert
     n_router_extra = 0
     if fields.has("shared_expert_intermediate_size"):
@@ -32,9 +38,10 @@ def moe_of(fields: Fields, family: str, n_layers: int) -> Moe | None:
         n_router_extra = fields.integer("hidden_size", low=1, high=MAX_DIM) if family == "qwen2_moe" else 0
     elif family == "llama4_text":
         n_shared, d_ff_shared = 1, d_ff_expert
-    if family in ("deepseek_v3", "kimi_k2", "glm4_moe") or fields.raw("topk_method") == "noaux_tc":
-        # the bias that balances the experts' load without an auxiliary loss, one number an expert
+    if family in _CORRECTED_ROUTERS or fields.raw("topk_method") == "noaux_tc":
         n_router_extra = n_experts
+    if family == "ernie4_5_moe" and n_shared and fields.boolean("use_bias", False):
+        n_router_extra += 2 * d_ff_shared + fields.integer("hidden_size", low=1, high=MAX_DIM)
     return Moe(
         n_experts=n_experts,
         n_experts_per_token=fields.integer(*_EXPERTS_PER_TOKEN, low=1, high=65536),
@@ -58,6 +65,11 @@ def _n_dense_layers(fields: Fields, family: str, n_layers: int) -> int:
         return sum(1 for flag in flags[:n_layers] if not flag)
     every = fields.integer("moe_layer_freq", low=1, high=2000, default=1)
     step = fields.integer("decoder_sparse_step", low=1, high=2000, default=1)
+    if family == "ernie4_5_moe":
+        first = fields.integer("moe_layer_start_index", low=0, high=2000, default=1)
+        step = fields.integer("moe_layer_interval", low=1, high=2000, default=1)
+        last = fields.integer("moe_layer_end_index", low=-1, high=2000, default=-1)
+        dense |= set(range(last + 1, n_layers)) if last >= 0 else set()
     if family == "llama4_text":
         step = fields.integer("interleave_moe_layer_step", low=1, high=2000, default=1)
     dense |= {
