@@ -47,6 +47,27 @@ class MemoryProbe:
             taken.append((time.perf_counter() - begin_s) / N_LAUNCHES)
         return percentiles_us(taken)
 
+    def calibration_spread_routing(self, n_experts: int) -> int:
+        """Make random weights choose different experts for different tokens; return how many tensors were changed.
+
+        vLLM's random weights and biases are uniform within 0.001. A router's bias, and what the biases of experts add
+        to every token alike, outweigh such logits: all tokens would go to the same experts. Biases become nought and
+        the routers' weights (their rows are the experts) 1,000 times larger.
+        """
+        import torch
+
+        n_changed = 0
+        with torch.no_grad():
+            for name, tensor in self.get_model().named_parameters():  # type: ignore[attr-defined]
+                if name.endswith("bias"):
+                    tensor.zero_()
+                elif tensor.ndim == 2 and tensor.shape[0] == n_experts and tensor.is_floating_point():
+                    tensor.mul_(1000.0)
+                else:
+                    continue
+                n_changed += 1
+        return n_changed
+
 
 def held(scheduled: Any) -> list[int]:
     """Return what a step holds that vLLM's scheduler hands to a worker: tokens, sequences, of these new ones."""

@@ -130,6 +130,21 @@ async def launch_times(engine: Any) -> dict[str, Any]:
     return {"launch_us": answers[0]} if answers and answers[0] else {}
 
 
+async def spread_routing(engine: Any, job: Job, config: dict[str, Any]) -> dict[str, Any]:
+    """Return what random weights of a model with experts were changed to (`calibration_spread_routing`), else nothing.
+
+    Weights that were read from disk stay as they are.
+    """
+    n_experts = models.n_experts_of(config)
+    if job.load_format != "dummy" or not n_experts or not job.worker_probe:
+        return {}
+    try:
+        answers = await asyncio.wait_for(engine.collective_rpc("calibration_spread_routing", args=(n_experts,)), 60)
+    except Exception as err:
+        return {"n_tensors_changed_to_spread_routing": f"none: {first_error(err)}"}
+    return {"n_tensors_changed_to_spread_routing": answers[0]}
+
+
 def common_fields(job: Job, engine: Any, host: dict[str, Any], version: str, args: dict[str, Any]) -> dict[str, Any]:
     """Return what every record of this start shares."""
     import torch
@@ -200,6 +215,7 @@ async def _session(job: Job, run: Run, output: Output, gpus: Gpus, host: dict[st
             common = common_fields(job, engine, host, vllm.__version__, args)
             common["startup"] = await start_up(engine, gpus, output.log_text(), startup_s, job.dp)
             common["host"] |= await launch_times(engine)
+            common["command"] |= await spread_routing(engine, job, config)
             output.say(f"{common['run_id']} started in {startup_s:.0f} s: {_memory(common['startup'])}")
             if job.times_launches:
                 name = f"{common['run_id']}-launches.jsonl"
