@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from advisor.catalog.hf_defaults import with_defaults
-from advisor.catalog.hf_families import ALIASES, FAMILIES, NO_KV_CACHE, NOT_DECODERS, STATE_FIELDS, UNKNOWN, Family
+from advisor.catalog.hf_families import ALIASES, FAMILIES, UNKNOWN, Family
 from advisor.catalog.hf_fields import Fields
 from advisor.catalog.hf_layers import moe_of, sliding_of
+from advisor.catalog.hf_nested import with_flat_sizes
 from advisor.catalog.hf_quant import quantization_of
+from advisor.catalog.hf_unsupported import refuse_unsupported
 from advisor.errors import BadData, printable
 from advisor.schema import Mla, Model, Note, first_error
 from advisor.schema.model import MAX_DIM
@@ -43,7 +45,7 @@ def parse_config(config: Mapping[str, Any], *, name: str, hf_id: str = "", where
 
     `where` names the document in errors. Multimodal configs are read by their text part.
     Errors: BadData when a size is missing, has the wrong type or is out of bounds, or the architecture is one that
-    this package has no laws for (encoders, state-space and linear-attention layers).
+    this package has no laws for (encoders, state-space and linear-attention layers, attention that differs by layer).
     """
     if not isinstance(config, Mapping):
         raise BadData(where, "a config.json must hold one JSON object")
@@ -71,20 +73,14 @@ def _text_part(outer: Fields, notes: list[Note]) -> tuple[Fields, str]:
                 text = f"'{key}' leaves out {', '.join(filled)}: taken from the defaults of transformers' {family}."
                 notes.append(Note(text=text))
             break
-    if family == "deepseek_v32":
+    if family in ("deepseek_v32", "glm_moe_dsa"):
         notes.append(Note(level="warning", text="The sparse-attention indexer is not modelled: read like DeepSeek-V3."))
-    return fields, ALIASES.get(family, family)
+    name = ALIASES.get(family, family)
+    return with_flat_sizes(name, fields), name
 
 
 def _family(name: str, fields: Fields, notes: list[Note]) -> Family:
-    if name in NOT_DECODERS or fields.boolean("is_encoder_decoder", False):
-        raise BadData(fields.where, f"model_type '{printable(name)}' is not a decoder-only transformer")
-    has_state = fields.has(*STATE_FIELDS) or any("linear" in t or "mamba" in t for t in fields.texts("layer_types"))
-    if name in NO_KV_CACHE or has_state:
-        raise BadData(
-            fields.where,
-            f"model_type '{printable(name)}' has state-space or linear-attention layers; only attention is supported",
-        )
+    refuse_unsupported(name, fields)
     if name in FAMILIES:
         return FAMILIES[name]
     shown = f"model_type '{printable(name)}' is unknown" if name else "model_type is missing"
@@ -102,20 +98,31 @@ def _build(
     vocab_size = fields.integer("vocab_size", "padded_vocab_size", low=1, high=10**8)
     if fields.integer("word_embed_proj_dim", low=1, high=MAX_DIM, default=d_model) != d_model:
         raise BadData(fields.where, f"'word_embed_proj_dim' must equal 'hidden_size' ({d_model})")
-    family = _with_falcon_norms(family_name, family, fields)
+    family = _with_layout(family_name, family, fields)
     n_kv_heads = _n_kv_heads(fields, family_name, family, n_heads)
     mla = _mla(fields)
     d_head = _d_head(fields, family, d_model, n_heads, mla)
-    moe = moe_of(fields, family_name, n_layers)
+    moe = moe_of(fields, family_name, family, n_layers)
     window, n_sliding = sliding_of(fields, family_name, family, n_layers)
-    context = _context_tokens(fields, notes)
-    has_qk_norm = fields.boolean(family.qk_norm_field, False) if family.qk_norm_field else family.has_qk_norm
+    context = _context_tokens(fields, family_name, notes)
+    has_qk_norm = family.has_qk_norm
+    if family.qk_norm_field:
+        has_qk_norm = fields.boolean(family.qk_norm_field, has_qk_norm)
     has_head_bias = fields.boolean(family.head_bias_field, False) if family.head_bias_field else family.has_head_bias
-    extra = vocab_size if has_head_bias else 0
+    qkv_bias, output_bias = _attention_biases(fields, family)
+    extra = (vocab_size if has_head_bias else 0) + family.n_activation_params * n_layers
     if has_qk_norm and family.is_qk_norm_over_all_heads:
         # `has_qk_norm` stands for one vector of d_head for q and one for k
         extra += (n_heads + n_kv_heads - 2) * d_head * n_layers
-    qkv_bias, output_bias = _attention_biases(fields, family)
+    if mla is not None and qkv_bias:
+        # one bias after each compression and one after the output; the decompressing matrices have none
+        extra += (mla.q_lora_rank + mla.kv_lora_rank + mla.qk_rope_head_dim + d_model) * n_layers
+    if family.has_attention_gate:
+        extra += d_model * n_heads * d_head * n_layers
+        notes.append(Note(text="The gate of the attention's output is counted, but neither sharded nor quantised."))
+    if family_name == "olmo":
+        n_weights = d_model * (2 * n_layers + 1)
+        notes.append(Note(text=f"OLMo's norms hold no weights: the {n_weights} counted for them are not there."))
     architectures = fields.texts("architectures") or outer.texts("architectures")
     return Model(
         name=name,
@@ -148,7 +155,7 @@ def _build(
         is_parallel_attention=family.is_parallel,
         sliding_window_tokens=window,
         n_sliding_layers=n_sliding,
-        has_attention_sinks=family_name == "gpt_oss",
+        has_attention_sinks=family.has_attention_sinks,
         mla=mla,
         moe=moe,
         quantization=quantization_of(outer if outer.has("quantization_config") else fields),
@@ -157,7 +164,7 @@ def _build(
     )
 
 
-def _with_falcon_norms(name: str, family: Family, fields: Fields) -> Family:
+def _with_layout(name: str, family: Family, fields: Fields) -> Family:
     """Return the family with the residual layout that its flags choose: one norm feeds both branches, or two."""
     if name == "falcon":
         is_new = _is_new_falcon(fields)
@@ -166,6 +173,8 @@ def _with_falcon_norms(name: str, family: Family, fields: Fields) -> Family:
         return replace(family, is_parallel=is_parallel, n_norms_per_layer=n_norms if is_parallel else 2)
     if name == "stablelm" and fields.boolean("use_parallel_residual", False):
         return replace(family, is_parallel=True, n_norms_per_layer=1)
+    if name == "hyperclovax" and not fields.boolean("use_post_norm", True):
+        return replace(family, n_norms_per_layer=2)
     if name == "gpt_neox":
         return replace(family, is_parallel=fields.boolean("use_parallel_residual", True))
     return family
@@ -181,7 +190,7 @@ def _n_kv_heads(fields: Fields, name: str, family: Family, n_heads: int) -> int:
         if name == "falcon" and _is_new_falcon(fields):
             return fields.integer("num_kv_heads", "n_head_kv", low=1, high=65536, default=n_heads)
         return 1 if fields.boolean("multi_query", True) else n_heads
-    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num")
     return fields.integer(*names, low=1, high=65536, default=family.n_kv_heads or n_heads)
 
 
@@ -200,8 +209,9 @@ def _mla(fields: Fields) -> Mla | None:
 def _d_head(fields: Fields, family: Family, d_model: int, n_heads: int, mla: Mla | None) -> int:
     if mla is not None:
         return mla.qk_nope_head_dim + mla.qk_rope_head_dim
-    if fields.has("head_dim", "kv_channels"):
-        return fields.integer("head_dim", "kv_channels", low=1, high=65536)
+    names = ("head_dim", "attention_head_dim", "kv_channels")
+    if fields.has(*names):
+        return fields.integer(*names, low=1, high=65536)
     if family.d_head and fields.is_absent("head_dim"):
         return family.d_head
     if d_model % n_heads:
@@ -216,6 +226,11 @@ def _d_ff(fields: Fields, name: str, family: Family, d_model: int) -> int:
     if name == "llama4_text":
         # its dense layers have a size of their own; `intermediate_size` is one expert's
         names = ("intermediate_size_mlp", *names)
+    elif name == "cohere2_moe":
+        names = ("prefix_dense_intermediate_size", *names)
+    elif name == "solar_open":
+        # no layer is dense, and its files may leave the size out
+        names = (*names, "moe_intermediate_size")
     default = d_model * family.d_ff_per_d_model or None
     return fields.integer(*names, low=1, high=MAX_DIM, default=default)
 
@@ -224,24 +239,39 @@ def _attention_biases(fields: Fields, family: Family) -> tuple[bool, bool]:
     if not family.qkv_bias_field:
         return family.has_qkv_bias, family.has_output_bias
     switch = fields.boolean(family.qkv_bias_field, family.has_qkv_bias)
+    if family.output_bias_field:
+        return switch, fields.boolean(family.output_bias_field, family.has_output_bias)
     return switch, switch if family.bias_field_covers_output else family.has_output_bias
+
+
+def _rope(fields: Fields) -> Fields | None:
+    """Return the description of the rotary positions, of the full layers where sliding ones have their own."""
+    rope = fields.section("rope_scaling") or fields.section("rope_parameters")
+    if rope is not None and isinstance(rope.raw("full_attention"), Mapping):
+        rope = rope.section("full_attention")
+    return rope
 
 
 def _rope_scaling(fields: Fields) -> str:
     """Return the kind of RoPE scaling, empty where positions are used as they are."""
-    rope = fields.section("rope_scaling")
+    rope = _rope(fields)
     kind = "" if rope is None else rope.text("rope_type", "type")
     return "" if kind == "default" else kind[:40]
 
 
-def _context_tokens(fields: Fields, notes: list[Note]) -> int:
+def _context_tokens(fields: Fields, name: str, notes: list[Note]) -> int:
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
     if not fields.has(*names):
         notes.append(Note(text=f"No field names the context length: {_DEFAULT_CONTEXT_TOKENS} tokens assumed."))
         return _DEFAULT_CONTEXT_TOKENS
     context = fields.integer(*names, low=1, high=10**9)
-    rope = fields.section("rope_scaling")
-    if rope is None or rope.text("rope_type", "type") in _FIXED_CONTEXT_ROPE:
+    rope = _rope(fields)
+    if rope is not None and rope.text("rope_type", "type") == "yarn" and rope.has("original_max_position_embeddings"):
+        # as vLLM 0.26.0 does: Qwen's files state what it was before
+        context = rope.integer("original_max_position_embeddings", low=1, high=10**9)
+        return min(int(context * rope.number("factor", low=1, high=1e6, default=1)), 10**9)
+    # Gemma 3 states the extended context, whatever its rope type
+    if rope is None or rope.text("rope_type", "type") in _FIXED_CONTEXT_ROPE or name.startswith("gemma3"):
         return context
     return min(int(context * rope.number("factor", low=1, high=1e6, default=1)), 10**9)
 

@@ -20,6 +20,8 @@ class Family:
     qkv_bias_field: str = ""
     """config field that switches the q, k, v biases (and the output bias if `bias_field_covers_output`)"""
     bias_field_covers_output: bool = False
+    output_bias_field: str = ""
+    """config field of the output bias, where it has a switch of its own"""
     has_mlp_bias: bool = False
     mlp_bias_field: str = ""
     has_norm_bias: bool = False
@@ -27,7 +29,7 @@ class Family:
     has_qk_norm: bool = False
     qk_norm_field: str = ""
     is_qk_norm_over_all_heads: bool = False
-    """OLMo-2 and Cohere: one weight for each element of q and k, not one vector of head size that all heads share"""
+    """OLMo and Cohere: one weight for each element of q and k, not one vector of head size that all heads share"""
     has_embedding_norm: bool = False
     position_offset: int = -1
     """learned positions = max_context_tokens + offset; -1 = none"""
@@ -43,11 +45,24 @@ class Family:
     sliding_period: int = 0
     """one layer in this many is global, the others slide; 0 = all layers slide"""
     is_first_of_period_sliding: bool = True
+    """whether the global layer is the last of its period, not the first"""
+    has_attention_sinks: bool = False
+    has_attention_gate: bool = False
+    """a matrix as large as q's that gates the attention's output"""
+    n_dense_layers: int = 0
+    """first layers without experts when no field counts them"""
+    n_shared_experts: int = 0
+    """default when no field counts them"""
+    has_corrected_router: bool = False
+    """a bias an expert that balances the load without an auxiliary loss"""
+    n_activation_params: int = 0
+    """learned numbers of one layer's activation function"""
 
 
 _LLAMA = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True, mlp_bias_field="mlp_bias")
 _QWEN3 = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True, d_head=128)
-_DEEPSEEK = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True)
+_DEEPSEEK_V2 = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True)
+_DEEPSEEK = replace(_DEEPSEEK_V2, has_corrected_router=True)
 _MISTRAL = Family(n_kv_heads=8, sliding_window=4096)
 _GPT = Family(
     is_gated_mlp=False,
@@ -70,6 +85,24 @@ _OLMO2 = Family(
 )
 _ERNIE = Family(
     has_tied_embeddings=True, qkv_bias_field="use_bias", bias_field_covers_output=True, mlp_bias_field="use_bias"
+)
+_GLM_MOE = Family(
+    qkv_bias_field="attention_bias",
+    qk_norm_field="use_qk_norm",
+    n_dense_layers=1,
+    n_shared_experts=1,
+    has_corrected_router=True,
+)
+_EXAONE4 = Family(has_qk_norm=True, sliding_window=4096, sliding_period=4)
+_HUNYUAN = Family(
+    qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True, qk_norm_field="use_qk_norm"
+)
+_GRANITE_SWA = replace(
+    _LLAMA,
+    sliding_window=128,
+    sliding_period=4,
+    is_first_of_period_sliding=False,
+    has_attention_sinks=True,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -172,9 +205,11 @@ FAMILIES: dict[str, Family] = {
         d_ff_per_d_model=4,
         has_head_bias=True,
     ),
-    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v2": _DEEPSEEK_V2,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
+    "axk1": replace(_DEEPSEEK, n_dense_layers=1, n_shared_experts=1),
+    "aria_text": replace(_LLAMA, n_shared_experts=2),
     "gpt_oss": Family(
         has_qkv_bias=True,
         has_output_bias=True,
@@ -184,14 +219,23 @@ FAMILIES: dict[str, Family] = {
         n_kv_heads=8,
         sliding_window=128,
         sliding_period=2,
+        has_attention_sinks=True,
     ),
     "olmo2": _OLMO2,
     "olmo3": replace(_OLMO2, sliding_window=4096, sliding_period=4),
     "olmoe": _OLMO2,
     "ernie4_5": replace(_ERNIE, d_head=128),
-    "ernie4_5_moe": replace(_ERNIE, head_bias_field="use_bias"),
+    "ernie4_5_moe": replace(
+        _ERNIE, head_bias_field="use_bias", n_dense_layers=1, n_shared_experts=2, has_corrected_router=True
+    ),
+    "flex_olmo": _OLMO2,
+    # its norms hold no weights: hf_config says so in a note
+    "olmo": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
     "granite": _LLAMA,
+    "granite_swa": replace(_GRANITE_SWA, has_tied_embeddings=True),
     "granitemoe": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
+    "granitemoeshared": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
+    "granitemoe_swa": replace(_GRANITE_SWA, mlp_bias_field=""),
     "cohere": replace(_COHERE, qk_norm_field="use_qk_norm", is_qk_norm_over_all_heads=True),
     "cohere2": replace(_COHERE, sliding_window=4096, sliding_period=4),
     "stablelm": Family(
@@ -214,8 +258,86 @@ FAMILIES: dict[str, Family] = {
         n_kv_heads=2,
     ),
     "glm4": Family(has_qkv_bias=True, qkv_bias_field="attention_bias", n_norms_per_layer=4, d_head=128, n_kv_heads=2),
-    "glm4_moe": Family(qkv_bias_field="attention_bias", qk_norm_field="use_qk_norm"),
+    "glm": Family(has_qkv_bias=True, qkv_bias_field="attention_bias", d_head=128, n_kv_heads=2),
+    "glm4_moe": _GLM_MOE,
+    "glm4v_moe_text": replace(_GLM_MOE, has_qkv_bias=True),
+    "glm4_moe_lite": replace(_DEEPSEEK, n_dense_layers=1, n_shared_experts=1),
     "llama4_text": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True, n_kv_heads=8, d_head=128),
+    "smollm3": replace(_LLAMA, has_tied_embeddings=True, n_kv_heads=4),
+    "seed_oss": Family(
+        has_qkv_bias=True,
+        qkv_bias_field="attention_bias",
+        output_bias_field="attention_out_bias",
+        mlp_bias_field="mlp_bias",
+        d_head=128,
+    ),
+    "exaone": Family(),
+    "exaone4": _EXAONE4,
+    "exaone_moe": replace(_EXAONE4, n_dense_layers=1, n_shared_experts=1, has_corrected_router=True),
+    "minimax_m2": Family(has_qk_norm=True, is_qk_norm_over_all_heads=True, d_head=128, has_corrected_router=True),
+    "dots1": Family(
+        qkv_bias_field="attention_bias",
+        bias_field_covers_output=True,
+        has_qk_norm=True,
+        sliding_window=4096,
+        has_corrected_router=True,
+    ),
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": replace(_HUNYUAN, n_shared_experts=1),
+    "hy_v3": replace(
+        _QWEN3, mlp_bias_field="mlp_bias", n_dense_layers=1, n_shared_experts=1, has_corrected_router=True
+    ),
+    "arcee": replace(_LLAMA, is_gated_mlp=False),
+    "afmoe": Family(
+        qkv_bias_field="attention_bias",
+        bias_field_covers_output=True,
+        n_norms_per_layer=4,
+        has_qk_norm=True,
+        d_head=128,
+        sliding_window=1024,
+        sliding_period=4,
+        has_attention_gate=True,
+        n_dense_layers=1,
+        n_shared_experts=2,
+        has_corrected_router=True,
+    ),
+    "apertus": Family(
+        is_gated_mlp=False,
+        qkv_bias_field="attention_bias",
+        bias_field_covers_output=True,
+        has_qk_norm=True,
+        n_activation_params=2,
+    ),
+    "ministral3": Family(n_kv_heads=8, d_head=128),
+    "mistral4": replace(_DEEPSEEK_V2, n_shared_experts=1),
+    "nemotron": replace(_LLAMA, is_gated_mlp=False, has_norm_bias=True),
+    "jais2": replace(
+        _LLAMA, is_gated_mlp=False, has_norm_bias=True, has_qkv_bias=True, has_output_bias=True, has_mlp_bias=True
+    ),
+    "dbrx": Family(),
+    "mpt": Family(is_gated_mlp=False, has_tied_embeddings=True, d_ff_per_d_model=4),
+    "solar_open": Family(qkv_bias_field="attention_bias", d_head=128, n_shared_experts=1, has_corrected_router=True),
+    "cohere2_moe": replace(_COHERE, d_head=128, sliding_window=4096, sliding_period=4),
+    "hyperclovax": replace(_LLAMA, n_norms_per_layer=4),
+    "mellum": _QWEN3,
+    "cwm": Family(
+        d_head=128,
+        mlp_bias_field="mlp_bias",
+        sliding_window=8192,
+        sliding_period=4,
+        is_first_of_period_sliding=False,
+    ),
+    "helium": Family(qkv_bias_field="attention_bias", mlp_bias_field="mlp_bias", d_head=128),
+    "internlm3": replace(_LLAMA, d_head=128),
+    "iquestcoder": replace(_LLAMA, d_head=128),
+    "vaultgemma": Family(
+        has_tied_embeddings=True,
+        qkv_bias_field="attention_bias",
+        bias_field_covers_output=True,
+        d_head=256,
+        sliding_window=4096,
+        sliding_period=2,
+    ),
 }
 
 UNKNOWN = Family(
@@ -229,9 +351,13 @@ UNKNOWN = Family(
 ALIASES = {
     "RefinedWeb": "falcon",
     "RefinedWebModel": "falcon",
+    "codegen": "gptj",
     "deepseek_v32": "deepseek_v3",
     "gemma3": "gemma3_text",
+    "glm4v_text": "glm4",
+    "glm_moe_dsa": "deepseek_v3",
     "llama4": "llama4_text",
+    "mimo": "qwen2",
     "qwen2_vl": "qwen2",
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl": "qwen2",
@@ -240,25 +366,3 @@ ALIASES = {
     "qwen3_vl_text": "qwen3",
 }
 """Text parts of multimodal models, and variants, that are read like another family."""
-
-NOT_DECODERS = frozenset(
-    (
-        *("albert", "bart", "bert", "blip_2", "clip", "deberta", "deberta_v2", "distilbert", "electra", "marian"),
-        *("mbart", "mt5", "pegasus", "roberta", "siglip", "t5", "vit", "wav2vec2", "whisper", "xlm_roberta"),
-    )
-)
-"""Encoders and encoder-decoders, which the laws of this package do not describe."""
-
-NO_KV_CACHE = frozenset(
-    (
-        *("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2"),
-        *("nemotron_h", "kimi_linear", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-        *("bailing_hybrid", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "lfm3", "minimax", "olmo_hybrid"),
-    )
-)
-"""State-space and hybrid models: their state does not grow by a KV entry a token in every layer."""
-STATE_FIELDS = (
-    *("full_attention_interval", "linear_num_key_heads", "linear_attn_config", "attn_layer_period", "ssm_cfg"),
-    *("mamba_d_state", "mamba_expand", "ssm_state_size", "conv_L_cache"),
-)
-"""Fields by which such a model is known that bears another name."""

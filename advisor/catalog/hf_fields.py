@@ -17,6 +17,10 @@ class Fields:
         self._values = values
         self.where = where
 
+    def updated(self, values: Mapping[str, Any]) -> Fields:
+        """Return the same object with some values replaced or added."""
+        return Fields({**self._values, **values}, self.where)
+
     def has(self, *names: str) -> bool:
         """Return whether one of the names is there and not null."""
         return any(self._values.get(name) is not None for name in names)
