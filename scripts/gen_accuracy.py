@@ -332,7 +332,7 @@ random loads were drawn anew: its figures are not comparable with these to the l
 {starts_of_kinds(accuracy["by_run"])}.
 Where a kind has two, leaving one out leaves little that tells of it; the coefficients that the advisor
 ships have seen both, so its own error there lies below the table's. One number is not left out:
-the H200's factor on the time of its hosts in `data/fitted/transfer.toml` (the mean of four hosts). Board power is
+the H200's factor on the time of its hosts in `data/fitted/transfer.toml` (the mean of five hosts). Board power is
 compared in cells of a second or more; in a shorter one the meter has not settled.
 
 Error = predicted / measured - 1. Median and P90 are of its absolute value, bias is its mean.

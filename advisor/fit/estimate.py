@@ -161,6 +161,8 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "eager": lambda c: c.deployment.enforce_eager,
     "mla": lambda c: c.model.mla is not None,
     "norms": lambda c: shapes_of(c.model).n_further_norms > 0,
+    "shared": lambda c: shapes_of(c.model).has_shared_experts,
+    "mxfp4": lambda c: c.deployment.weight_dtype == "mxfp4",
     "tables": lambda c: shapes_of(c.model).kv_groups.n_tables > 1,
 }
 OF_KIND = {
@@ -172,7 +174,8 @@ OF_KIND = {
     "send_s": "pp",
     "shared_kv_frac": "prefix", "http_s": "http", "http_token_s": "http",
     "http_out_s": "http", "host_eager_layer_s": "eager",
-    "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_table_s": "tables",
+    "mla_layer_s": "mla", "host_mla_layer_s": "mla", "host_shared_layer_s": "shared",
+    "host_mxfp4_layer_s": "mxfp4", "host_table_s": "tables",
 }  # fmt: skip
 """Coefficients that only some cells depend on."""
 

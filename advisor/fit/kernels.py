@@ -100,8 +100,12 @@ class KernelStep:
         cell = self.cell
         cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, values)
         found = law_figures(cost, values, self.works)
+        n_layers = cost.n_layers * sum(w.is_counted for w in self.works)
         if cell.deployment.weight_dtype.endswith("int4"):
-            found["matrices"] += cost.n_layers * values["int4_layer_s"] * sum(w.is_counted for w in self.works)
+            found["matrices"] += n_layers * values["int4_layer_s"]
+        if cell.model.moe is not None:
+            found["matrices"] += n_layers * values["gemm_s"]  # the router
+            found["elementwise"] += n_layers * values["moe_layer_s"]
         return found
 
     def residuals(self, values: Mapping[str, float]) -> list[float]:
@@ -188,13 +192,21 @@ def _pairs(n_tokens: int, length: int) -> float:
 
 def figures_of(line: Mapping[str, Any], cell: Cell) -> dict[str, float]:
     """Return the figures of a condensed line that the law is held to [s], for all layers of the first GPU."""
-    n_layers = stage_layers(shapes_of(cell.model).n_layers, cell.deployment.pp)[0]
+    shapes = shapes_of(cell.model)
+    n_layers = stage_layers(shapes.n_layers, cell.deployment.pp)[0]
     is_decode, is_moe = line["what"] == "decode", cell.model.moe is not None
-    is_plain = not is_moe and cell.deployment.weight_dtype in ("bf16", "fp16")
-    names = ["attention", "experts" if is_moe else "matrices"]
+    is_half = cell.deployment.weight_dtype in ("bf16", "fp16")
+    is_plain = not is_moe and is_half
+    # shared experts' matrices run beside the routed experts' of up to 256 tokens: both take longer then
+    is_apart = is_half and not (is_decode and shapes.has_shared_experts)
+    is_even = not (shapes.n_sliding_layers and shapes.n_full_layers)  # one layer stands for all
+    if shapes.is_mla and line["what"] == "mixed":
+        return {}  # prompts and decodes have attention kernels of their own, which cut the layer in two
+    names = [*(["attention"] if is_even else []), *(["experts"] if is_moe else [])]
+    names += ["matrices"] if is_apart or not is_moe else []
     works = works_of(line)
     n_tokens = sum(w.n_prefill for w in works if w.is_counted) / max(1, sum(w.is_counted for w in works))
-    is_known = is_plain or (not is_moe and cell.deployment.weight_dtype == "fp8")
+    is_known = is_half or (not is_moe and cell.deployment.weight_dtype == "fp8")
     if is_known and n_tokens >= SHORTEST_ELEMENTWISE:
         names.append("elementwise")
     if cell.deployment.tp > 1 and not is_moe and (is_decode or n_tokens >= SHORTEST_REDUCED):
@@ -241,7 +253,8 @@ def read_kernels(path: Path, cells: Sequence[Cell]) -> list[KernelStep]:
             mine = first.get(line["run_id"])
             if mine is None or has_one_route(mine.record, mine.model):
                 continue
-            steps.append(KernelStep(mine, str(line["what"]), int(line["n"]), works_of(line), figures_of(line, mine)))
+            if figures := figures_of(line, mine):
+                steps.append(KernelStep(mine, str(line["what"]), int(line["n"]), works_of(line), figures))
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadData(printable(path), f"not a file of condensed kernels ({type(error).__name__})") from None
     return steps

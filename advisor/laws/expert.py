@@ -1,4 +1,4 @@
-"""How many experts a batch touches."""
+"""How many experts a batch touches, and how many rows their matrices compute."""
 
 from __future__ import annotations
 
@@ -23,3 +23,21 @@ def expected_experts(n_tokens: Real, n_experts: int, n_experts_per_token: int) -
     """
     touched: Real = n_experts * (1.0 - (1.0 - n_experts_per_token / n_experts) ** n_tokens)
     return touched
+
+
+def expert_rows(n_tokens: Real, n_touched: Real, n_experts_per_token: int, block_rows: int) -> Real:
+    """Return the rows that the matrices of a layer's experts compute: ``T k + n B / 2``.
+
+    Tokens are sorted by expert and computed in blocks of B rows; the last block of each of n touched experts is half
+    empty on average. Kernels take smaller blocks where experts have few tokens: there this is an upper bound.
+
+    n_touched  : distinct experts that the tokens use, as of `expected_experts`
+    block_rows : rows of a block B
+
+    Reference: vLLM 0.26.0, model_executor/layers/fused_moe/moe_align_block_size.py, which pads so.
+
+    >>> expert_rows(3000.0, 128.0, 8, 64)
+    28096.0
+    """
+    rows: Real = n_tokens * n_experts_per_token + n_touched * (block_rows / 2.0)
+    return rows

@@ -28,6 +28,8 @@ BYTES_PER_WEIGHT: dict[str, float] = {
 }
 """Bytes of one quantised matrix element, scales included."""
 
+FIXED_GRAPH_TOKENS = {"GptOssForCausalLM": 1024}
+"""Largest CUDA graph of architectures that set it themselves (vLLM 0.26.0, model_executor/models/config.py:366-376)."""
 BYTES_PER_KV: dict[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 
@@ -67,6 +69,9 @@ class Shapes:
     sliding_window_tokens: int
     rotary_bytes: int
     native_weight_dtype: str
+    has_shared_experts: bool
+    fixed_graph_tokens: int
+    """Tokens of vLLM's largest CUDA graph where the architecture says them, else 0."""
     n_further_norms: int
     """Norms a layer beyond one before attention and one before the MLP: of their outputs, of q and of k."""
 
@@ -231,5 +236,7 @@ def shapes_of(model: Model) -> Shapes:
         sliding_window_tokens=model.sliding_window_tokens,
         rotary_bytes=0 if model.n_learned_positions else model.max_context_tokens * model.d_head * 2 * n_rotary,
         native_weight_dtype=weight_dtype_of(model),
+        has_shared_experts=model.moe is not None and model.moe.d_ff_shared > 0,
+        fixed_graph_tokens=FIXED_GRAPH_TOKENS.get(model.architecture, 0),
         n_further_norms=max(0, model.n_norms_per_layer - 2) + 2 * model.has_qk_norm,
     )

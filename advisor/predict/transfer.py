@@ -13,6 +13,8 @@ HOST_TIMES = (
     "host_large_layer_s",
     "host_eager_layer_s",
     "host_moe_layer_s",
+    "host_shared_layer_s",
+    "host_mxfp4_layer_s",
     "host_mla_layer_s",
     "host_seq_s",
     "host_table_s",

@@ -44,6 +44,10 @@ def test_rows_give_the_records_and_the_seed_gives_the_rows(path):
         if record["load"]["kind"] == "poisson":
             cell = parse_cell(record["cell"])
             planned = list(arrivals(cell, record["load"]["arrivals_per_s"], record["seed"]))
-            assert [(p, o) for _, p, o in planned] == [(s["prompt_tokens"], s["asked_tokens"]) for s in sent]
+            asked = [(s["prompt_tokens"], s["asked_tokens"]) for s in sent]
+            if record.get("client_processes", 1) == 1:
+                assert [(p, o) for _, p, o in planned] == asked
+            else:  # two processes may send what is due within a millisecond in either order
+                assert sorted((p, o) for _, p, o in planned) == sorted(asked)
             late = [s["submit_s"] - at for (at, _, _), s in zip(planned, sent, strict=True)]
             assert 0 <= np.median(late) < 0.002

@@ -183,7 +183,7 @@ def test_edge_a_step_moves_only_with_what_it_is_made_of() -> None:
 
 def test_every_recorded_step_belongs_to_a_start_and_has_figures() -> None:
     data = load_data(RUNS, CATALOG)
-    assert len(data.kernels) == 189 + 302 + 225
+    assert len(data.kernels) == 189 + 302 + 225 + 84
     assert all(step.figures for step in data.kernels)
     run = data.kernels[0].run_id
     mine = data.of(run_id=run)

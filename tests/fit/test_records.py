@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from advisor.catalog import load_catalog
 from advisor.errors import AdvisorError, BadData
 from advisor.fit.objective import run_cell, targets, values_for
-from advisor.fit.records import cell_of, cells_of, is_serving, parse_records, read_records
+from advisor.fit.records import cell_of, cells_of, has_one_route, is_serving, parse_records, read_records
 from advisor.schema import FixedLengths, PoissonLoad
 
 CATALOG = load_catalog()
@@ -127,6 +127,24 @@ def test_other_engines_records_are_read_and_left_to_their_own_fit() -> None:
     assert [is_serving(r) for r in records] == [True, False, False]
     assert len(cells_of(records, CATALOG)) == 1
     assert isinstance(cells_of(records, CATALOG)[0].workload.lengths, FixedLengths)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "is_one"),
+    [
+        ("gpt-oss-20b", {}, True),
+        ("qwen3-30b-a3b", {}, False),
+        ("gpt-oss-20b", {"random_weights": False}, False),
+        ("gpt-oss-20b", {"command": {"n_tensors_changed_to_spread_routing": 144}}, False),
+        ("qwen3-30b-a3b", {"command": {"n_tensors_changed_to_spread_routing": 0}}, True),
+        ("gpt-oss-20b", {"command": {"n_tensors_changed_to_spread_routing": "none: no such method"}}, True),
+    ],
+)
+def test_random_routers_send_all_tokens_one_way_unless_they_were_changed(
+    name: str, changes: dict[str, Any], is_one: bool
+) -> None:
+    found = parse_records(line(**{"random_weights": True, **changes}), "x.jsonl")[0]
+    assert has_one_route(found, CATALOG.model(name)[0]) == is_one
 
 
 def test_unknown_fields_are_kept() -> None:

@@ -1,4 +1,4 @@
-"""Expected experts of a batch against enumeration, chance, and published routing."""
+"""Expected experts of a batch and their blocks of rows against enumeration, chance, and published figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.laws.expert import expected_experts
+from advisor.laws.expert import expected_experts, expert_rows
 
 
 @pytest.mark.parametrize(("n_experts", "k", "n_tokens"), [(4, 1, 3), (4, 2, 2), (5, 2, 3), (3, 3, 4), (6, 2, 2)])
@@ -49,3 +49,34 @@ def test_edges() -> None:
     assert expected_experts(1.0, 8, 8) == 8
     assert expected_experts(1e6, 128, 4) == pytest.approx(128)
     np.testing.assert_allclose(expected_experts(np.array([0.0, 1.0]), 8, 2), [0.0, 2.0], atol=1e-12)
+
+
+def test_rows_of_drawn_batches_in_blocks() -> None:
+    rng = np.random.default_rng(2)
+    for n_experts, k, n_tokens, block in ((8, 2, 3000, 64), (64, 6, 3000, 64), (128, 8, 3000, 64), (64, 8, 1000, 16)):
+        drawn = [
+            np.ceil(np.bincount(rng.integers(n_experts, size=n_tokens * k), minlength=n_experts) / block).sum() * block
+            for _ in range(50)
+        ]
+        found = expert_rows(float(n_tokens), float(n_experts), k, block)
+        assert found == pytest.approx(np.mean(drawn), rel=0.04)  # how full last blocks are is not quite even
+
+
+def test_rows_of_a_published_example() -> None:
+    # vLLM 0.26.0, moe_align_block_size: 4 tokens of 3 experts each, 4 experts used, blocks of 4: each expert's 3 rows
+    # become 4, so 16; half a block each on average says 12 + 4 * 2 = 20, an upper bound
+    assert 16 <= expert_rows(4.0, 4.0, 3, 4) == 20
+
+
+@given(st.integers(1, 256), st.integers(1, 16), st.integers(0, 10_000), st.sampled_from([16, 32, 64, 128]))
+def test_rows_grow_with_tokens_and_blocks(n_experts: int, k: int, n_tokens: int, block: int) -> None:
+    rows = expert_rows(float(n_tokens), float(n_experts), k, block)
+    assert rows >= n_tokens * k
+    assert rows < expert_rows(n_tokens + 1.0, float(n_experts), k, block)
+    assert rows < expert_rows(float(n_tokens), float(n_experts), k, 2 * block)
+
+
+def test_rows_at_the_edges() -> None:
+    assert expert_rows(0.0, 0.0, 8, 64) == 0
+    assert expert_rows(5.0, 5.0, 1, 0) == 5
+    np.testing.assert_allclose(expert_rows(np.array([0.0, 10.0]), np.array([0.0, 8.0]), 2, 64), [0.0, 276.0])
