@@ -203,6 +203,18 @@ def depends(name: str, cell: Cell) -> bool:
     return name not in OF_KIND or KINDS[OF_KIND[name]](cell)
 
 
+def tellers(name: str, cells: Sequence[Cell]) -> list[int]:
+    """Return the cells that a coefficient is fitted to, by their numbers.
+
+    What an engine does is told by engines in their client's process, where there are any: through a server, which
+    requests come together is chance, and a small change of any coefficient regroups them.
+    """
+    mine = [i for i, cell in enumerate(cells) if depends(name, cell)]
+    if "@" in name or OF_KIND.get(name) == "http":
+        return mine
+    return [i for i in mine if not is_http(cells[i])] or mine
+
+
 def fitted_names(cells: Sequence[Cell]) -> list[str]:
     """Return what these cells can determine: coefficients of a format or a parallelism need a cell that has it."""
     names = [p.name for p in PARAMETERS if p.is_fitted and any(depends(p.name, c) for c in cells)]
@@ -242,7 +254,8 @@ def estimate(
     priors = [(i, math.log(centre), rel) for i, n in enumerate(names) if (centre := _centre(n)) and (rel := _prior(n))]
 
     items: list[Cell | KernelStep] = [*cells, *kernels]
-    mine = {n: [i for i, item in enumerate(items) if depends(n, _cell(item))] for n in names}
+    owners_of = [_cell(item) for item in items]
+    mine = {n: tellers(n, owners_of) for n in names}
 
     def theta_of(x: Floats) -> dict[str, float]:
         return base | {n: float(v) for n, v in zip(names, np.exp(x), strict=True)}

@@ -109,7 +109,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     _P("host_eager_layer_s", 5.5e-4, 1e-4, 2e-3, "s", "host time a layer without CUDA graphs and compiled code"),
     _P("host_moe_layer_s", 9e-4, 1e-5, 3e-3, "s", "further host time of an expert layer in such a step"),
     _P("host_shared_layer_s", 8e-4, 1e-5, 3e-3, "s", "further host time of shared experts' layer in such a step"),
-    _P("host_mxfp4_layer_s", 1.5e-3, 1e-5, 5e-3, "s", "host time of MXFP4 experts' layer, in place of host_moe_layer_s"),
+    _P("host_mxfp4_layer_s", 1.5e-3, 1e-5, 5e-3, "s", "host time of an MXFP4 expert layer, for host_moe_layer_s"),
     _P("host_mla_layer_s", 8e-4, 1e-5, 3e-3, "s", "further host time of a layer of latent attention in such a step"),
     _P("host_tp_factor", 1.16, 0.5, 4.0, "1", "the same with tensor parallelism, over one GPU"),
     _P(

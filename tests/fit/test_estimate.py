@@ -20,6 +20,7 @@ from advisor.fit.estimate import (
     estimate,
     fitted_names,
     of_typical_host,
+    tellers,
 )
 from advisor.fit.objective import exact_traffic, measured, predicted, read_rows, run_cell, targets, values_for
 from advisor.fit.parameters import PARAMETERS
@@ -122,6 +123,23 @@ def test_only_what_cells_can_tell_is_fitted() -> None:
     assert "http_s" not in more
     served = replace(cells[0], record=cells[0].record.model_copy(update={"client": "http"}))
     assert {"http_s", "http_token_s"} <= set(fitted_names([*cells, served]))
+
+
+def test_servers_tell_of_servers_and_hosts_where_engines_in_process_tell_of_the_engine() -> None:
+    inside = measured_cells(3)
+    served = [replace(c, record=c.record.model_copy(update={"client": "http"})) for c in measured_cells(2)]
+    cells = [*inside, *served]
+    assert tellers("stream_eff_bf16", cells) == [0, 1, 2]
+    assert tellers("http_token_s", cells) == [3, 4]
+    assert tellers("host@a-host", cells) == tellers("power@a-host", cells) == [0, 1, 2, 3, 4]
+    assert tellers("gemm_eff_fp8", cells) == []
+    # nobody else tells: somebody's own records of a server alone
+    assert tellers("stream_eff_bf16", served) == [0, 1]
+    slopes = estimate([*measured_cells(), *served], max_steps=1)
+    of_server = np.array([owner >= 14 for owner in slopes.owners])
+    column = slopes.jacobian[: len(of_server), slopes.names.index("stream_eff_bf16")]
+    assert np.all(column[of_server] == 0)
+    assert np.any(column[~of_server] != 0)
 
 
 def test_cells_that_do_not_depend_on_a_coefficient_replay_the_same_without_it() -> None:

@@ -38,7 +38,8 @@ def experts_s(c: StepCost, n_tokens: float) -> float:
 def test_operations_of_blocks_and_bytes_of_touched_experts_by_hand() -> None:
     c = cost(ROUTED)
     n, moe = 3000.0, CATALOG.model(ROUTED)[0].moe
-    assert moe is not None and (moe.n_experts, moe.n_experts_per_token) == (128, 8)
+    assert moe is not None
+    assert (moe.n_experts, moe.n_experts_per_token) == (128, 8)
     touched = 128 * (1 - (1 - 8 / 128) ** n)
     rows = n * 8 + touched * 32
     arithmetic_s = 48 * rows * 6 * 2048 * 768 / c.expert_flops_per_s
