@@ -124,10 +124,11 @@ def weights_bytes_per_gpu(model: Model, deployment: Deployment) -> float:
     matrices += (s.router_params + s.other_params) * 2.0
     table = 2.0 * s.padded_vocab(tp) * s.d_model / tp
     rest = s.rotary_bytes + 2.0 * s.position_params
-    ends = [table + 2.0 * s.position_params, table if s.has_own_head or pp > 1 else 0.0]
-    stages = [matrices * n / s.n_layers for n in layers]
-    stages[0] += ends[0]
-    stages[-1] += ends[1]
+    everywhere = table if s.embeds_on_every_stage else 0.0
+    head = table if s.has_own_head or (pp > 1 and not everywhere) else 0.0
+    stages = [matrices * n / s.n_layers + everywhere for n in layers]
+    stages[0] += table - everywhere + 2.0 * s.position_params
+    stages[-1] += head
     return max(stages) + rest - 2.0 * s.position_params
 
 

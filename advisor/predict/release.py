@@ -77,7 +77,7 @@ FACTORS = (
         tp_doubling_s=Range(0.0, 0.0, 0.0),
         seq_s=Range(37.2e-6, 10.9e-6, 63.5e-6),
         context_s=Range(0.0, 0.0, 0.0),
-        error_frac=0.04,
+        error_frac=0.05,
         source="ml-energy/leaderboard-v2 @c3af7f31, H100 rows of Qwen3-8B, Qwen3-14B and Llama-3.1-8B (vLLM 0.11.1)",
     ),
 )

@@ -30,6 +30,17 @@ BYTES_PER_WEIGHT: dict[str, float] = {
 
 FIXED_GRAPH_TOKENS = {"GptOssForCausalLM": 1024}
 """Largest CUDA graph of architectures that set it themselves (vLLM 0.26.0, model_executor/models/config.py:366-376)."""
+EMBEDS_ON_EVERY_STAGE = frozenset(
+    f"{name}ForCausalLM"
+    for name in (
+        *("Arctic", "Bloom", "ChatGLM", "Cohere", "Cohere2Moe", "Dbrx", "Falcon", "Gemma", "Gemma2"),
+        *("Gemma3", "GPTJ", "GPTNeoX", "GptOss", "GraniteMoe", "GraniteMoeShared", "HYV3", "InternLM2"),
+        *("MPT", "MiniCPM", "Mixtral", "OPT", "Olmo3", "Olmoe", "Orion", "Phi", "PhiMoE", "Qwen2Moe"),
+        *("Qwen3Moe", "Stablelm"),
+    )
+)
+"""Architectures whose class builds the embedding table on each pipeline stage, not on the first alone (vLLM 0.26.0,
+model_executor/models; run h200 qwen3-30b-a3b-pp2: 0.62 GB more on the last stage)."""
 BYTES_PER_KV: dict[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 
@@ -70,6 +81,7 @@ class Shapes:
     rotary_bytes: int
     native_weight_dtype: str
     has_shared_experts: bool
+    embeds_on_every_stage: bool
     fixed_graph_tokens: int
     """Tokens of vLLM's largest CUDA graph where the architecture says them, else 0."""
     n_further_norms: int
@@ -237,6 +249,7 @@ def shapes_of(model: Model) -> Shapes:
         rotary_bytes=0 if model.n_learned_positions else model.max_context_tokens * model.d_head * 2 * n_rotary,
         native_weight_dtype=weight_dtype_of(model),
         has_shared_experts=model.moe is not None and model.moe.d_ff_shared > 0,
+        embeds_on_every_stage=model.architecture in EMBEDS_ON_EVERY_STAGE,
         fixed_graph_tokens=FIXED_GRAPH_TOKENS.get(model.architecture, 0),
         n_further_norms=max(0, model.n_norms_per_layer - 2) + 2 * model.has_qk_norm,
     )

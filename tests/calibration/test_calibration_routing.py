@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +66,9 @@ class Engine:
 
 def spread(engine: Engine, config: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     job = parse_job(JOB | changes)
-    return asyncio.run(spread_routing(engine, job, config or models.resolve(job.model)[1]))
+    asked = spread_routing(engine, job, config or models.resolve(job.model)[1])
+    with ThreadPoolExecutor(1) as pool:  # other tests leave an event loop running in theirs
+        return pool.submit(asyncio.run, asked).result()
 
 
 def test_a_record_says_how_many_tensors_were_changed() -> None:
