@@ -37,7 +37,7 @@ class TestVllm:
         from vllm.v1.worker import gpu_worker
 
         added = [n for n in dir(vllm_probe.MemoryProbe) if not n.startswith("__")]
-        assert added == ["calibration_launch", "calibration_memory"]
+        assert added == ["calibration_launch", "calibration_memory", "calibration_spread_routing"]
         assert not [n for n in added if hasattr(gpu_worker.Worker, n)]
         text = inspect.getsource(gpu_worker)
         for name in ("non_torch_memory", "peak_activation_memory", "available_kv_cache_memory_bytes", "init_snapshot"):
