@@ -302,7 +302,8 @@ def step_cost(
         peak, kind = half_peak, "int4"
     else:
         peak, kind = half_peak, "bf16"
-    is_quantised = dtype == "fp8" and shapes.native_weight_dtype != "fp8" and shapes.n_moe_layers > 0
+    is_on_load = dtype == "fp8" and shapes.native_weight_dtype != "fp8"
+    is_quantised = is_on_load and "fp8" in peaks and shapes.n_moe_layers > 0
     weight_byte = BYTES_PER_WEIGHT[dtype]
     n_sms = float(gpu.n_sms or DEFAULT_SMS)
     cache = cache_reads(shapes, gpu, deployment, c, n_layers, n_sms)

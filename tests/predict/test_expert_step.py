@@ -122,6 +122,12 @@ def test_only_experts_quantised_while_they_load_pay_for_it() -> None:
     # a dense model quantised so, and a checkpoint whose weights are fp8 themselves, do not
     dense, dense_fp8 = cost("llama-3.1-8b"), cost("llama-3.1-8b", weight_dtype="fp8")
     assert dense_fp8.fixed_s - dense.fixed_s == pytest.approx(32 * VALUES["fp8_layer_s"])
+    # nor do cards without fp8 arithmetic, which keep inputs in 16 bits
+    a100 = CATALOG.gpu("a100-sxm-80gb")
+    plans = [Deployment(model=ROUTED, gpu=a100.name, weight_dtype=d) for d in ("bf16", "fp8")]
+    bf16, fp8 = (step_cost(shapes_of(CATALOG.model(ROUTED)[0]), a100, plan, VALUES) for plan in plans)
+    assert fp8.host_eager_s == bf16.host_eager_s
+    assert fp8.fixed_s - bf16.fixed_s < 48 * step.FP8_EXPERT_LAYER_S
     native = CATALOG.model("deepseek-v3")[0]
     assert shapes_of(native).native_weight_dtype == "fp8"
     shapes = shapes_of(native)
