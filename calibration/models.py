@@ -110,12 +110,6 @@ for _name in ("llama-3.1-8b", "llama-3.1-70b", "qwen2.5-14b"):
     MODELS[f"{_name}-awq"] = MODELS[_name] | _AWQ
 
 
-def n_experts_of(config: Config) -> int:
-    """Return the number of routed experts of a layer, 0 for a dense model."""
-    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return next((int(config[key]) for key in keys if config.get(key)), 0)
-
-
 def resolve(model: str | Config) -> tuple[str, Config]:
     """Return a catalogue name and the config.json of a job's model.
 

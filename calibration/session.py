@@ -31,11 +31,16 @@ EXPERT_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536,
 2 s that would fall into a cell (runs mixtral-tp2, 30b-a3b-tp2). A batch that is no multiple of 16 compiles again."""
 
 
+def n_experts_of(hf_config: dict[str, Any]) -> int:
+    """Return the number of routed experts of a layer, 0 for a dense model."""
+    return next((int(hf_config[key]) for key in EXPERT_COUNTS if hf_config.get(key)), 0)
+
+
 def warmups(hf_config: dict[str, Any], max_model_len: int) -> list[Cell]:
     """Return what an engine does before its first cell: a small burst, and for experts one prompt a batch size."""
     size = min(WARMUP.prompt_tokens, max_model_len - WARMUP.output_tokens)
     cells = [replace(WARMUP, prompt_tokens=size)]
-    if any(hf_config.get(key) for key in EXPERT_COUNTS):
+    if n_experts_of(hf_config):
         sizes = sorted({n for batch in EXPERT_BATCHES for n in (batch, batch + 1)})
         one = replace(WARMUP, output_tokens=1, concurrency=1, n_requests=1)
         cells += [replace(one, prompt_tokens=n) for n in sizes if n < max_model_len]

@@ -22,7 +22,7 @@ from calibration.jobs import Job, start_fields
 from calibration.kernel_probe import record_kernels
 from calibration.load import Send
 from calibration.output import Output, prepare_env
-from calibration.session import Run
+from calibration.session import Run, n_experts_of
 
 SHUTDOWN_LIMIT_S = 15.0
 RECORDED_ENV = (
@@ -135,7 +135,7 @@ async def spread_routing(engine: Any, job: Job, config: dict[str, Any]) -> dict[
 
     Weights that were read from disk stay as they are.
     """
-    n_experts = models.n_experts_of(config)
+    n_experts = n_experts_of(config)
     if job.load_format != "dummy" or not n_experts or not job.worker_probe:
         return {}
     try:

@@ -266,12 +266,14 @@ def _context_tokens(fields: Fields, name: str, notes: list[Note]) -> int:
         return _DEFAULT_CONTEXT_TOKENS
     context = fields.integer(*names, low=1, high=10**9)
     rope = _rope(fields)
-    if rope is not None and rope.text("rope_type", "type") == "yarn" and rope.has("original_max_position_embeddings"):
+    if rope is None:
+        return context
+    kind = rope.text("rope_type", "type")
+    if kind == "yarn" and rope.has("original_max_position_embeddings"):
         # as vLLM 0.26.0 does: Qwen's files state what it was before
         context = rope.integer("original_max_position_embeddings", low=1, high=10**9)
-        return min(int(context * rope.number("factor", low=1, high=1e6, default=1)), 10**9)
-    # Gemma 3 states the extended context, whatever its rope type
-    if rope is None or rope.text("rope_type", "type") in _FIXED_CONTEXT_ROPE or name.startswith("gemma3"):
+    elif kind in _FIXED_CONTEXT_ROPE or name.startswith("gemma3"):
+        # Gemma 3 states the extended context, whatever its rope type
         return context
     return min(int(context * rope.number("factor", low=1, high=1e6, default=1)), 10**9)
 

@@ -59,10 +59,13 @@ class Family:
     """learned numbers of one layer's activation function"""
 
 
-_LLAMA = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True, mlp_bias_field="mlp_bias")
-_QWEN3 = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True, d_head=128)
-_DEEPSEEK_V2 = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True)
-_DEEPSEEK = replace(_DEEPSEEK_V2, has_corrected_router=True)
+_SWITCHED = Family(qkv_bias_field="attention_bias", bias_field_covers_output=True)
+"""One switch for the biases of q, k, v and of the output, off unless a file sets it."""
+_LLAMA = replace(_SWITCHED, mlp_bias_field="mlp_bias")
+_QK_NORM = replace(_SWITCHED, has_qk_norm=True)
+_QWEN3 = replace(_QK_NORM, d_head=128)
+_GEMMA = replace(_SWITCHED, has_tied_embeddings=True, d_head=256)
+_DEEPSEEK = replace(_SWITCHED, has_corrected_router=True)
 _MISTRAL = Family(n_kv_heads=8, sliding_window=4096)
 _GPT = Family(
     is_gated_mlp=False,
@@ -80,9 +83,7 @@ _COHERE = Family(
     n_norms_per_layer=1,
     is_parallel=True,
 )
-_OLMO2 = Family(
-    qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True, is_qk_norm_over_all_heads=True
-)
+_OLMO2 = replace(_QK_NORM, is_qk_norm_over_all_heads=True)
 _ERNIE = Family(
     has_tied_embeddings=True, qkv_bias_field="use_bias", bias_field_covers_output=True, mlp_bias_field="use_bias"
 )
@@ -94,9 +95,7 @@ _GLM_MOE = Family(
     has_corrected_router=True,
 )
 _EXAONE4 = Family(has_qk_norm=True, sliding_window=4096, sliding_period=4)
-_HUNYUAN = Family(
-    qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True, qk_norm_field="use_qk_norm"
-)
+_HUNYUAN = replace(_QK_NORM, qk_norm_field="use_qk_norm")
 _GRANITE_SWA = replace(
     _LLAMA,
     sliding_window=128,
@@ -113,26 +112,13 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(has_qkv_bias=True),
     "qwen2_moe": Family(has_qkv_bias=True, qkv_bias_field="qkv_bias"),
     "qwen3": _QWEN3,
-    "qwen3_moe": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True, has_qk_norm=True),
-    "gemma": Family(
-        has_tied_embeddings=True, qkv_bias_field="attention_bias", bias_field_covers_output=True, d_head=256
-    ),
-    "gemma2": Family(
-        has_tied_embeddings=True,
-        qkv_bias_field="attention_bias",
-        bias_field_covers_output=True,
-        n_norms_per_layer=4,
-        d_head=256,
-        sliding_window=4096,
-        sliding_period=2,
-    ),
-    "gemma3_text": Family(
-        has_tied_embeddings=True,
-        qkv_bias_field="attention_bias",
-        bias_field_covers_output=True,
+    "qwen3_moe": _QK_NORM,
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, n_norms_per_layer=4, sliding_window=4096, sliding_period=2),
+    "gemma3_text": replace(
+        _GEMMA,
         n_norms_per_layer=4,
         has_qk_norm=True,
-        d_head=256,
         n_kv_heads=4,
         sliding_window=4096,
         sliding_period=6,
@@ -205,7 +191,7 @@ FAMILIES: dict[str, Family] = {
         d_ff_per_d_model=4,
         has_head_bias=True,
     ),
-    "deepseek_v2": _DEEPSEEK_V2,
+    "deepseek_v2": _SWITCHED,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
     "axk1": replace(_DEEPSEEK, n_dense_layers=1, n_shared_experts=1),
@@ -230,11 +216,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "flex_olmo": _OLMO2,
     # its norms hold no weights: hf_config says so in a note
-    "olmo": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
+    "olmo": _SWITCHED,
     "granite": _LLAMA,
     "granite_swa": replace(_GRANITE_SWA, has_tied_embeddings=True),
-    "granitemoe": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
-    "granitemoeshared": Family(qkv_bias_field="attention_bias", bias_field_covers_output=True),
+    "granitemoe": _SWITCHED,
+    "granitemoeshared": _SWITCHED,
     "granitemoe_swa": replace(_GRANITE_SWA, mlp_bias_field=""),
     "cohere": replace(_COHERE, qk_norm_field="use_qk_norm", is_qk_norm_over_all_heads=True),
     "cohere2": replace(_COHERE, sliding_window=4096, sliding_period=4),
@@ -275,25 +261,16 @@ FAMILIES: dict[str, Family] = {
     "exaone4": _EXAONE4,
     "exaone_moe": replace(_EXAONE4, n_dense_layers=1, n_shared_experts=1, has_corrected_router=True),
     "minimax_m2": Family(has_qk_norm=True, is_qk_norm_over_all_heads=True, d_head=128, has_corrected_router=True),
-    "dots1": Family(
-        qkv_bias_field="attention_bias",
-        bias_field_covers_output=True,
-        has_qk_norm=True,
-        sliding_window=4096,
-        has_corrected_router=True,
-    ),
+    "dots1": replace(_QK_NORM, sliding_window=4096, has_corrected_router=True),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": replace(_HUNYUAN, n_shared_experts=1),
     "hy_v3": replace(
         _QWEN3, mlp_bias_field="mlp_bias", n_dense_layers=1, n_shared_experts=1, has_corrected_router=True
     ),
     "arcee": replace(_LLAMA, is_gated_mlp=False),
-    "afmoe": Family(
-        qkv_bias_field="attention_bias",
-        bias_field_covers_output=True,
+    "afmoe": replace(
+        _QWEN3,
         n_norms_per_layer=4,
-        has_qk_norm=True,
-        d_head=128,
         sliding_window=1024,
         sliding_period=4,
         has_attention_gate=True,
@@ -301,15 +278,9 @@ FAMILIES: dict[str, Family] = {
         n_shared_experts=2,
         has_corrected_router=True,
     ),
-    "apertus": Family(
-        is_gated_mlp=False,
-        qkv_bias_field="attention_bias",
-        bias_field_covers_output=True,
-        has_qk_norm=True,
-        n_activation_params=2,
-    ),
+    "apertus": replace(_QK_NORM, is_gated_mlp=False, n_activation_params=2),
     "ministral3": Family(n_kv_heads=8, d_head=128),
-    "mistral4": replace(_DEEPSEEK_V2, n_shared_experts=1),
+    "mistral4": replace(_SWITCHED, n_shared_experts=1),
     "nemotron": replace(_LLAMA, is_gated_mlp=False, has_norm_bias=True),
     "jais2": replace(
         _LLAMA, is_gated_mlp=False, has_norm_bias=True, has_qkv_bias=True, has_output_bias=True, has_mlp_bias=True
@@ -330,14 +301,7 @@ FAMILIES: dict[str, Family] = {
     "helium": Family(qkv_bias_field="attention_bias", mlp_bias_field="mlp_bias", d_head=128),
     "internlm3": replace(_LLAMA, d_head=128),
     "iquestcoder": replace(_LLAMA, d_head=128),
-    "vaultgemma": Family(
-        has_tied_embeddings=True,
-        qkv_bias_field="attention_bias",
-        bias_field_covers_output=True,
-        d_head=256,
-        sliding_window=4096,
-        sliding_period=2,
-    ),
+    "vaultgemma": replace(_GEMMA, sliding_window=4096, sliding_period=2),
 }
 
 UNKNOWN = Family(

@@ -202,15 +202,18 @@ def figures_of(line: Mapping[str, Any], cell: Cell) -> dict[str, float]:
     is_even = not (shapes.n_sliding_layers and shapes.n_full_layers)  # one layer stands for all
     if shapes.is_mla and line["what"] == "mixed":
         return {}  # prompts and decodes have attention kernels of their own, which cut the layer in two
-    names = [*(["attention"] if is_even else []), *(["experts"] if is_moe else [])]
-    names += ["matrices"] if is_apart or not is_moe else []
     works = works_of(line)
     n_tokens = sum(w.n_prefill for w in works if w.is_counted) / max(1, sum(w.is_counted for w in works))
     is_known = is_half or (not is_moe and cell.deployment.weight_dtype == "fp8")
-    if is_known and n_tokens >= SHORTEST_ELEMENTWISE:
-        names.append("elementwise")
-    if cell.deployment.tp > 1 and not is_moe and (is_decode or n_tokens >= SHORTEST_REDUCED):
-        names.append("all-reduce")
+    is_reduced = cell.deployment.tp > 1 and not is_moe
+    told = {
+        "attention": is_even,
+        "experts": is_moe,
+        "matrices": is_apart or not is_moe,
+        "elementwise": is_known and n_tokens >= SHORTEST_ELEMENTWISE,
+        "all-reduce": is_reduced and (is_decode or n_tokens >= SHORTEST_REDUCED),
+    }
+    names = [name for name, is_told in told.items() if is_told]
     wanted: dict[str, float] = dict.fromkeys(names, 0.0)
     for work, step in zip(works, line.get("steps", [line]), strict=True):
         if work.is_counted:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -112,9 +113,13 @@ def is_serving(record: RunRecord) -> bool:
     return record.engine == "vllm" and record.load is not None and record.lengths is not None
 
 
+def _command(record: RunRecord) -> Mapping[str, Any]:
+    return (record.model_extra or {}).get("command") or {}
+
+
 def spreads_experts(record: RunRecord) -> bool:
     """Return whether an engine ran with expert parallelism, of which there is no law here (docs/decisions.md)."""
-    return bool(((record.model_extra or {}).get("command") or {}).get("enable_expert_parallel"))
+    return bool(_command(record).get("enable_expert_parallel"))
 
 
 ONE_ROUTE = frozenset({"GptOssForCausalLM", "DeepseekV2ForCausalLM"})
@@ -130,7 +135,7 @@ were found among fp8 weights, and the experts of 16 tokens took as long as those
 
 def has_one_route(record: RunRecord, model: Model) -> bool:
     """Return whether the engine's random weights sent all tokens to the same experts."""
-    n_changed = ((record.model_extra or {}).get("command") or {}).get(SPREAD)
+    n_changed = _command(record).get(SPREAD)
     if isinstance(n_changed, int):
         return n_changed == 0
     return bool(record.random_weights) and model.architecture in ONE_ROUTE

@@ -17,7 +17,7 @@ from advisor.predict.front import front_of
 from advisor.predict.pace import paces
 from advisor.predict.shapes import shapes_of
 from advisor.predict.simulate import Client
-from advisor.predict.step import StepCost, step_cost
+from advisor.predict.step import StepCost, default_graph_tokens, step_cost
 from advisor.predict.transfer import in_process
 from advisor.schema import Deployment, EngineFacts, Gpu, Model, PrefixSharing
 
@@ -43,14 +43,14 @@ def graph_batch(n_decode: NDArray[np.int64] | int, max_num_seqs: int) -> NDArray
     [1, 4, 16, 256, 272, 600]
     """
     n = np.asarray(n_decode, dtype=np.int64)
-    largest = min(2 * max_num_seqs, 512)
+    largest = default_graph_tokens(max_num_seqs)
     padded = np.where(n <= 2, n, np.where(n <= 4, 4, np.where(n <= 256, -(-n // 8) * 8, -(-n // 16) * 16)))
     return np.where(padded > largest, n, padded)
 
 
 @lru_cache(maxsize=64)
 def _graph_table(max_num_seqs: int) -> tuple[int, ...]:
-    largest = min(2 * max_num_seqs, 512)
+    largest = default_graph_tokens(max_num_seqs)
     return tuple(int(n) for n in graph_batch(np.arange(largest + 1), max_num_seqs))
 
 

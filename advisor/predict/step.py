@@ -273,11 +273,16 @@ class StepCost:
         return matrix, n_pairs * self.flops_per_pair
 
 
+def default_graph_tokens(max_num_seqs: int) -> int:
+    """Return the tokens of vLLM's largest CUDA graph where the architecture does not say them."""
+    return min(2 * max_num_seqs, 512)
+
+
 def largest_graph(deployment: Deployment, shapes: Shapes) -> int:
     """Return the tokens of the largest CUDA graph, 0 without any (vLLM's default sizes)."""
     if deployment.enforce_eager:
         return 0
-    return shapes.fixed_graph_tokens or min(2 * deployment.max_num_seqs, 512)
+    return shapes.fixed_graph_tokens or default_graph_tokens(deployment.max_num_seqs)
 
 
 def step_cost(

@@ -13,6 +13,7 @@ import pytest
 
 from calibration import models
 from calibration.jobs import parse_job
+from calibration.session import EXPERT_COUNTS, n_experts_of
 from calibration.vllm_probe import MemoryProbe
 from calibration.vllm_runner import spread_routing
 
@@ -91,6 +92,6 @@ def test_a_worker_that_cannot_does_not_end_the_run() -> None:
 
 
 def test_experts_are_counted_under_each_familys_name() -> None:
-    for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
-        assert models.n_experts_of({key: 64}) == 64
-    assert models.n_experts_of({"num_experts": None, "num_local_experts": 0}) == 0
+    for key in EXPERT_COUNTS:
+        assert n_experts_of({key: 64}) == 64
+    assert n_experts_of({"num_experts": None, "num_local_experts": 0}) == 0

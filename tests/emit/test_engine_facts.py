@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advisor.catalog.hf_layers import EXPERT_COUNTS
 from advisor.errors import BadData, UnknownName
 from advisor.schema import EngineFacts
 from advisor.schema.engine import version_key
@@ -147,8 +148,7 @@ def test_the_start_up_records_tell_whether_graphs_are_subtracted(make: Any, root
     for record in starts.values():
         startup, config = record["startup"], record["hf_config"]
         facts = make.facts(record["engine_version"])
-        keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-        is_moe = any(config.get(key) for key in keys)
+        is_moe = any(config.get(key) for key in EXPERT_COUNTS)
         subtracts = facts.subtracts_graph_memory(architecture=config["architectures"][0], is_moe=is_moe)
         left = record["gpu_memory_utilization"] * startup["device_memory_bytes"]
         left -= startup["weights_bytes"] + startup["peak_activation_bytes"] + startup["non_torch_bytes"]
