@@ -29,7 +29,8 @@ PARTS: dict[str, Mapping[str, float | str]] = {
     "the client takes no time": dict.fromkeys(("submit_s", "return_s", "serial_s", "wake_s"), NOTHING),
     "arithmetic and streaming add": {"sharpness": 1.0, "sharpness_int4": 1.0},
     "the larger of the two": {"sharpness": 50.0, "sharpness_int4": 50.0},
-    "no tile and wave quantisation": {"wave_frac": NOTHING},
+    "taking a request in delays no launch": {"intake_s": NOTHING},
+    "no last wave of fp8 tiles": {"wave_frac": NOTHING},
     "no power limit": {"joules_per_flop": 1e-20, "joules_per_byte": 1e-20},
     "a limit that acts at once": {"throttle_s": 1e-6},
     "all-reduces of one kind": {"all_reduce_switch_bytes": 1e16},
@@ -43,7 +44,10 @@ SCHEDULES: dict[str, Limits] = {
 GROUPS: dict[str, tuple[Callable[[Cell], bool], tuple[str, ...]]] = {
     "all": (lambda cell: True, ("one batch in flight instead of two", *tuple(PARTS)[:6])),
     "the 1B starts": (lambda c: c.record.model == "llama-3.2-1b", ("launching takes no time",)),
-    "the fp8 starts": (lambda c: c.deployment.weight_dtype == "fp8", ("launching takes no time",)),
+    "the fp8 starts": (
+        lambda c: c.deployment.weight_dtype == "fp8",
+        ("launching takes no time", "no last wave of fp8 tiles"),
+    ),
     "clock below 1800 MHz": (
         lambda c: (_clock(c) or THROTTLED_MHZ) < THROTTLED_MHZ,
         ("no power limit", "a limit that acts at once"),

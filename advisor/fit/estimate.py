@@ -166,7 +166,7 @@ KINDS: dict[str, Callable[[Cell], bool]] = {
     "tables": lambda c: shapes_of(c.model).kv_groups.n_tables > 1,
 }
 OF_KIND = {
-    "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_layer_s": "fp8", "gemm_eff_int4": "int4",
+    "gemm_eff_fp8": "fp8", "stream_eff_fp8": "fp8", "fp8_input_s": "fp8", "wave_frac": "fp8", "gemm_eff_int4": "int4",
     "int4_layer_s": "int4", "int4_sm_bytes_per_s": "int4", "sharpness_int4": "int4", "moe_gemm_factor": "moe",
     "moe_stream_factor": "moe", "moe_layer_s": "moe", "host_moe_layer_s": "moe", "decode_fp8_eff": "kv_fp8",
     "norm_s": "norms",

@@ -16,6 +16,8 @@ from typing import Any
 
 from advisor.errors import BadData, printable
 from advisor.fit.records import Cell, has_one_route
+from advisor.laws.decode_attention import begin_s
+from advisor.laws.throttle import mean_stretch
 from advisor.predict.shapes import shapes_of, stage_layers
 from advisor.predict.step import N_EXPERT_GEMMS, TERMS, StepCost, step_cost
 
@@ -98,8 +100,10 @@ class KernelStep:
     def predicted(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return what the law says of its figures [s], for coefficient values of its GPU."""
         cell = self.cell
-        cost = step_cost(shapes_of(cell.model), cell.gpu, cell.deployment, values)
-        found = law_figures(cost, values, self.works)
+        shapes = shapes_of(cell.model)
+        cost = step_cost(shapes, cell.gpu, cell.deployment, values)
+        own = {**values, "attention_s": begin_s(values["attention_s"], shapes.d_head)}
+        found = law_figures(cost, own, self.works)
         n_layers = cost.n_layers * sum(w.is_counted for w in self.works)
         if cell.deployment.weight_dtype.endswith("int4"):
             found["matrices"] += n_layers * values["int4_layer_s"]
@@ -147,7 +151,8 @@ def law_figures(cost: StepCost, values: Mapping[str, float], works: Sequence[Wor
         n_tokens = work.n_prefill + work.n_decode
         ratio = cost.power_ratio(full_s, n_tokens, work.n_pairs, work.n_context, work.n_sampled)
         new = ratio + (old - ratio) * math.exp(-full_s / cost.throttle_s)
-        stretch, old = cost.stretch(0.5 * (old + new)), new
+        stretch = mean_stretch(old, new, ratio, full_s / cost.throttle_s, cost.clock_exponent)
+        old = new
         if not work.is_counted:
             continue
         found["matrices"] += stretch * terms["linear"] + cost.n_layers * len(cost.gemms) * values["gemm_s"]

@@ -8,6 +8,7 @@ from heapq import heapify, heappop
 from math import exp
 
 from advisor.laws.kv import KvGroups, held_blocks
+from advisor.laws.throttle import mean_stretch
 from advisor.predict.gemm import TILE_ROWS
 from advisor.predict.step import TERMS, StepCost
 
@@ -217,7 +218,7 @@ class Part:
 
         ready_s    : when the first could begin; it may still be busy
         full_s     : a stage's time at full clock [s]
-        ratio      : the power it draws meanwhile, over the limit; above 1 the clock falls (`StepCost.stretch`)
+        ratio      : the power it draws meanwhile, over the limit; above 1 the clock falls (`laws.throttle`)
         launched_s : when the launch of the engine's first stage is over, or of the stage before these; no stage ends
                      earlier than its launch
         host_s, prepare_s : what a launch takes, and its part before the first kernel [s]; a later stage's worker begins
@@ -236,8 +237,8 @@ class Part:
                 old *= exp((begin_s - ready_s) / self.throttle_s)
                 begin_s = ready_s
             new = stage.power_ratio = ratio + (old - ratio) * kept
-            if old + new > 2.0:
-                stretch = (0.5 * (old + new)) ** self.exponent
+            if old > 1.0 or new > 1.0:
+                stretch = mean_stretch(old, new, ratio, full_s / self.throttle_s, self.exponent)
                 end_s = begin_s + full_s * stretch
                 weight += stretch
             else:

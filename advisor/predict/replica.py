@@ -111,7 +111,7 @@ def client_of(values: Mapping[str, float], *, is_http: bool = True) -> Client:
     """Return the delays outside the engine: of a client of its API servers, or of one in the engine's process."""
     own = values if is_http else in_process(values)
     serial = (own["serial_s"], own["serial_token_s"])
-    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], front_of(own))
+    return Client(own["submit_s"], own["return_s"], *serial, own["wake_s"], front_of(own), own["intake_s"])
 
 
 def replica_of(

@@ -33,6 +33,8 @@ class Client:
     serial_token_s     : for each token of the second one's prompt
     wake_s             : an idle engine's, before it schedules: requests that arrive meanwhile share its first step
     front_s            : of an API server's process for a request, for each token of its prompt, and for each token sent
+    intake_s           : an engine's that launches by itself for a request that arrives meanwhile: the thread that takes
+                         it in holds the interpreter
     """
 
     submit_s: float
@@ -41,6 +43,7 @@ class Client:
     serial_token_s: float = 0.0
     wake_s: float = 0.0
     front_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    intake_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,9 @@ class Door:
                 _, _, sequence = heapq.heappop(coming)
                 if engine.is_idle:
                     engine.idle_until(reach_s + self.client.wake_s)
+                elif reach_s < engine.launch_free_s and engine.limits.blocks_on_launch:
+                    engine.launch_free_s += self.client.intake_s
+                    engine.idle_until(engine.launch_free_s)
                 engine.enqueue(sequence)
 
 

@@ -23,6 +23,7 @@ HOST_TIMES = (
     "serial_s",
     "serial_token_s",
     "wake_s",
+    "intake_s",
     "http_s",
     "http_token_s",
     "http_out_s",

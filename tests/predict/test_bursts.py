@@ -61,3 +61,26 @@ def test_an_http_front_end_reads_one_request_after_the_other() -> None:
     assert burst.ttft_s[1] > burst.ttft_s[0], "read after the long one, although short"
     apart = simulate([Cost()], limits(), traffic([40, 2], [1, 1], [0.0, 1.0]), client)  # type: ignore[list-item]
     assert apart.ttft_s[1] == pytest.approx(2 * per_token_s + Cost().gpu_s(2, 3, 0, 0, 1))
+
+
+class SlowLaunch(Cost):
+    """A step whose launch takes 10 ms of its host."""
+
+    host_s = 1e-2
+
+
+def test_a_request_that_is_taken_in_during_a_launch_makes_it_longer() -> None:
+    """The first launch ends at 10 ms; one at 9 ms makes that 11 ms, so that one at 10.5 ms makes it 12 and shares the
+    second step, whose launch ends at 22 ms. Without it each has a step, and tokens go out after the next launch. Where
+    workers of their own launch, nothing changes."""
+    arrivals = [0.0, 9e-3, 10.5e-3]
+    cell = traffic([8] * 3, [1] * 3, arrivals)
+
+    def firsts(intake_s: float, *, blocks: bool = True) -> list[float]:
+        client = Client(0.0, 0.0, 0.0, intake_s=intake_s)
+        sim = simulate([SlowLaunch()], limits(blocks_on_launch=blocks), cell, client)  # type: ignore[list-item]
+        return (sim.ttft_s + np.array(arrivals)).tolist()  # type: ignore[no-any-return]
+
+    assert firsts(0.0) == pytest.approx([20e-3, 30e-3, 30e-3])
+    assert firsts(1e-3) == pytest.approx([22e-3] * 3)
+    assert firsts(1e-3, blocks=False) == firsts(0.0, blocks=False)

@@ -117,11 +117,17 @@ def test_only_experts_quantised_while_they_load_pay_for_it() -> None:
     plain, quantised = cost(ROUTED), cost(ROUTED, weight_dtype="fp8")
     extra_s = (step.FP8_EXPERT_LAUNCHES - 1) * 48 * VALUES["host_moe_layer_s"]
     assert quantised.host_eager_s - plain.host_eager_s == pytest.approx(extra_s)
-    fixed_s = 48 * (step.FP8_EXPERT_LAYER_S + VALUES["fp8_layer_s"])
+
+    def inputs(model: str) -> float:
+        s = shapes_of(CATALOG.model(model)[0])
+        return 2 * s.d_model + s.n_heads * s.d_attention_value + s.d_ff
+
+    fixed_s = 48 * (step.FP8_EXPERT_LAYER_S + VALUES["fp8_input_s"] * inputs(ROUTED))
     assert quantised.fixed_s - plain.fixed_s == pytest.approx(fixed_s)
     # a dense model quantised so, and a checkpoint whose weights are fp8 themselves, do not
     dense, dense_fp8 = cost("llama-3.1-8b"), cost("llama-3.1-8b", weight_dtype="fp8")
-    assert dense_fp8.fixed_s - dense.fixed_s == pytest.approx(32 * VALUES["fp8_layer_s"])
+    assert dense_fp8.fixed_s - dense.fixed_s == pytest.approx(32 * VALUES["fp8_input_s"] * inputs("llama-3.1-8b"))
+    assert inputs("llama-3.1-8b") == 2 * 4096 + 32 * 128 + 14336
     # nor do cards without fp8 arithmetic, which keep inputs in 16 bits
     a100 = CATALOG.gpu("a100-sxm-80gb")
     plans = [Deployment(model=ROUTED, gpu=a100.name, weight_dtype=d) for d in ("bf16", "fp8")]
