@@ -41,7 +41,7 @@ FIRST_WAKES = (0.4, 1.0, 1.8)
 """How long the engine takes to wake, over the mean, in each replay of a burst: one, two and three requests then share
 its first step. In 490 bursts of 4 to 64 clients (data/runs/rows) one did in 15 %, two in 43 %, three in 19 %, four in
 11 %. The others follow in groups, and whether the median is of one group or of the next hangs on the first one."""
-MOST_BY_CHANCE = 64
+MOST_BY_CHANCE = 256
 """Most clients of whom a group is so large a part that the median of their first tokens leaps with it."""
 
 _LENGTHS: TypeAdapter[Lengths] = TypeAdapter(Lengths)

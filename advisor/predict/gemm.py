@@ -22,6 +22,8 @@ same 0.78 to 0.85 of the peak, whatever tiles they would fill (14 dense bf16 sta
 vLLM's own have few: its fp8 kernels of Hopper (csrc/quantization/w8a8/cutlass/c3x) and Machete for 4-bit weights there
 (csrc/quantization/machete/generate.py)."""
 
+FOUR_BIT = ("awq-int4", "gptq-int4", "mxfp4")
+
 CLUSTER_ROWS = 256
 """Rows that vLLM's fp8 kernels compute together above 128 tokens (two tiles) and its 4-bit ones above 256 (one)."""
 
@@ -55,6 +57,16 @@ class Gemm:
     token_bytes: Real
     n_column_tiles: Real
     is_stacked: bool = False
+
+
+def kernels_of(dtype: str, compute_capability: str) -> float:
+    """Return whose matrix kernels a format of weights has on a GPU: the library's but for two formats on Hopper.
+
+    MXFP4 is a format of experts, whose models keep other matrices in 16 bits.
+    """
+    if compute_capability != "9.0" or dtype == "mxfp4":
+        return CUBLAS
+    return CUTLASS_FP8 if dtype in ("fp8", "int8") else MACHETE if dtype in FOUR_BIT else CUBLAS
 
 
 def kernel_rows(n_tokens: Real, kernels: Real, n_column_tiles: Real, n_sms: float, wave_frac: float) -> Real:

@@ -30,7 +30,8 @@ from advisor.laws.power import (
     power_limited_run,
 )
 from advisor.predict.engine_state import Work
-from advisor.predict.step import FOUR_BIT, StepCost
+from advisor.predict.gemm import FOUR_BIT
+from advisor.predict.step import StepCost
 from advisor.schema import Breakdown, CoefficientSet, Gpu, Interval, Part
 
 Real = Any  # float or NDArray[np.float64], as in advisor.predict.step

@@ -15,11 +15,11 @@ import numpy as np
 
 from advisor.laws.collective import all_reduce_bus_bytes
 from advisor.laws.decode_attention import begin_s
-from advisor.laws.expert import expected_experts, expert_rows
+from advisor.laws.expert import expected_experts, expert_rate, expert_rows
 from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.cache_reads import cache_reads
 from advisor.predict.clock import Clock, clock_of
-from advisor.predict.gemm import CUBLAS, CUTLASS_FP8, MACHETE, Gemm, gemms_of, kernel_rows
+from advisor.predict.gemm import FOUR_BIT, Gemm, gemms_of, kernel_rows, kernels_of
 from advisor.predict.shapes import BYTES_PER_WEIGHT, Shapes, stage_layers
 from advisor.schema import Deployment, Gpu
 
@@ -36,8 +36,6 @@ TERMS = (
     "overhead",
 )
 """Names of the terms of one step, in the order in which `StepCost.terms` returns them."""
-
-FOUR_BIT = ("awq-int4", "gptq-int4", "mxfp4")
 
 DEFAULT_SMS = 132
 """Streaming multiprocessors of an H100/H200 SXM, for cards whose number the catalogue does not give."""
@@ -281,13 +279,6 @@ def largest_graph(deployment: Deployment, shapes: Shapes) -> int:
     return shapes.fixed_graph_tokens or default_graph_tokens(deployment.max_num_seqs)
 
 
-def kernels_of(dtype: str, kind: str, gpu: Gpu) -> float:
-    """Return whose matrix kernels a format has on a GPU."""
-    if gpu.compute_capability != "9.0" or dtype == "mxfp4":
-        return CUBLAS
-    return {"fp8": CUTLASS_FP8, "int4": MACHETE}.get(kind, CUBLAS)
-
-
 def step_cost(
     shapes: Shapes, gpu: Gpu, deployment: Deployment, coefficients: Mapping[str, float], stage: int = 0
 ) -> StepCost:
@@ -336,6 +327,7 @@ def step_cost(
     layer_s += len(gemms) * c["gemm_s"] + shapes.n_further_norms * c["norm_s"]
     layer_s += {"fp8": c["fp8_input_s"] * inputs, "int4": c["int4_layer_s"], "bf16": 0.0}[kind]
     moe_layers = shapes.n_moe_layers * share
+    columns = shapes.expert_params / (1.5 * shapes.d_model) / tp  # gate and up are two of three equal matrices
     large_s = c["host_eager_layer_s" if deployment.enforce_eager else "host_large_layer_s"]
     moe_layer_s = c["moe_layer_s"] + (N_EXPERT_GEMMS + 1) * c["gemm_s"] + FP8_EXPERT_LAYER_S * is_quantised
     layer_s += moe_layer_s * shapes.n_moe_layers / shapes.n_layers
@@ -365,7 +357,7 @@ def step_cost(
         stream_bytes_per_s=stream_bytes_per_s,
         head_flops_per_s=half_peak * c["gemm_eff_bf16"],
         head_bytes_per_s=bandwidth * c["stream_eff_bf16"],
-        expert_flops_per_s=peak * c[f"gemm_eff_{kind}"] * c["moe_gemm_factor"],
+        expert_flops_per_s=peak * c[f"gemm_eff_{kind}"] * c["moe_gemm_factor"] * expert_rate(columns),
         expert_bytes_per_s=stream_bytes_per_s * c["moe_stream_factor"],
         attention_flops_per_s=half_peak * c["attention_eff"],
         kv_bytes_per_s=cache.bytes_per_s,
@@ -382,7 +374,7 @@ def step_cost(
         pair_ramp_tokens=c["pair_ramp_tokens"],
         n_sms=n_sms,
         wave_frac=c["wave_frac"],
-        kernels=kernels_of(dtype, kind, gpu),
+        kernels=kernels_of(dtype, gpu.compute_capability),
         joules_per_flop=joules_per_flop,
         joules_per_byte=c["joules_per_byte"],
         dynamic_power_w=gpu.board_power_w - gpu.idle_power_w,

@@ -73,7 +73,9 @@ def test_a_model_outside_the_catalogue_comes_from_its_config() -> None:
     assert cell.traffics[0].concurrency == 4
 
 
-@pytest.mark.parametrize(("clients", "client", "n"), [(1, "", 1), (4, "", 3), (64, "", 3), (65, "", 1), (4, "http", 1)])
+@pytest.mark.parametrize(
+    ("clients", "client", "n"), [(1, "", 1), (4, "", 3), (256, "", 3), (257, "", 1), (4, "http", 1)]
+)
 def test_a_burst_is_replayed_with_each_first_group_and_all_else_once(clients: int, client: str, n: int) -> None:
     """Nothing else is random about it: the requests are the same."""
     load = {"kind": "closed", "concurrency": clients, "n_requests": 80}

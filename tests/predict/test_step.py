@@ -224,8 +224,13 @@ def rows_of(n: int, kernels: float, n_columns: int, wave_frac: float = 0.0) -> f
 
 
 def test_the_library_has_a_tile_for_every_number_of_rows() -> None:
-    """Recorded: 600, 700, 900, 1,000 and 1,024 rows of bf16 take the same time a row, within a few percent."""
-    assert [rows_of(n, CUBLAS, 5120) for n in (1, 63, 300, 900, 8192)] == [1, 63, 300, 900, 8192]
+    """Recorded: 600, 700, 900, 1,000 and 1,024 rows of bf16 take the same time a row, within a few percent; rows just
+    above a power of two, such as a prompt of 1,024 beside 32 decodes, 4 to 10 % more."""
+    plain = (1, 63, 200, 256, 600, 900, 1024, 1628, 8192)
+    assert [rows_of(n, CUBLAS, 5120) for n in plain] == list(plain)
+    near = (257, 308, 520, 1056, 1152, 2112, 2176)
+    assert [rows_of(n, CUBLAS, 5120) for n in near] == pytest.approx([1.08 * n for n in near])
+    assert rows_of(1153, CUBLAS, 5120) == 1153
 
 
 def test_fp8_kernels_of_hopper_compute_pairs_of_tiles_and_are_slow_where_the_last_is_not_full() -> None:
@@ -249,7 +254,9 @@ def test_four_bit_kernels_of_hopper_compute_whole_tiles() -> None:
     assert [rows_of(n, MACHETE, 27648) for n in (40, 100, 200, 300, 700, 900)] == [64, 128, 256, 512, 768, 1024]
     assert rows_of(500, MACHETE, 5120) == pytest.approx(512 * 132 / 80)  # 2 x 40 tiles for 132 processors
     assert rows_of(1024, MACHETE, 5120) == 1024
-    assert rows_of(300, MACHETE, 4096) == pytest.approx(384 * 132 / 96)  # narrow outputs: tiles of 128 rows
+    # narrow outputs: tiles of 128 rows, at three quarters of the rate
+    assert rows_of(300, MACHETE, 4096) == pytest.approx(384 * 132 / 96 / 0.76)
+    assert rows_of(1024, MACHETE, 4096) == pytest.approx(1024 / 0.76)
 
 
 @given(st.integers(0, 9000), st.sampled_from([CUBLAS, CUTLASS_FP8, MACHETE]), st.sampled_from([2560, 4096, 27648]))
