@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from advisor.catalog import load_catalog
@@ -15,6 +16,7 @@ from advisor.fit import objective
 from advisor.fit.records import Cell
 from advisor.fit.run import load_data, read_transfer
 from advisor.fit.validate import predict_cell, rows_of, table
+from advisor.predict import simulate as simulation
 from advisor.predict.engine_state import EngineLimits
 
 SHOWN = ("ttft_s.p50", "ttft_s.p99", "tpot_s.p50", "requests_per_s")
@@ -41,6 +43,7 @@ SCHEDULES: dict[str, Limits] = {
     "launches never block the core": lambda at: {"blocks_on_launch": False},
     "launches always block the core": lambda at: {"blocks_on_launch": True},
 }
+TURNS = {"an API server gives a request one turn": 1}
 GROUPS: dict[str, tuple[Callable[[Cell], bool], tuple[str, ...]]] = {
     "all": (lambda cell: True, ("one batch in flight instead of two", *tuple(PARTS)[:6])),
     "the 1B starts": (lambda c: c.record.model == "llama-3.2-1b", ("launching takes no time",)),
@@ -82,14 +85,17 @@ def main() -> int:
     fitted = {name: c.value for name, c in catalog.coefficients("vllm").coefficients.items()}
     simulate = objective.simulate
 
+    front = simulation.Front
+
     def show(group: str, name: str, values: Mapping[str, float], limits: Limits | None = None) -> None:
         def changed(stages: Any, at: EngineLimits, *rest: Any, **named: Any) -> Any:
             return simulate(stages, replace(at, **limits(at)) if limits else at, *rest, **named)
 
         cells = [cell for cell in data.cells if GROUPS[group][0](cell)]
         objective.simulate = changed
+        simulation.Front = partial(front, n_turns=TURNS[name]) if name in TURNS else front
         rows = rows_of(cells, lambda cell: predict_cell(cell, objective.values_for(cell, values, transfer), None))
-        objective.simulate = simulate
+        objective.simulate, simulation.Front = simulate, front
         found = table(rows)
         errors = " | ".join(f"{100 * found[m]['median']:.1f} / {100 * found[m]['p90']:.0f}" for m in SHOWN)
         sys.stdout.write(f"| {group} ({len(cells)}) | {name} | {errors} |\n")
@@ -98,6 +104,8 @@ def main() -> int:
     for group, (_, changes) in GROUPS.items():
         show(group, "none", fitted)
         for name in changes:
+            if not (name in PARTS or name in SCHEDULES or name in TURNS):
+                raise LookupError(f"nothing is changed by '{name}'")
             change = PARTS.get(name, {})
             values = {k: fitted[v] if isinstance(v, str) else v for k, v in change.items()}
             show(group, name, fitted | values, SCHEDULES.get(name))

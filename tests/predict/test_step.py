@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from advisor.catalog import Catalog, load_catalog
 from advisor.laws.expert import expected_experts
-from advisor.predict.gemm import CUBLAS, CUTLASS_FP8, MACHETE, kernel_rows
+from advisor.predict.gemm import CUBLAS, CUTLASS_FP8, MACHETE, TILED, kernel_rows
 from advisor.predict.replica import graph_batch
 from advisor.predict.shapes import Shapes, shapes_of, stage_layers
 from advisor.predict.step import TERMS, StepCost, step_cost
@@ -259,7 +259,9 @@ def test_four_bit_kernels_of_hopper_compute_whole_tiles() -> None:
     assert rows_of(1024, MACHETE, 4096) == pytest.approx(1024 / 0.76)
 
 
-@given(st.integers(0, 9000), st.sampled_from([CUBLAS, CUTLASS_FP8, MACHETE]), st.sampled_from([2560, 4096, 27648]))
+@given(
+    st.integers(0, 9000), st.sampled_from([CUBLAS, CUTLASS_FP8, MACHETE, TILED]), st.sampled_from([2560, 4096, 27648])
+)
 def test_no_kernel_computes_fewer_rows_than_there_are(n: int, kernels: float, n_columns: int) -> None:
     found = rows_of(n, kernels, n_columns, 0.4)
     assert found >= n
@@ -273,7 +275,17 @@ def test_other_cards_and_formats_have_no_tiles_of_hopper() -> None:
     assert cost(weight_dtype="awq-int4").kernels == MACHETE
     ada = CATALOG.gpu("l40s")
     plan = Deployment(model=DENSE, gpu=ada.name, weight_dtype="fp8")
-    assert step_cost(shapes(DENSE), ada, plan, VALUES).kernels == CUBLAS
+    assert step_cost(shapes(DENSE), ada, plan, VALUES).kernels == TILED
+
+
+def test_published_tiles_of_an_a100_show_on_other_cards() -> None:
+    """By hand, 108 processors and tiles of 128 x 256: 1,024 rows of 8,192 columns are 8 x 32 tiles, 2.37 waves; 512
+    rows of 2,048 columns 4 x 8 tiles, three tenths of a wave."""
+    whole, part = (
+        float(kernel_rows(float(n), TILED, n_columns / 128, 108.0, 0.4)) for n, n_columns in ((1024, 8192), (512, 2048))
+    )
+    assert whole == pytest.approx(1024 * (1 + 0.2 * (3 * 108 / 256 - 1)))
+    assert part == pytest.approx(512 * (108 / 32) ** 0.2)
 
 
 def test_a_step_larger_than_any_graph_launches_compiled_code_or_plain_kernels() -> None:
