@@ -24,8 +24,8 @@ with heads of 80 and more)."""
 def begin_s(attention_s: float, d_head: int) -> float:
     """Return the time [s] that a layer's attention takes to begin and end, from that of heads of 128 elements.
 
-    >>> begin_s(1e-5, 128), begin_s(1e-5, 64)
-    (1e-05, 6.5e-06)
+    >>> begin_s(1.0, 128), begin_s(1.0, 64)
+    (1.0, 0.65)
     """
     return attention_s * (SMALL_HEAD_FRAC if d_head <= SMALL_HEAD else 1.0)
 

@@ -23,7 +23,7 @@ vLLM's own have few: its fp8 kernels of Hopper (csrc/quantization/w8a8/cutlass/c
 (csrc/quantization/machete/generate.py). On other cards we recorded none: tiles show as they do in published times."""
 
 LIBRARY_COLUMNS, TILED_WAVE_FRAC, TILED_FILL_EXPONENT = 256, 0.2, 0.2
-"""Columns of a tile of the library's kernels on other cards, how much of the last wave shows there, and how the rate goes
+"""Columns of a tile of the library's kernels on other cards, how much of the last wave shows there, how the rate goes
 with the share of the processors that less than a wave keeps busy. From microsoft/vidur @7d475133 (MIT), matrices of
 eight models with TP1 to TP8 from 512 tokens on: 0.17 and 0.23 on an A100, 0.25 and 0.19 on an A40; median error 5.5 %
 without and 4.8 % with them, 90th percentile 15.6 and 13.4 % (A100, one rate for all)."""
