@@ -17,7 +17,7 @@ def job(name, **more):
     return {"run_id": name, "cells": CELLS, "warmup": False} | more
 
 
-def gone(pid, within_s=8.0):
+def gone(pid, within_s=20.0):
     end = time.monotonic() + within_s
     while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
