@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from advisor.laws.decode_attention import FP8_TILE_FACTOR, TILE_KEYS, padded_flops_per_key, tiles_s
+from advisor.laws.decode_attention import FP8_TILE_FACTOR, MOST_APART, NEVER, TILE_KEYS, padded_flops_per_key
 from advisor.laws.kv import kv_heads_per_rank
 from advisor.predict.shapes import BYTES_PER_KV, Shapes
 from advisor.schema import Deployment, Gpu
@@ -26,13 +26,17 @@ class CacheReads(NamedTuple):
     bytes_per_token : bytes of one cached token in the stage's layers
     bytes_per_s     : rate at which decodes get through them
     seq_s           : further time of each decoding sequence [s]
-    tiles_s         : further time of a decoding sequence [s]: its tiles, beyond their reads
+    wave_s          : time of a wave of its tiles beyond reads [s]: 3.2 us a layer in engines on an H200 (8b-p, 13b-p)
+    seq_waves       : waves that a sequence's tiles are: one a KV head, over all streaming multiprocessors
+    most_waves      : beyond so many they overlap (`laws.decode_attention.tiles_s`)
     """
 
     bytes_per_token: float
     bytes_per_s: float
     seq_s: float
-    tiles_s: float
+    wave_s: float
+    seq_waves: float
+    most_waves: float
 
 
 def cache_reads(
@@ -53,16 +57,16 @@ def cache_reads(
     rate = gpu.memory_bandwidth_bytes_per_s * c["kv_eff"] * (FP8_ELSEWHERE if is_fp8 and not is_tiled else 1.0)
     if extra_s := n_layers * c.get("context_s", 0.0):  # a release with another decode attention (predict/release.py)
         extra_s *= CONTEXT_BYTES_PER_S / gpu.memory_bandwidth_bytes_per_s
-        return CacheReads(n_bytes, n_bytes / (n_bytes / rate + extra_s), 0.0, 0.0)
+        return CacheReads(n_bytes, n_bytes / (n_bytes / rate + extra_s), 0.0, 0.0, 0.0, NEVER)
     n_tiles = 1 if shapes.is_mla else rank_heads
-    wave_s = n_layers * tiles_s(c["decode_wave_s"] * (FP8_TILE_FACTOR if is_fp8 else 1.0), n_tiles, n_sms)
+    waves = (n_layers * c["decode_wave_s"] * (FP8_TILE_FACTOR if is_fp8 else 1.0), n_tiles / n_sms)
     peaks = gpu.peak_flops_per_s
     if not is_tiled or not (is_fp8 or shapes.d_head in PADDED_HEADS):
-        return CacheReads(n_bytes, rate, 0.0, wave_s)
+        return CacheReads(n_bytes, rate, 0.0, *waves, MOST_APART)
     n_heads = max(1, shapes.n_heads // tp)
     flops = padded_flops_per_key(shapes.d_head, n_heads, rank_heads) * n_layers
     eff = peaks["fp8"] * c["decode_fp8_eff"] if is_fp8 else peaks["bf16"] * c["decode_tile_eff"]
     key_s = flops / eff
     if key_s * rate <= n_bytes:
-        return CacheReads(n_bytes, rate, 0.0, wave_s)
-    return CacheReads(n_bytes, n_bytes / key_s, 0.5 * TILE_KEYS * key_s, wave_s)
+        return CacheReads(n_bytes, rate, 0.0, *waves, MOST_APART)
+    return CacheReads(n_bytes, n_bytes / key_s, 0.5 * TILE_KEYS * key_s, *waves, NEVER)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from advisor.laws.collective import all_reduce_bus_bytes
-from advisor.laws.decode_attention import begin_s
+from advisor.laws.decode_attention import begin_s, tiles_s
 from advisor.laws.expert import expected_experts, expert_rate, expert_rows
 from advisor.laws.roofline import larger_of, smooth_max
 from advisor.predict.cache_reads import cache_reads
@@ -97,7 +97,9 @@ class StepCost:
     all_reduce_large_latency_s: Real
     fixed_s: Real
     seq_s: Real
-    tiles_s: Real
+    wave_s: Real
+    seq_waves: Real
+    most_waves: Real
     sharpness: float
     pair_ramp_tokens: float
     n_sms: float
@@ -175,7 +177,8 @@ class StepCost:
             self.head_bytes / self.head_bytes_per_s,
             self.sharpness,
         )
-        return head, self.fixed_s + n_sampled * self.seq_s, self.tiles_s * n_sampled
+        tiles = tiles_s(self.wave_s, n_sampled * self.seq_waves, self.most_waves)
+        return head, self.fixed_s + n_sampled * self.seq_s, tiles
 
     def attention_terms(self, n_prefill: Real, n_pairs: Real, n_decode: Real, n_context: Real) -> tuple[Real, Real]:
         """Return the attention of prompts and of decodes [s]; arguments as of `terms`."""
@@ -368,7 +371,9 @@ def step_cost(
         all_reduce_large_latency_s=c["all_reduce_large_s"],
         fixed_s=c["step_s"] / pp + n_layers * layer_s + is_last * c["gemm_s"],
         seq_s=(c["seq_s"] if is_last else 0.0) + cache.seq_s,
-        tiles_s=cache.tiles_s,
+        wave_s=cache.wave_s,
+        seq_waves=cache.seq_waves,
+        most_waves=cache.most_waves,
         sharpness=c["sharpness_int4"] if kind == "int4" else c["sharpness"],
         throttle_s=c["throttle_s"],
         pair_ramp_tokens=c["pair_ramp_tokens"],

@@ -15,7 +15,6 @@ from advisor.errors import BadData
 from advisor.fit.kernels import KernelStep, Work, figures_of, kind_of, law_figures, read_kernels, works_of
 from advisor.fit.records import Cell, cells_of, read_records
 from advisor.fit.run import load_data
-from advisor.laws.decode_attention import tiles_s
 from advisor.predict.shapes import shapes_of
 from advisor.predict.step import step_cost
 
@@ -152,7 +151,7 @@ def test_oracle_the_law_of_a_decode_by_hand() -> None:
     assert found["matrices"] == pytest.approx(32 * (n_bytes / stream + 4 * VALUES["gemm_s"]), rel=0.01)
     assert found["head"] == pytest.approx(2 * 4096 * 128256 / stream + VALUES["gemm_s"], rel=0.01)
     reads = 150 * 2 * 8 * 128 * 2 / (4.8e12 * VALUES["kv_eff"])
-    each = reads + tiles_s(VALUES["decode_wave_s"], 8, 132) + VALUES["attention_s"]
+    each = reads + VALUES["decode_wave_s"] * 8 / 132 + VALUES["attention_s"]
     assert found["attention"] == pytest.approx(32 * each, rel=0.01)
     assert found["rest"] == VALUES["step_s"] + VALUES["seq_s"]
 

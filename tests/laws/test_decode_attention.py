@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.laws.decode_attention import begin_s, padded_flops_per_key, tiles_s
+from advisor.laws.decode_attention import MOST_APART, NEVER, begin_s, padded_flops_per_key, tiles_s
 
 
 def test_oracle_one_tile_a_kv_head() -> None:
@@ -32,26 +32,28 @@ def test_edge_more_query_heads_than_a_tile_has_rows() -> None:
     assert padded_flops_per_key(64, 71, 1) == 4 * 192 * 64  # Falcon 7B: one KV head, one tile
 
 
-def test_oracle_a_full_wave_takes_the_time_of_a_wave() -> None:
-    assert tiles_s(3e-6, 132, 132) == pytest.approx(3e-6)
-    assert tiles_s(3e-6, 8 * 132, 132) == pytest.approx(8 * 3e-6)
+def test_oracle_a_full_wave_takes_the_time_of_a_wave_until_many_overlap() -> None:
+    assert tiles_s(3e-6, 1.0, MOST_APART) == pytest.approx(3e-6)
+    assert tiles_s(3e-6, 8.0, MOST_APART) == pytest.approx(8 * 3e-6)
+    assert tiles_s(1.0, 64.0, MOST_APART) == pytest.approx(16 * 4**0.6)
+    assert tiles_s(1.0, 64.0, NEVER) == 64
 
 
 def test_published_decode_kernels_take_so_much_longer_for_more_sequences() -> None:
     # vLLM 0.24 on an H100, 8 KV heads of 128 elements, up to 64 keys: us beyond those of one sequence (11.8)
     for n, beyond in ((64, 12e-6), (128, 26.3e-6), (256, 54.8e-6)):
-        more = tiles_s(3.2e-6, n * 8, 132) - tiles_s(3.2e-6, 8, 132)
+        more = tiles_s(3.2e-6, n * 8 / 132, MOST_APART) - tiles_s(3.2e-6, 8 / 132, MOST_APART)
         assert more == pytest.approx(beyond, rel=0.1)
 
 
-@given(st.floats(1e-7, 1e-4), st.integers(1, 4096), st.integers(16, 256))
-def test_more_tiles_and_fewer_processors_never_take_less(wave_s: float, n: int, n_sms: int) -> None:
-    assert tiles_s(wave_s, n, n_sms) <= tiles_s(wave_s, n + 1, n_sms)
-    assert tiles_s(wave_s, n, n_sms + 1) <= tiles_s(wave_s, n, n_sms)
+@given(st.floats(1e-7, 1e-4), st.floats(0.0, 500.0), st.floats(0.0, 100.0), st.sampled_from([MOST_APART, NEVER]))
+def test_more_waves_never_take_less(wave_s: float, n: float, more: float, most: float) -> None:
+    assert tiles_s(wave_s, n, most) <= tiles_s(wave_s, n + more, most) * (1 + 1e-6)
+    assert tiles_s(wave_s, n, MOST_APART) <= tiles_s(wave_s, n, NEVER) * (1 + 1e-6)
 
 
 def test_edge_no_tiles_take_no_time() -> None:
-    assert tiles_s(7e-6, 0, 132) == 0
+    assert tiles_s(7e-6, 0.0, MOST_APART) == 0
 
 
 def test_small_heads_begin_sooner_as_recorded() -> None:

@@ -7,6 +7,7 @@ import pytest
 from advisor.catalog import load_catalog
 from advisor.fit.objective import predicted, run_cell
 from advisor.fit.records import cells_of, read_records
+from advisor.laws.decode_attention import MOST_APART, NEVER
 from advisor.predict.cache_reads import CacheReads, cache_reads
 from advisor.predict.shapes import shapes_of
 from advisor.predict.transfer import transferred
@@ -53,9 +54,16 @@ def test_oracle_an_fp8_cache_is_read_at_the_slower_of_rows_and_memory() -> None:
 
 def test_oracle_tiles_cost_a_wave_more() -> None:
     wave_s = CATALOG.coefficients("vllm").coefficients["decode_wave_s"].value
-    assert reads("llama-3.1-8b").tiles_s == pytest.approx(32 * wave_s * 8 / 132)
-    assert reads("llama-3.1-8b", tp=4).tiles_s == pytest.approx(32 * wave_s * 2 / 132)
-    assert reads("deepseek-v2-lite").tiles_s == pytest.approx(27 * wave_s * 1 / 132)
+    for model, tp, n_layers, n_heads in (
+        ("llama-3.1-8b", 1, 32, 8),
+        ("llama-3.1-8b", 4, 32, 2),
+        ("deepseek-v2-lite", 1, 27, 1),
+    ):
+        found = reads(model, tp=tp)
+        assert found.wave_s == pytest.approx(n_layers * wave_s)
+        assert found.seq_waves == pytest.approx(n_heads / 132)
+        assert found.most_waves == MOST_APART
+    assert reads("phi-3-mini-3.8b").most_waves == NEVER, "its rows are padding and do not overlap"
 
 
 def test_invariant_no_format_or_card_reads_faster_than_its_memory() -> None:
