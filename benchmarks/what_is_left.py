@@ -22,6 +22,7 @@ from advisor.catalog import load_catalog
 from advisor.fit.objective import is_http
 from advisor.fit.records import Cell
 from advisor.fit.run import load_data
+from advisor.fit.validate import summed_up
 from advisor.predict.shapes import shapes_of
 
 Floats = NDArray[np.float64]
@@ -62,8 +63,8 @@ def left_after(errors: Floats, where: Floats, groups: Sequence[str], k: int) -> 
 
 def shown(errors: Floats) -> str:
     """Return median and 90th percentile of the relative error, in per cent."""
-    relative = 100 * np.abs(np.expm1(errors))
-    return f"{np.median(relative):5.1f} /{np.percentile(relative, 90):5.1f}"
+    found = summed_up(np.expm1(errors).tolist())
+    return f"{100 * found['median']:5.1f} /{100 * found['p90']:5.1f}"
 
 
 def main() -> None:

@@ -414,8 +414,7 @@ what the GPUs do ([power](power.md)); the line here is its error end to end.
 A sum can be right for the wrong reasons. {kernel_steps()}
 (`data/runs/kernels`; 1 to 256 decodes, prompts of 128 to 8,000 tokens, bursts, prompts among decodes), and the fit is
 held to them. Terms of the law against the kernels that they describe, the start left out as above; of prompts only
-matrices of up to 1,024 tokens, before the board's power limit acts, and norms of 1,024 and more, which are longer than
-a kernel's beginning:
+norms of 1,024 tokens and more, which are longer than a kernel's beginning:
 
 {kernels(accuracy)}
 

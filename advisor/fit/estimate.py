@@ -355,7 +355,15 @@ def as_coefficients(
     )
 
 
+_BURSTS = "requests of the first bursts of closed loops (data/runs/rows)"
+_LAUNCHES = "timed launches of h200 1b-launches, 8b-launches and 8b-launches-b"
 _FIXED = {
+    "serial_s": _BURSTS,
+    "serial_token_s": _BURSTS,
+    "intake_s": "second steps of bursts of 256 prompts of 128 tokens (data/runs/rows)",
+    "slow_launch_factor": _LAUNCHES,
+    "slow_launch_frac": _LAUNCHES,
+    "slow_launch_s": _LAUNCHES,
     "return_s": "only its sum with submit_s shows in our runs: shared equally",
     "clock_exponent": "dynamic power as clock times voltage squared near the top of the range",
     "all_reduce_switch_bytes": "vLLM's own kernel takes messages below 8 MiB; kernels recorded at 8 MiB are NCCL's",

@@ -77,6 +77,11 @@ def kernels_of(dtype: str, compute_capability: str) -> float:
     return CUTLASS_FP8 if dtype in ("fp8", "int8") else MACHETE if dtype in FOUR_BIT else CUBLAS
 
 
+def _idle(waves: Real, frac: float) -> Real:
+    """Return what the empty part of the last wave of tiles adds, over the waves that there are: none below one wave."""
+    return frac * (np.ceil(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
+
+
 def kernel_rows(n_tokens: Real, kernels: Real, n_column_tiles: Real, n_sms: float, wave_frac: float) -> Real:
     """Return how many rows at the full rate the kernel of a matrix is worth, for steps of `n_tokens`.
 
@@ -94,18 +99,16 @@ def kernel_rows(n_tokens: Real, kernels: Real, n_column_tiles: Real, n_sms: floa
     is_tiled = kernels == TILED
     if np.any(is_tiled):
         waves = np.ceil(n_tokens / TILE_ROWS) * np.ceil(n_column_tiles * TILE_COLUMNS / LIBRARY_COLUMNS) / n_sms
-        idle = TILED_WAVE_FRAC * (np.ceil(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
         fill = np.clip(waves, 1e-9, 1.0) ** TILED_FILL_EXPONENT
-        rows = np.where(is_tiled, n_tokens * (1.0 + idle) / fill, rows)
+        rows = np.where(is_tiled, n_tokens * (1.0 + _idle(waves, TILED_WAVE_FRAC)) / fill, rows)
     if np.any(is_fp8):
         is_large = n_tokens > TILE_ROWS
         whole = np.ceil(n_tokens / CLUSTER_ROWS) * CLUSTER_ROWS
         waves = whole / TILE_ROWS * n_column_tiles / n_sms
-        idle = wave_frac * (np.ceil(waves) - waves) * (waves >= 1.0) / (waves + 1e-9)
         graph = np.ceil(n_tokens / GRAPH_ROWS) * GRAPH_ROWS
         is_odd = np.where(n_tokens <= MOST_GRAPH_ROWS, graph, n_tokens) % TILE_ROWS > 0
         odd = ODD_ROWS_FRAC * np.minimum(whole, MOST_ODD_ROWS) * (is_odd & (n_tokens > CLUSTER_ROWS))
-        rows = np.where(is_fp8, np.where(is_large, whole * (1.0 + idle) + odd, n_tokens), rows)
+        rows = np.where(is_fp8, np.where(is_large, whole * (1.0 + _idle(waves, wave_frac)) + odd, n_tokens), rows)
     if np.any(is_int4):
         small = 2.0 ** np.ceil(np.log2(np.maximum(n_tokens, GRAPH_ROWS)))
         is_narrow = n_column_tiles <= NARROW_COLUMNS
